@@ -1,0 +1,1 @@
+"""The SDK: one pure protocol core, a blocking and an asyncio shell."""

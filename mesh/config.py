@@ -1,0 +1,257 @@
+"""The node's settings: typed, checked once, frozen. Nothing else reads files or the environment for them.
+
+Order: defaults, then the TOML file, then ``MESH_SECTION_KEY`` in the environment, then what the program
+said (command line or ``LocalNode(config=...)``). A wrong value or an unknown key is refused with its name
+and the nearest name; nothing is replaced by a default in silence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mesh.core.slots import PARTITIONS_MAX
+from mesh.errors import ConfigError
+
+DURABILITIES = ("power", "process")
+
+
+class NodeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[node]``: who and where."""
+
+    name: str = "mesh"
+    host: str = "127.0.0.1"
+    port: int = 7400  #: requests; the feed is on port + 1; 0 picks two free ones
+    data_dir: str = ""  #: "" means $XDG_STATE_HOME/mesh/<name>
+    partitions: int = 2
+    runners: int = 1
+
+
+class RoutesSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[routes]``."""
+
+    ttl_ms: int = 1_800_000
+    guess_ttl_ms: int = 60_000  #: a caller's fallback that was written back lives this long at most
+    max_entries_per_partition: int = 10_000
+    prune_interval_ms: int = 30_000
+    fallback_after_ms: int = 500
+    expired_memory_max: int = 4_096  #: recent expiries remembered per partition
+    durability: str = "process"
+
+
+class SessionsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[sessions]``."""
+
+    durability: str = "power"
+    idle_timeout_s: float = 900.0
+    max_live: int = 10_000
+    queue_max: int = 100  #: runs that may wait in one session
+
+
+class SupervisionSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[supervision]``: OTP's terms. Numbers: spec 2.8 (15 in 60 s), design 2."""
+
+    intensity: int = 15
+    period_s: float = 60.0
+    backoff_ms: int = 10
+    backoff_max_ms: int = 1_000
+    heartbeat_s: float = 1.0
+    hang_timeout_s: float = 10.0
+    start_timeout_s: float = 60.0
+    stop_timeout_s: float = 5.0
+    agent_block_timeout_s: float = 60.0
+
+
+class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[limits]``: every queue, buffer and wait of the node has its bound here."""
+
+    frame_bytes: int = 16 * 1024 * 1024
+    inflight_per_partition: int = 4_096  #: payloads forwarded and not answered
+    batch_payloads: int = 1_024  #: payloads a partition takes into one turn of its loop
+    batch_bytes: int = 16 * 1024 * 1024
+    waiters_per_partition: int = 20_000
+    waiters_per_client: int = 2_000
+    receipts_per_client: int = 4_096
+    client_silence_s: float = 900.0
+    route_bytes: int = 64 * 1024
+    input_bytes: int = 4 * 1024 * 1024
+    page_bytes: int = 1024 * 1024
+    lifecycle_kept: int = 100_000  #: lifecycle messages kept per partition for late listeners
+    runner_unacked_bytes: int = 16 * 1024 * 1024
+    output_bytes: int = 4 * 1024 * 1024  #: of one run's joined text
+    log_bytes: int = 4 * 1024 * 1024  #: per log file; one older file is kept
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All sections. ``agents`` maps a name to its table; each needs ``provider``."""
+
+    node: NodeSection = NodeSection()
+    routes: RoutesSection = RoutesSection()
+    sessions: SessionsSection = SessionsSection()
+    supervision: SupervisionSection = SupervisionSection()
+    limits: LimitsSection = LimitsSection()
+    agents: dict[str, dict[str, Any]] = {}
+
+    def to_map(self) -> dict[str, Any]:
+        """Plain maps, as ``mesh config show`` prints them."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+#: key -> (lowest, highest) where it is not simply "greater than 0".
+_RANGES: dict[tuple[str, str], tuple[float, float]] = {
+    ("node", "port"): (0, 65534),
+    ("node", "partitions"): (1, PARTITIONS_MAX),
+    ("node", "runners"): (1, 64),
+    ("sessions", "idle_timeout_s"): (0, 10**9),
+    ("sessions", "queue_max"): (0, 10**6),
+    ("routes", "expired_memory_max"): (0, 10**7),
+    ("routes", "ttl_ms"): (1, 10**13),
+}
+_CHOICES = {("routes", "durability"): DURABILITIES, ("sessions", "durability"): DURABILITIES}
+_ENV_PREFIX = "MESH_"
+#: MESH_ variables that are not settings.
+_ENV_OTHER = frozenset(("MESH_ADDRESS", "MESH_CONFIG", "MESH_MARK", "MESH_RUN", "MESH_RUNTIME_DIR", "MESH_PYTHON"))
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> NodeConfig:
+    """Read, merge and check the settings.
+
+    Raises:
+        ConfigError: names the file (or the variable), the key and what is accepted.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    if path is not None:
+        _merge(merged, _read(Path(path)), str(path))
+        _anchor_targets(merged, Path(path).resolve().parent)
+    for name, text in sorted((os.environ if environ is None else environ).items()):
+        if name.startswith(_ENV_PREFIX) and name not in _ENV_OTHER:
+            _merge(merged, _from_environ(name, text), name)
+    if overrides:
+        _merge(merged, overrides, "the program's settings")
+    return _build(merged)
+
+
+def default_data_dir(name: str) -> Path:
+    """Where a node keeps its data when nobody said: the user's state directory."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "mesh" / name
+
+
+def data_dir(config: NodeConfig) -> Path:
+    """The node's data folder as an absolute path."""
+    return Path(config.node.data_dir or default_data_dir(config.node.name)).expanduser().resolve()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path}: no such file") from exc
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
+
+
+def _sections() -> dict[str, type[msgspec.Struct]]:
+    return {f.name: f.type for f in msgspec.structs.fields(NodeConfig) if f.name != "agents"}
+
+
+def _merge(into: dict[str, dict[str, Any]], values: Mapping[str, Any], origin: str) -> None:
+    known = _sections()
+    for section, keys in values.items():
+        if section not in (*known, "agents"):
+            raise ConfigError(f"{origin}: unknown section [{section}]{_nearest(section, (*known, 'agents'))}")
+        if not isinstance(keys, Mapping):
+            raise ConfigError(f"{origin}: [{section}] must be a table, not {type(keys).__name__}")
+        if section == "agents":
+            into.setdefault("agents", {}).update({name: _agent(name, table, origin) for name, table in keys.items()})
+            continue
+        fields = {f.name: f for f in msgspec.structs.fields(known[section])}
+        for key, value in keys.items():
+            if key not in fields:
+                raise ConfigError(f"{origin}: unknown key {section}.{key}{_nearest(key, fields)}")
+            into.setdefault(section, {})[key] = _value(section, key, value, fields[key].type, origin)
+
+
+def _value(section: str, key: str, value: Any, wanted: Any, origin: str) -> Any:
+    name = f"{origin}: {section}.{key}"
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise ConfigError(f"{name} = {value!r:.80}: expected {_TYPE_NAMES[wanted]}, not {type(value).__name__}")
+    choices = _CHOICES.get((section, key))
+    if choices and value not in choices:
+        raise ConfigError(f"{name} = {value!r:.80}: expected one of {', '.join(choices)}{_nearest(value, choices)}")
+    if wanted is not str:
+        lowest, highest = _RANGES.get((section, key), (None, 10**15))
+        if not ((value > 0 if lowest is None else value >= lowest) and value <= highest):
+            bound = "more than 0" if lowest is None else f"from {lowest:g} to {highest:g}"
+            raise ConfigError(f"{name} = {value!r:.80}: expected a number {bound}")
+    if section == "node" and key == "name" and not value.replace("-", "").replace("_", "").isalnum():
+        raise ConfigError(f"{name} = {value!r:.80}: expected letters, digits, - and _")
+    return value
+
+
+_TYPE_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text"}
+
+
+def _agent(name: str, table: Any, origin: str) -> dict[str, Any]:
+    if not isinstance(table, Mapping) or not isinstance(table.get("provider"), str):
+        raise ConfigError(f"{origin}: [agents.{name}] needs provider = \"...\" (for example \"shell\" or \"python\")")
+    return dict(table)
+
+
+def _anchor_targets(merged: dict[str, dict[str, Any]], folder: Path) -> None:
+    """A ``file.py:function`` in a config file is relative to that file, not to where mesh was started."""
+    for table in merged.get("agents", {}).values():
+        target = table.get("target")
+        if isinstance(target, str) and target.partition(":")[0].endswith(".py"):
+            file, _, function = target.rpartition(":")
+            table["target"] = f"{(folder / Path(file).expanduser()).resolve()}:{function}"
+
+
+def _from_environ(name: str, text: str) -> dict[str, Any]:
+    known = _sections()
+    section, _, key = name[len(_ENV_PREFIX):].lower().partition("_")
+    if section not in known:
+        raise ConfigError(f"{name}: no such setting{_nearest(section, known)}")
+    fields = {f.name: f.type for f in msgspec.structs.fields(known[section])}
+    value: Any = text
+    if fields.get(key) in (int, float):
+        try:
+            value = fields[key](text)
+        except ValueError:
+            value = text
+    return {section: {key: value}}
+
+
+def _nearest(word: Any, names: Any) -> str:
+    close = difflib.get_close_matches(str(word), list(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(names))})"
+
+
+def _build(merged: dict[str, dict[str, Any]]) -> NodeConfig:
+    sections: dict[str, Any] = {name: cls(**merged.get(name, {})) for name, cls in _sections().items()}
+    agents = {"echo": {"provider": "echo"}, "shell": {"provider": "shell"}} | merged.get("agents", {})
+    return NodeConfig(**sections, agents=agents)
+
+
+__all__ = [
+    "LimitsSection", "NodeConfig", "NodeSection", "RoutesSection", "SessionsSection", "SupervisionSection",
+    "data_dir", "default_data_dir", "load",
+]

@@ -1,0 +1,1 @@
+"""The pure core: decisions only. No sockets, files, processes, clocks, randomness or environment."""

@@ -1,0 +1,77 @@
+"""What the actors of one node say to each other: the messages, in one place.
+
+Three conversations, none of them visible to a client:
+
+**Supervisor and child**, over an inherited socket pair, one JSON object per line, ``{"t": kind, ...}``.
+
+    child -> supervisor   ready {epoch, pid}        serving; ``epoch`` is the incarnation it serves under
+                          beat {lag_ms}             once a second; silence means it hangs
+                          progress {done}           still recovering, keeps the start limit away
+                          restart {name}            (router) a client asked for it
+    supervisor -> child   stop {}                   drain and exit; SIGTERM says the same
+                          roster {children: [...]}  to the router, the whole truth at each change
+
+    a roster entry: {name, kind, index, state, pid, incarnation, restarts, cause}; state is one of
+    ChildState; cause is None or {exit_status, signal, stderr, at} of the last death.
+
+**Router and actors**, bodies of messages with peer ROUTER_ID, msgpack arrays ``[kind, ...]``.
+
+    actor -> router       ["ready", kind letter, index, incarnation, pid, stats map]   at connect, each second
+                          ["bye"]                                                      drained, about to exit
+    router -> actor       ["welcome", boot id, map version, slot map]                  after each ready whose
+                                                                                      sender does not know them
+                          ["roster", [[index, incarnation, pid, state], ...]]         the runners, whole
+
+**Partition and runner**, through the router. Commands are numbered per (partition epoch, runner
+incarnation) from 1 and resent until acknowledged; batches are numbered per (run, attempt) from 1.
+
+    partition -> runner   ["commands", epoch, first, [command, ...]]
+                          ["stored", run_id, attempt, n]      batch n (and all below) is in the log
+                          ["expected", run_id, attempt, n]    there was a gap: send again from n
+                          ["fenced", run_id, attempt]         that attempt is over; forget it
+    a command             ["run", run_id, attempt, session map, input, options map]
+                          ["cancel", run_id, attempt]
+                          ["close", session_id]               the live session ended; release its instance
+                          ["reload", token]
+                          ["known", [[run_id, attempt], ...]] what this epoch believes is running there
+    runner -> partition   ["acks", epoch, n]
+                          ["batch", run_id, attempt, n, [[type code, ts, fragment], ...], settle or nil]
+                          ["catalogue", token or nil, [{name, provider, capabilities, problem, idempotent}, ...]]
+                          ["lost", [[run_id, attempt], ...]]  answer to "known": I do not have these
+
+    session map of a run  {id, agent, agent_id, incarnation, context, metadata, tags}
+    settle                {status, output, error, token_usage, cost_usd, provider_metadata}
+                          status is completed, failed, cancelled or timeout; the batch that carries it ends
+                          with the run's terminal event.
+
+Every rule follows from one: the receiver may be a new incarnation that knows nothing. So everything is
+numbered, resent until acknowledged, and safe to receive twice.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ChildState(StrEnum):
+    """Where a supervised child stands."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    DOWN = "down"
+    STOPPED = "stopped"
+
+
+PARTITION = b"P"
+RUNNER = b"R"
+ROUTER = b"X"
+
+
+def identity(kind: bytes, index: int, incarnation: int) -> bytes:
+    """The ZeroMQ identity of an actor, ``p3.e7`` or ``r1.e2``: it names the incarnation, so a late
+    message of a dead one is recognisable."""
+    return f"{kind.decode().lower()}{index}.e{incarnation}".encode()
+
+
+__all__ = ["PARTITION", "ROUTER", "RUNNER", "ChildState", "identity"]

@@ -1,0 +1,82 @@
+"""The catalogue of operations: name, kind, arguments, result. The README's table is made from it.
+
+An op is what a call names; its arguments travel as an array in the order given here. ``?`` marks an
+argument that may be nil or missing at the end. Kinds: ``read`` changes nothing that was acknowledged,
+``write`` is numbered and answered exactly once, ``wait`` is parked until there is something to say (at
+most 25 s; one call per payload). Addressing: by the slot of the key, session or run named by the first
+argument, except where ``every`` says that the SDK asks each partition.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Op(NamedTuple):
+    """One row of the catalogue."""
+
+    name: str
+    kind: str
+    args: str
+    result: str
+    every: bool = False
+
+
+CATALOGUE: tuple[Op, ...] = (
+    # routes: key is the string form of a SessionKey
+    Op("route.set", "write", "key, route map, ttl_ms?", "nil"),
+    Op("route.get", "read", "key", "[route, age_ms, ttl_left_ms, provenance]"),
+    Op("route.resolve", "read", "key, fallbacks?", "[external_room_id, route, source, fallback, stale, reason]"),
+    Op("route.delete", "write", "key", "bool: whether it was there"),
+    Op("route.set_many", "write", "[[key, route map, ttl_ms?], ...]", "[[status, value], ...]"),
+    Op("route.get_many", "read", "[key, ...]", "[[status, value], ...]"),
+    Op("route.resolve_many", "read", "[key, ...], fallbacks?", "[[status, value], ...]"),
+    Op("route.list", "read", "bridge_id?, room_id?, limit, after_key?",
+       "[[[key, route, age_ms, ttl_left_ms, provenance], ...], next after_key or nil]", True),
+    Op("route.prune", "write", "", "int: entries removed", True),
+    Op("route.config", "read", "", "map of the route settings"),
+    # sessions: fields is a map with agent_id?, context?, metadata?, tags?, parent_session_id?
+    Op("session.create", "write", "session_id, agent, fields?", "session map"),
+    Op("session.start", "write", "session_id, agent, fields?", "session map, active"),
+    Op("session.start_or_get", "write", "session_id, agent, fields?", "session map"),
+    Op("session.activate", "write", "session_id", "session map"),
+    Op("session.pause", "write", "session_id", "session map"),
+    Op("session.resume", "write", "session_id", "session map"),
+    Op("session.complete", "write", "session_id", "session map"),
+    Op("session.cancel", "write", "session_id", "session map"),
+    Op("session.fail", "write", "session_id, error map or text", "session map"),
+    Op("session.stop", "write", "session_id, handle?", "nil"),
+    Op("session.abort", "write", "session_id", "int: runs that were cancelled"),
+    Op("session.prompt", "write", "session_id, run_id, text, queue", "[run_id, queued: bool]"),
+    Op("session.get", "read", "session_id", "session map"),
+    Op("session.list", "read", "status?, agent_id?, tags?, limit, after?",
+       "[[session map, ...], next after or nil]", True),
+    Op("session.handle", "read", "session_id", "[session_id, runner, pid, incarnation]"),
+    Op("session.id_of", "read", "session_id, runner, pid, incarnation", "session_id"),
+    Op("session.runs", "read", "session_id, limit, after?", "[[run map, ...], next after or nil]"),
+    Op("session.events", "read", "session_id, filters map?",
+       "[[event map, ...], complete: bool]; filters: run_id, type, since, after, before, limit"),
+    Op("session.wait", "wait", "session_id, filters map", "the same, as soon as it is not empty"),
+    # runs: the run id is minted by the client and carries the slot of its session
+    Op("run.create", "write", "run_id, session_id, input, options?", "run map, pending"),
+    Op("run.execute", "write", "run_id, options?", "run map, queued or running"),
+    Op("run.submit", "write", "run_id, session_id, input, options?", "run map, queued or running"),
+    Op("run.once", "write", "run_id, session_id, agent, input, fields?, options?", "run map"),
+    Op("run.cancel", "write", "run_id", "run_id, when the run is settled"),
+    Op("run.get", "read", "run_id", "run map"),
+    Op("run.wait", "wait", "run_id", "run map, as soon as it is terminal; nil when the time is over"),
+    # the feed's holes are fetched here; counters are contiguous per partition
+    Op("feed.echo", "read", "token", "head map; publishes node.echo.<token>", True),
+    Op("feed.head", "read", "", "head map: lseq, pos, and the lowest of each that is kept", True),
+    Op("feed.lifecycle", "read", "after lseq, limit", "[[topic, payload map], ...]", True),
+    Op("feed.session", "read", "after pos, limit", "[[topic, payload map], ...]", True),
+    # agents and the node
+    Op("agent.list", "read", "", "[{name, provider, capabilities, problem}, ...]"),
+    Op("agent.reload", "write", "", "the same, after every runner loaded them anew"),
+    Op("partition.info", "read", "", "map of counters", True),
+    Op("partition.backup", "write", "folder on the node's machine", "the file's path", True),
+)
+
+OPS: dict[str, Op] = {op.name: op for op in CATALOGUE}
+
+__all__ = ["CATALOGUE", "OPS", "Op"]

@@ -1,0 +1,92 @@
+"""Slots: scope -> slot -> partition. A slot never changes; the map from slots to partitions may.
+
+A scope is hashed with xxh3_64: stable over processes, machines and languages (Python's own ``hash``
+is salted, and a modulo by the partition count would move nearly every key at a resize).
+"""
+
+from __future__ import annotations
+
+import re
+
+from xxhash import xxh3_64_intdigest
+
+from mesh.core.keys import room_text
+from mesh.errors import InvalidArgument
+
+SLOT_COUNT = 4096
+#: A slot map is SLOT_COUNT bytes on the wire and in the node's database, so 255 is the end.
+PARTITIONS_MAX = 255
+
+ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+RUN_ID = re.compile(r"run_([0-9a-f]{3})[0-9a-f]{29}\Z")
+
+
+def route_slot(key_text: str) -> int:
+    """The slot of a route key: a room and all its threads share it."""
+    return xxh3_64_intdigest("r:" + room_text(key_text)) % SLOT_COUNT
+
+
+def session_slot(session_id: str) -> int:
+    """The slot of a session."""
+    return xxh3_64_intdigest("s:" + session_id) % SLOT_COUNT
+
+
+def run_slot(run_id: str) -> int:
+    """The slot of a run: its id carries the slot of its session.
+
+    Raises:
+        InvalidArgument: ``invalid_id``, not a run id of mesh.
+    """
+    match = RUN_ID.match(run_id) if isinstance(run_id, str) else None
+    if match is None:
+        raise InvalidArgument(f"not a run id: {run_id!r:.80} (run_ and 32 hex digits)", code="invalid_id")
+    return int(match.group(1), 16)
+
+
+def run_id_for(session_id: str, random_hex: str) -> str:
+    """The id of a new run: ``run_``, three hex digits of the slot, 29 random hex digits."""
+    return f"run_{session_slot(session_id):03x}{random_hex[:29]}"
+
+
+def check_id(value: object, what: str = "session id") -> str:
+    """Refuse an id that could be a path or a topic of its own.
+
+    Raises:
+        InvalidArgument: ``invalid_id``.
+    """
+    if not isinstance(value, str) or not ID.match(value) or value.strip(".") == "":
+        raise InvalidArgument(
+            f"invalid {what} {value!r:.80}: 1 to 128 of A-Z a-z 0-9 . _ -, and not dots alone", code="invalid_id"
+        )
+    return value
+
+
+def even_map(partitions: int) -> bytes:
+    """The first map of a node: slots dealt out evenly. Byte i is the partition of slot i."""
+    return bytes(slot % partitions for slot in range(SLOT_COUNT))
+
+
+def moved_map(current: bytes, partitions: int) -> bytes:
+    """The map for another number of partitions that moves as few slots as it can.
+
+    Slots of vanished partitions, then the surplus of the full ones, go to those that have too few.
+    """
+    target = [SLOT_COUNT // partitions + (i < SLOT_COUNT % partitions) for i in range(partitions)]
+    counts = [0] * partitions
+    homeless: list[int] = []
+    result = bytearray(current)
+    for slot, owner in enumerate(current):
+        if owner < partitions and counts[owner] < target[owner]:
+            counts[owner] += 1
+        else:
+            homeless.append(slot)
+    poor = (p for p in range(partitions) for _ in range(target[p] - counts[p]))
+    for slot, owner in zip(homeless, poor, strict=True):
+        result[slot] = owner
+    return bytes(result)
+
+
+__all__ = [
+    "PARTITIONS_MAX", "SLOT_COUNT", "check_id", "even_map", "moved_map", "route_slot", "run_id_for", "run_slot",
+    "session_slot",
+]

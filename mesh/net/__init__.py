@@ -1,0 +1,1 @@
+"""The shells around ZeroMQ: the only importer of zmq."""

@@ -1,0 +1,110 @@
+"""Every socket of mesh is made here, with every option said once.
+
+Facts this obeys (sources in the libzmq manual, zmq_setsockopt; pyzmq issues 1209, 1411, 1925):
+
+- ROUTER drops what it cannot route, in silence, unless ROUTER_MANDATORY; and with MANDATORY a blocking
+  send can wait for ever on a full peer that left (libzmq PR 4665). So: MANDATORY, and every send DONTWAIT.
+- ROUTER refuses an identity that it already knows. HANDOVER lets a client that reconnects keep its id.
+- A DEALER queues for a connection that is not there yet and delivers it late: IMMEDIATE=1 on work sockets.
+- LINGER defaults to "for ever". We own what is unsent, so it is 0 everywhere.
+- A socket belongs to one thread; a context does not survive fork.
+- An asyncio loop watches ``socket.fileno()``, which is edge-triggered: after every send and recv the
+  events are read again and drained until EAGAIN.
+- Cancelling a pending recv may swallow a message, so time limits belong to futures, never to sockets.
+"""
+
+from __future__ import annotations
+
+import zmq
+
+from mesh.core.wire import FRAME_BYTES_MAX
+
+#: Frames that may wait in a pipe; the bound in requests is the router's, this one is for memory.
+HWM_FRAMES = 10_000
+#: The feed's pipe to one listener. A slow one loses messages here and fetches them by cursor.
+FEED_HWM_FRAMES = 50_000
+NOWAIT = zmq.NOBLOCK
+MORE = zmq.SNDMORE | zmq.NOBLOCK
+POLLIN = zmq.POLLIN
+POLLOUT = zmq.POLLOUT
+EVENTS = zmq.EVENTS
+#: What a full or vanished peer raises on a DONTWAIT send, and an empty socket on a DONTWAIT recv.
+Again = zmq.Again
+Unroutable = zmq.ZMQError
+ZMQError = zmq.ZMQError
+Socket = zmq.Socket
+Context = zmq.Context
+Poller = zmq.Poller
+
+
+def context() -> zmq.Context[zmq.Socket[bytes]]:
+    """A context of one IO thread. One per process; a child after fork makes its own."""
+    return zmq.Context(io_threads=1)
+
+
+def _open(ctx: zmq.Context[zmq.Socket[bytes]], kind: int, hwm: int, frame_bytes: int) -> zmq.Socket[bytes]:
+    socket = ctx.socket(kind)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, hwm)
+    socket.setsockopt(zmq.RCVHWM, hwm)
+    socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes + 64)
+    socket.setsockopt(zmq.RECONNECT_IVL, 10)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
+    return socket
+
+
+def router_socket(
+    ctx: zmq.Context[zmq.Socket[bytes]], *, frame_bytes: int = FRAME_BYTES_MAX, hwm: int = HWM_FRAMES
+) -> zmq.Socket[bytes]:
+    """A ROUTER that says when it cannot deliver. Not bound yet."""
+    socket = _open(ctx, zmq.ROUTER, hwm, frame_bytes)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    return socket
+
+
+def dealer_socket(
+    ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str, routing_id: bytes, *, frame_bytes: int = FRAME_BYTES_MAX
+) -> zmq.Socket[bytes]:
+    """The one mailbox of an actor, or a client's link: connects, and queues nothing while unconnected."""
+    socket = _open(ctx, zmq.DEALER, HWM_FRAMES, frame_bytes)
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.ROUTING_ID, routing_id)
+    _keep_alive(socket, endpoint)
+    socket.connect(endpoint)
+    return socket
+
+
+def publisher_socket(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """An XPUB towards the event proxy: it hears subscriptions, so nothing is encoded for nobody."""
+    socket = _open(ctx, zmq.XPUB, FEED_HWM_FRAMES, FRAME_BYTES_MAX)
+    socket.connect(endpoint)
+    return socket
+
+
+def subscriber_socket(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A listener's SUB on the feed; subscribe before relying on anything."""
+    socket = _open(ctx, zmq.SUB, FEED_HWM_FRAMES, FRAME_BYTES_MAX)
+    _keep_alive(socket, endpoint)
+    socket.connect(endpoint)
+    return socket
+
+
+def proxy_sockets(ctx: zmq.Context[zmq.Socket[bytes]]) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """(XSUB towards the partitions, XPUB towards listeners) of the event proxy. Not bound yet."""
+    return _open(ctx, zmq.XSUB, FEED_HWM_FRAMES, FRAME_BYTES_MAX), _open(
+        ctx, zmq.XPUB, FEED_HWM_FRAMES, FRAME_BYTES_MAX
+    )
+
+
+def _keep_alive(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Notice a dead TCP peer in seconds; over ipc the kernel tells at once."""
+    if endpoint.startswith("tcp:"):
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
+        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+
+
+def version() -> tuple[str, str]:
+    """(libzmq, pyzmq) versions, for ``mesh doctor``."""
+    return zmq.zmq_version(), zmq.__version__

@@ -1,0 +1,1 @@
+"""The processes of one node, each a shell around the core file of the same name."""
