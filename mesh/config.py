@@ -73,6 +73,7 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     frame_bytes: int = 16 * 1024 * 1024
     inflight_per_partition: int = 4_096  #: payloads forwarded and not answered
+    inflight_bytes_per_partition: int = 256 * 1024 * 1024
     batch_payloads: int = 1_024  #: payloads a partition takes into one turn of its loop
     batch_bytes: int = 16 * 1024 * 1024
     waiters_per_partition: int = 20_000

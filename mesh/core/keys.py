@@ -79,7 +79,12 @@ def encode(key: SessionKey) -> str:
     text = f"{channel}:{bridge}:{room}" if thread is None else f"{channel}:{bridge}:{room}:{thread}"
     if text.count(":") == (2 if thread is None else 3) and "%" not in text and text.isprintable():
         return text
-    return ":".join(_ENCODED.sub(_percent, part) for part in key if part is not None)
+    return ":".join(encode_field(part) for part in key if part is not None)
+
+
+def encode_field(field: str) -> str:
+    """One field as it stands in the text of a key."""
+    return _ENCODED.sub(_percent, field)
 
 
 def parse(text: str) -> SessionKey:
@@ -165,4 +170,4 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-__all__ = ["KEY_BYTES_MAX", "SessionKey", "encode", "parse", "room_text", "validate"]
+__all__ = ["KEY_BYTES_MAX", "SessionKey", "encode", "encode_field", "parse", "room_text", "validate"]

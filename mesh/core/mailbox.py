@@ -20,7 +20,7 @@ Three conversations, none of them visible to a client:
                           ["bye"]                                                      drained, about to exit
     router -> actor       ["welcome", boot id, map version, slot map]                  after each ready whose
                                                                                       sender does not know them
-                          ["roster", [[index, incarnation, pid, state], ...]]         the runners, whole
+                          ["roster", [[index, incarnation, pid, state, reachable], ...]]  the runners, whole
 
 **Partition and runner**, through the router. Commands are numbered per (partition epoch, runner
 incarnation) from 1 and resent until acknowledged; batches are numbered per (run, attempt) from 1.
@@ -43,6 +43,8 @@ incarnation) from 1 and resent until acknowledged; batches are numbered per (run
     settle                {status, output, error, token_usage, cost_usd, provider_metadata}
                           status is completed, failed, cancelled or timeout; the batch that carries it ends
                           with the run's terminal event.
+
+Several messages to one receiver may travel as ["many", [message, ...]].
 
 Every rule follows from one: the receiver may be a new incarnation that knows nothing. So everything is
 numbered, resent until acknowledged, and safe to receive twice.

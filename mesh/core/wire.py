@@ -10,7 +10,7 @@ Client side (one frame): ``header (40 bytes) + msgpack body``. All integers are 
     5      1     reserved      0                                      kind of the request answered
     6      2     address       a slot, or a partition (Flag.PARTITION) the partition that answered
     8      4     map_version   of the placement map (0: address is a slot)  the current one
-    12     4     remaining_ms  time the caller still waits, > 0       0
+    12     4     remaining_ms  time the caller still waits, > 0       bytes of the request answered
     16     8     request_id    unique per client                      echoed
     24     8     number        of a WRITE, from 1 per (client, partition)   the router's boot id
     32     8     done_below    every number below it is settled       epoch of the answering partition
@@ -175,16 +175,22 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes | memoryview) -> Any:
-    """Decode one msgpack value.
+    """Decode one msgpack value. A msgpack timestamp becomes seconds; other extension types are refused.
 
     Raises:
         RemoteProtocolError: not msgpack, trailing bytes, invalid UTF-8, or nested too deeply.
     """
+    if len(data) > FRAME_BYTES_MAX:
+        raise RemoteProtocolError(f"{len(data)} bytes are over the frame limit of {FRAME_BYTES_MAX}")
     try:
-        value = msgpack.unpackb(data, strict_map_key=False, max_buffer_size=FRAME_BYTES_MAX)
-    except (ValueError, TypeError, RecursionError, UnicodeDecodeError, msgpack.UnpackException) as exc:
+        # msgpack bounds every announced length by the bytes that are there, and nesting by 1024 levels.
+        return msgpack.unpackb(data, strict_map_key=False, timestamp=1, ext_hook=_refuse_extension)
+    except (ValueError, TypeError, RecursionError, MemoryError, msgpack.UnpackException) as exc:
         raise RemoteProtocolError(f"not a msgpack value: {type(exc).__name__} {exc}"[:200]) from exc
-    return value
+
+
+def _refuse_extension(code: int, _data: bytes) -> Any:
+    raise ValueError(f"extension type {code} is not part of the protocol")
 
 
 def decode_calls(body: bytes | memoryview) -> list[Any]:

@@ -82,6 +82,13 @@ def publisher_socket(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.
     return socket
 
 
+def announcer_socket(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A plain PUB towards the event proxy, for a few small messages."""
+    socket = _open(ctx, zmq.PUB, FEED_HWM_FRAMES, FRAME_BYTES_MAX)
+    socket.connect(endpoint)
+    return socket
+
+
 def subscriber_socket(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """A listener's SUB on the feed; subscribe before relying on anything."""
     socket = _open(ctx, zmq.SUB, FEED_HWM_FRAMES, FRAME_BYTES_MAX)

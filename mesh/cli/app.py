@@ -1,0 +1,209 @@
+"""The root command, and what all commands share: options, lazy loading, errors as one line.
+
+Rules of this file:
+
+1. ``-o`` and ``--address`` are understood before and after the command's name.
+2. A command raises ``MeshError`` and nothing else; here it becomes one line, a hint and an exit code.
+3. Text for people may change; ``-o json`` and the exit codes do not. A command that answers once prints
+   one JSON document; one that follows something prints one JSON document per line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mesh.cli import render
+
+if TYPE_CHECKING:
+    import mesh
+
+OUTPUTS = ("text", "json")
+#: name -> where its command stands. Read when the command is used, or listed by --help.
+COMMANDS = {
+    "up": "mesh.cli.node:up",
+    "down": "mesh.cli.node:down",
+    "status": "mesh.cli.node:status",
+    "run": "mesh.cli.run:run",
+    "session": "mesh.cli.session:session",
+    "route": "mesh.cli.route:route",
+    "partition": "mesh.cli.partition:partition",
+    "agent": "mesh.cli.agent:agent",
+    "listen": "mesh.cli.listen:listen",
+    "logs": "mesh.cli.logs:logs",
+    "backup": "mesh.cli.backup:backup",
+    "config": "mesh.cli.settings:config",
+    "doctor": "mesh.cli.doctor:doctor",
+    "bench": "mesh.cli.bench:bench",
+}
+
+
+@dataclass(slots=True)
+class Shell:
+    """What the common options said."""
+
+    output: str = "text"
+    address: str | None = None
+    timeout_s: float = 5.0
+    traceback: bool = False
+
+    @property
+    def json(self) -> bool:
+        """Whether the answer goes to a program."""
+        return self.output == "json"
+
+    @contextmanager
+    def client(self) -> Iterator[mesh.Client]:
+        """A client of the node at ``--address``, else of the local one."""
+        with open_client(self.address, self.timeout_s) as client:
+            yield client
+
+
+def open_client(address: str | None, timeout_s: float) -> mesh.Client:
+    """The one place where the command line makes its client."""
+    import mesh
+
+    return mesh.Client(address, timeout_s=timeout_s)
+
+
+def shell() -> Shell:
+    """The common options of the command that runs now."""
+    return click.get_current_context().find_root().ensure_object(Shell)
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    if value is not None and param.name is not None:
+        setattr(ctx.find_root().ensure_object(Shell), param.name, value)
+
+
+def _common_options() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["-o", "--output"],
+            type=click.Choice(OUTPUTS),
+            expose_value=False,
+            callback=_remember,
+            help="Answer as text (default) or as JSON.",
+        ),
+        click.Option(
+            ["--address"],
+            metavar="ADDRESS",
+            expose_value=False,
+            callback=_remember,
+            help="The node, such as tcp://127.0.0.1:7400. Default: $MESH_ADDRESS, else the local one.",
+        ),
+    ]
+
+
+class Command(click.Command):
+    """A command with the common options whose errors are one line and an exit code."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.extend(_common_options())
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; see ``render.report``."""
+        with render.errors_reported(ctx.find_root().ensure_object(Shell)):
+            return super().invoke(ctx)
+
+
+class Group(click.Group):
+    """A group of such commands; those named in ``lazy`` are imported when they are used."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, lazy: dict[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.extend(_common_options())
+        self._lazy = lazy or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        """In the order of the table, not of the alphabet: the first ones are needed first."""
+        return [*self._lazy, *self.commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Find a command, importing its module if need be."""
+        if cmd_name not in self._lazy:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = self._lazy[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command, or say which one was perhaps meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as exc:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], self.list_commands(ctx), n=1)
+            if near and "did you mean" not in exc.message.lower():
+                text = f"{exc.message.rstrip('.')}. Did you mean '{near[0]}'?"
+                raise click.UsageError(text, ctx) from exc
+            raise
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        click.echo(f"mesh {version('mesh')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=Group,
+    lazy=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    expose_value=False,
+    callback=_remember,
+    metavar="SECONDS",
+    help="How long one request to the node may take (default 5).",
+)
+@click.option("--traceback", is_flag=True, default=None, expose_value=False, callback=_remember, hidden=True)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version.",
+)
+def root() -> None:
+    """mesh hosts AI-agent sessions: supervised, durable, behind one endpoint.
+
+    \b
+    Start here:
+      mesh run shell "echo hello"      one run, no node needed
+      mesh up                          a node, in the foreground
+      mesh session start echo          a conversation on that node
+
+    \b
+    Exit codes: 0 ok, 1 the operation failed, 2 usage, 3 no node, 4 not found, 5 timeout.
+    """
+
+
+def group(**attrs: Any) -> Callable[[Callable[..., Any]], Group]:
+    """Decorator: a group of commands with the common options."""
+    return click.group(cls=Group, **attrs)
+
+
+def command(**attrs: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Decorator: a command with the common options."""
+    return click.command(cls=Command, **attrs)
+
+
+__all__ = ["COMMANDS", "Command", "Group", "Shell", "command", "group", "open_client", "root", "shell"]

@@ -1,0 +1,238 @@
+"""``mesh doctor``: is everything here that a node needs, and what to do when it is not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from mesh.cli import render
+from mesh.cli.app import command, shell
+from mesh.cli.settings import config_option, config_path, load
+from mesh.errors import MeshError
+
+if TYPE_CHECKING:
+    from mesh.config import NodeConfig
+
+PYTHON_MIN = (3, 11)
+#: The oldest one these sockets were tried with; the wheels of pyzmq 27 ship a newer one.
+LIBZMQ_MIN = (4, 3, 4)
+#: The WAL-reset corruption bug is fixed here.
+SQLITE_MIN = (3, 51, 3)
+#: With less free space a node would soon refuse writes.
+FREE_BYTES_MIN = 256 * 1024 * 1024
+FILES_MIN = 1024
+#: A socket path has at most 107 bytes; the longest name below the runtime folder is "/xxxxxxxx/front".
+RUNTIME_PATH_MAX = 107 - len("/xxxxxxxx/front")
+
+
+class Check(NamedTuple):
+    """One finding. ``state`` is ok, warn or fail; ``fix`` says what to do."""
+
+    name: str
+    state: str
+    text: str
+    fix: str = ""
+
+
+@command()
+@config_option
+def doctor(config_file: str | None) -> None:
+    """Check what a node needs, and say what to do.
+
+    Ends with one round trip. Exit code 1 when something fails.
+
+    Example: mesh doctor -o json
+    """
+    found = []
+    for check in checks(config_file):
+        found.append(check)
+        if not shell().json:
+            _show(check)
+    failed = sum(check.state == "fail" for check in found)
+    if shell().json:
+        render.emit_json({"ok": not failed, "checks": [check._asdict() for check in found]})
+    elif failed:
+        click.echo(f"{failed} of {len(found)} checks failed", err=True)
+    else:
+        render.say("all is well")
+    if failed:
+        raise click.exceptions.Exit(render.FAILED)
+
+
+def _show(check: Check) -> None:
+    mark = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}[check.state]
+    click.echo(f"{mark}  {check.name:<15} {check.text}")
+    if check.fix:
+        click.echo(f"      -> {check.fix}")
+
+
+def checks(config_file: str | None) -> Iterator[Check]:
+    """All findings, in an order in which the first failure usually explains the later ones."""
+    yield python_version(sys.version_info[:3])
+    yield _guarded("libzmq", _libzmq)
+    yield _guarded("sqlite", _sqlite)
+    try:
+        settings = load(config_file)
+    except MeshError as exc:
+        yield Check("config", "fail", exc.message, "mend it; mesh config check says when it is right")
+        return
+    yield Check("config", "ok", str(config_path(config_file) or "defaults and environment"))
+    from mesh.config import data_dir
+    from mesh.launch import runtime_root
+
+    yield data_folder(data_dir(settings))
+    yield runtime_folder(runtime_root())
+    yield _open_files()
+    yield _guarded("ports", lambda: _ports(settings))
+    yield _guarded("round trip", _round_trip)
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    """A check that breaks is a finding, not the end of the examination."""
+    try:
+        return check()
+    except MeshError as exc:
+        return Check(
+            name, "fail", f"{exc.message} ({exc.code})", render.HINTS.get(exc.code, "see: mesh logs")
+        )
+    except (ImportError, OSError) as exc:
+        return Check(name, "fail", f"{type(exc).__name__}: {exc}", "install mesh anew (bin/mesh does it)")
+
+
+def python_version(found: tuple[int, ...]) -> Check:
+    """Python is new enough."""
+    text = ".".join(map(str, found))
+    if found[:2] < PYTHON_MIN:
+        return Check("python", "fail", text, "install Python 3.11 or newer, and remove .venv")
+    return Check("python", "ok", f"{text} ({sys.executable})")
+
+
+def _libzmq() -> Check:
+    from mesh.net.sockets import version
+
+    return at_least("libzmq", version()[0], LIBZMQ_MIN, "pip install --upgrade pyzmq")
+
+
+def _sqlite() -> Check:
+    from mesh.store.version import sqlite_version
+
+    return at_least("sqlite", sqlite_version(), SQLITE_MIN, "pip install --upgrade apsw")
+
+
+def at_least(name: str, found: str, wanted: tuple[int, ...], fix: str) -> Check:
+    """A library is new enough."""
+    if tuple(int(part) for part in found.split(".")[:3]) < wanted:
+        return Check(name, "fail", f"{found}, older than {'.'.join(map(str, wanted))}", fix)
+    return Check(name, "ok", found)
+
+
+def data_folder(folder: Path) -> Check:
+    """The data folder exists or can be made, can be written, has room."""
+    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        who = f"{parent} is not writable" if parent.is_dir() else f"{parent} is not a folder"
+        return Check(
+            "data folder", "fail", who, "choose another: mesh up --data-dir FOLDER, or [node] data_dir"
+        )
+    free = shutil.disk_usage(parent).free
+    text = f"{folder} ({free // 2**20} MiB free)"
+    if free < FREE_BYTES_MIN:
+        return Check("data folder", "warn", text, "free some space: a full disk makes the node refuse writes")
+    return Check("data folder", "ok", text)
+
+
+def runtime_folder(folder: Path) -> Check:
+    """The folder of the sockets is ours alone, and its path is short enough."""
+    if len(os.fsencode(folder)) > RUNTIME_PATH_MAX:
+        return Check(
+            "runtime folder",
+            "fail",
+            f"{folder}: too long for a socket",
+            "set MESH_RUNTIME_DIR to a short path",
+        )
+    if folder.exists():
+        facts = folder.stat()
+        if facts.st_uid != os.getuid():
+            return Check(
+                "runtime folder",
+                "fail",
+                f"{folder} belongs to uid {facts.st_uid}",
+                "set MESH_RUNTIME_DIR to a folder of your own",
+            )
+        if facts.st_mode & 0o022:
+            return Check(
+                "runtime folder", "warn", f"{folder} can be written by others", f"chmod 700 {folder}"
+            )
+    elif not os.access(next(path for path in folder.parents if path.exists()), os.W_OK):
+        return Check(
+            "runtime folder",
+            "fail",
+            f"{folder} cannot be made",
+            "set MESH_RUNTIME_DIR to a folder of your own",
+        )
+    return Check("runtime folder", "ok", str(folder))
+
+
+def _open_files() -> Check:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < FILES_MIN:
+        return Check("open files", "warn", f"limit {soft}", f"ulimit -n {min(hard, 65536)}")
+    return Check("open files", "ok", f"limit {soft}")
+
+
+def _ports(settings: NodeConfig) -> Check:
+    from mesh.cli.node import local_node, port_problem
+
+    host, port = settings.node.host, settings.node.port
+    found = local_node(settings.node.name)
+    if found is not None:
+        return Check(
+            "ports",
+            "ok",
+            f"{found.get('address')}, {found.get('feed')}: the node that is up (pid {found['pid']})",
+        )
+    if port == 0:
+        return Check("ports", "ok", "free ones are picked at start")
+    for one in (port, port + 1):
+        problem = port_problem(host, one)
+        if problem:
+            return Check(
+                "ports",
+                "fail",
+                f"{host}:{one}: {problem}",
+                "mesh up --port 0 picks free ones; or [node] port",
+            )
+    return Check("ports", "ok", f"{host}:{port} and {port + 1} are free")
+
+
+def _round_trip() -> Check:
+    """One ping: to the node that is up, else to one started for it."""
+    from contextlib import ExitStack
+
+    import mesh
+    from mesh.cli.app import open_client
+    from mesh.cli.node import local_node
+
+    options = shell()
+    with ExitStack() as stack:
+        address, whose = options.address or os.environ.get("MESH_ADDRESS"), "the node that is up"
+        if not address and local_node() is None:
+            address, whose = stack.enter_context(mesh.LocalNode(partitions=1)).address, "a node of its own"
+        client = stack.enter_context(open_client(address or None, options.timeout_s))
+        client.ping()
+        began_s = time.perf_counter()
+        client.ping()
+        taken_us = (time.perf_counter() - began_s) * 1e6
+    return Check("round trip", "ok", f"{taken_us:.0f} us to {whose}")
+
+
+__all__ = ["Check", "at_least", "checks", "data_folder", "doctor", "python_version", "runtime_folder"]

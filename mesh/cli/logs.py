@@ -1,0 +1,115 @@
+"""``mesh logs``: what the node's processes and its agents wrote."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from mesh.cli import render
+from mesh.cli.app import command, shell
+from mesh.errors import NotFound
+
+#: How often a followed file is looked at. A log is for people; they do not see the difference.
+LOOK_S = 0.2
+
+
+@command()
+@click.argument("name", required=False)
+@click.option("--session", "session_id", metavar="ID", help="What the agent of this session printed.")
+@click.option("-f", "--follow", is_flag=True, help="Go on as lines are written, until Ctrl-C.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), default=100, show_default=True, help="Lines to begin with."
+)
+@click.option(
+    "--data-dir", type=click.Path(file_okay=False), help="Read here; default: the local node's data folder."
+)
+def logs(name: str | None, session_id: str | None, follow: bool, lines: int, data_dir: str | None) -> None:
+    """Show what the node's processes wrote.
+
+    Of all processes, of one (router, partition-0, runner-0), or of a session's agent.
+
+    Example: mesh logs runner-0 -n 20 -f
+    """
+    folder = _folder(data_dir)
+    files = _files(folder, name, session_id)
+    shown = deque(_last_lines(files), maxlen=lines) if lines else deque[tuple[Path, str]]()
+    for file, line in shown:
+        _print(file, line, many=len(files) > 1)
+    if follow:
+        _follow(files)
+
+
+def _folder(data_dir: str | None) -> Path:
+    if data_dir:
+        return Path(data_dir).expanduser() / "logs"
+    from mesh.cli.node import local_node
+    from mesh.cli.settings import load
+    from mesh.config import data_dir as configured
+
+    found = local_node()
+    return (Path(found["data_dir"]) if found else configured(load(None))) / "logs"
+
+
+def _files(folder: Path, name: str | None, session_id: str | None) -> list[Path]:
+    if session_id is not None:
+        wanted = [folder / "sessions" / f"{session_id}.log"]
+    elif name is not None:
+        wanted = [folder / f"{name}.log"]
+    else:
+        wanted = sorted(folder.glob("*.log"))
+    files = [file for file in wanted if file.is_file()]
+    if not files:
+        there = ", ".join(file.stem for file in sorted(folder.glob("*.log"))) or "none"
+        what = f"session {session_id!r}" if session_id else repr(name) if name else "the node"
+        raise NotFound(f"no log of {what} in {folder} (there: {there})")
+    return files
+
+
+def _last_lines(files: list[Path]) -> Iterator[tuple[Path, str]]:
+    for file in files:
+        older = file.with_name(file.name + ".1")
+        for part in (older, file):
+            if part.is_file():
+                with part.open(encoding="utf-8", errors="replace") as lines:
+                    yield from ((file, line.rstrip("\n")) for line in lines)
+
+
+def _print(file: Path, line: str, *, many: bool) -> None:
+    if shell().json:
+        render.emit_json({"log": file.stem, "line": line})
+    else:
+        click.echo(f"{file.stem}: {line}" if many else line)
+
+
+def _follow(files: list[Path]) -> None:
+    places = {file: file.stat().st_size for file in files}
+    rests = dict.fromkeys(files, "")
+    try:
+        while True:
+            for file in files:
+                text, places[file] = _new_text(file, places[file])
+                *lines, rests[file] = (rests[file] + text).split("\n")
+                for line in lines:
+                    _print(file, line, many=len(files) > 1)
+            time.sleep(LOOK_S)
+    except KeyboardInterrupt:
+        return
+
+
+def _new_text(file: Path, place: int) -> tuple[str, int]:
+    """What was written behind ``place``. A file that became shorter was begun anew."""
+    try:
+        with file.open("rb") as data:
+            size = data.seek(0, 2)
+            data.seek(place if place <= size else 0)
+            read = data.read()
+            return read.decode(errors="replace"), data.tell()
+    except FileNotFoundError:
+        return "", 0
+
+
+__all__ = ["LOOK_S", "logs"]

@@ -1,0 +1,237 @@
+"""What the command line prints: JSON for programs, tables for people, errors as one line.
+
+On a terminal a table has a header and colours; in a pipe it is tab-separated rows alone, and remarks
+(``say``) are not made.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import click
+
+from mesh.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    InvalidArgument,
+    MeshError,
+    NodeUnreachable,
+    NotFound,
+)
+
+OK, FAILED, USAGE, NO_NODE, NOT_FOUND, TIMEOUT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+
+#: code -> what to do about it; ``{...}`` is filled from the error's details when they are there.
+HINTS = {
+    "config_error": "look at the settings with: mesh config show",
+    "degraded": "is the disk full? ask: mesh doctor",
+    "node_unreachable": "start one with: mesh up",
+    "no_route": "see the routes with: mesh route list",
+    "outcome_unknown": "the process ended while the agent worked; check what it did before you run it again",
+    "overloaded": "too much at once; try again in a moment",
+    "partition_unavailable": "see why with: mesh status",
+    "protocol_error": "is this the address of a mesh node of the same version?",
+    "restart_exhausted": "see why with: mesh logs",
+    "session_not_found": "see the sessions with: mesh session list",
+    "session_paused": "wake it with: mesh session resume ID",
+    "store_unavailable": "is the disk full? ask: mesh doctor",
+    "timeout": "allow more time with: --timeout SECONDS",
+    "unknown_agent": "see the agents with: mesh agent list",
+}
+
+
+class Options(Protocol):
+    """What errors need to know of the command line."""
+
+    traceback: bool
+
+    @property
+    def json(self) -> bool:
+        """Whether the answer goes to a program."""
+
+
+def exit_code(error: MeshError) -> int:
+    """The exit code of an error; the numbers are part of the command line's contract."""
+    if isinstance(error, NodeUnreachable):
+        return NO_NODE
+    if isinstance(error, NotFound):
+        return NOT_FOUND
+    if isinstance(error, DeadlineExceeded):
+        return TIMEOUT
+    return USAGE if isinstance(error, ConfigError | InvalidArgument) else FAILED
+
+
+@contextmanager
+def errors_reported(options: Options) -> Iterator[None]:
+    """Turn what a command raises into one line on stderr and the exit code; never a traceback."""
+    try:
+        yield
+    except MeshError as exc:
+        if options.traceback:
+            raise
+        report(exc, as_json=options.json)
+        raise click.exceptions.Exit(exit_code(exc)) from exc
+    except KeyboardInterrupt as exc:
+        raise click.exceptions.Exit(INTERRUPTED) from exc
+    except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
+        raise
+    except OSError as exc:
+        if options.traceback:
+            raise
+        where = f"{exc.filename}: " if exc.filename else ""
+        report(MeshError(f"{where}{exc.strerror or exc}", code="internal_error"), as_json=options.json)
+        raise click.exceptions.Exit(FAILED) from exc
+    except Exception as exc:
+        if options.traceback:
+            raise
+        text = f"unexpected {type(exc).__name__}: {exc} (please report it; mesh --traceback shows where)"
+        report(MeshError(text, code="internal_error"), as_json=options.json)
+        raise click.exceptions.Exit(FAILED) from exc
+
+
+def report(error: MeshError, *, as_json: bool, hint: str | None = None) -> None:
+    """Say what went wrong on stderr: one line, then a hint when there is one."""
+    hint = hint or str(error.details.get("hint") or HINTS.get(error.code, ""))
+    if as_json:
+        click.echo(to_json({"error": error.to_map() | ({"hint": hint} if hint else {})}), err=True)
+        return
+    first, _, rest = error.message.strip().partition("\n")
+    click.echo(f"error: {first} ({error.code})", err=True)
+    trace = error.details.get("traceback") or (rest if "Traceback" in rest or "  File " in rest else "")
+    if trace:  # of the user's own agent: without it they cannot mend their file
+        click.echo(str(trace).rstrip(), err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON; records become their maps."""
+    return json.dumps(value, ensure_ascii=False, default=_plain, separators=(", ", ": "))
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_map"):
+        return value.to_map()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)
+    return str(value)
+
+
+def emit_json(value: Any) -> None:
+    """Print one JSON document on one line, at once."""
+    click.echo(to_json(value))
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """A remark for a person: on a terminal only, and never between the data."""
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        click.echo(text, err=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print rows: a table on a terminal, tab-separated lines in a pipe."""
+    texts = [[_cell(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        for row in texts:
+            click.echo("\t".join(row))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in texts:
+        drawn.add_row(*(Text(cell) for cell in row))
+    Console().print(drawn)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict | list | tuple):
+        return to_json(value)
+    return " ".join(str(value).split()) if isinstance(value, str) else str(value)
+
+
+def fields(pairs: Iterable[tuple[str, Any]]) -> None:
+    """Print names and values, one pair a line."""
+    shown = [(name, _cell(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        click.echo(f"{name:<{width}}  {value}" if sys.stdout.isatty() else f"{name}\t{value}")
+
+
+def page_rest(page: Any) -> None:
+    """Say on stderr that a page is not the whole: rows may follow, or partitions did not answer."""
+    if page.missing:
+        click.echo(
+            f"warning: partitions {', '.join(map(str, page.missing))} did not answer; see: mesh status",
+            err=True,
+        )
+    if page.cursor:
+        click.echo(f"more: --cursor {page.cursor}", err=True)
+
+
+def clock(seconds: float | None) -> str:
+    """A moment in local time, to the second."""
+    from datetime import datetime
+
+    if not seconds:
+        return "-"
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its two largest units."""
+    whole = int(seconds)
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "m"), (whole % 60, "s")]
+    first = next((i for i, (count, _) in enumerate(parts) if count), 3)
+    return "".join(f"{count}{unit}" for count, unit in parts[first : first + 2])
+
+
+def cause(death: dict[str, Any] | None) -> str:
+    """The cause of a child's last death in a few words."""
+    if not death:
+        return "-"
+    if death.get("signal"):
+        how = f"signal {death['signal']}"
+    else:
+        how = f"exit {death.get('exit_status')}"
+    stderr = death.get("stderr") or ""
+    lines = stderr if isinstance(stderr, list) else str(stderr).strip().splitlines()
+    return f"{how}: {lines[-1]}" if lines else how
+
+
+__all__ = [
+    "FAILED",
+    "HINTS",
+    "INTERRUPTED",
+    "NOT_FOUND",
+    "NO_NODE",
+    "OK",
+    "TIMEOUT",
+    "USAGE",
+    "Options",
+    "cause",
+    "clock",
+    "duration",
+    "emit_json",
+    "errors_reported",
+    "exit_code",
+    "fields",
+    "page_rest",
+    "report",
+    "say",
+    "table",
+    "to_json",
+]

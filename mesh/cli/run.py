@@ -1,0 +1,192 @@
+"""``mesh run``: one run of an agent, with or without a node, its output as it arrives."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mesh.cli import render, values
+from mesh.cli.app import command, open_client, shell
+from mesh.cli.settings import config_option, load
+from mesh.errors import DeadlineExceeded, MeshError, RunError, from_wire
+
+if TYPE_CHECKING:
+    import mesh
+
+#: How long a cancelled run may take to settle before we leave; the node's own limit is 5 s.
+CANCEL_WAIT_S = 8.0
+
+
+@command()
+@click.argument("agent")
+@click.argument("prompt", nargs=-1, required=True)
+@click.option(
+    "--session", "session_id", metavar="ID", help="Go on in this session (made when it is not there)."
+)
+@click.option(
+    "--timeout",
+    "limit_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Cancel the run after this time; exit code 5.",
+)
+@click.option(
+    "--context",
+    multiple=True,
+    callback=values.pairs,
+    metavar="NAME=VALUE",
+    help="What the agent is told; may be repeated.",
+)
+@config_option
+def run(  # noqa: PLR0917 (click passes by name)
+    agent: str,
+    prompt: tuple[str, ...],
+    session_id: str | None,
+    limit_s: float | None,
+    context: dict[str, Any],
+    config_file: str | None,
+) -> None:
+    """Run AGENT once and stream its answer. Uses the node that is up, else one of its own for this run.
+
+    PROMPT `-` reads standard input. Ctrl-C cancels the run. With -o json: one event per line.
+
+    Example: mesh run shell "wc -w README.md"
+    """
+    words = values.prompt_text(prompt)
+    with _a_client(config_file) as (client, address):
+        raise click.exceptions.Exit(
+            run_in_session(
+                client, address, agent, words, session_id=session_id, limit_s=limit_s, context=context
+            )
+        )
+
+
+def run_in_session(
+    client: mesh.Client,
+    address: str | None,
+    agent: str,
+    prompt: str,
+    *,
+    session_id: str | None,
+    limit_s: float | None,
+    context: dict[str, Any],
+) -> int:
+    """Start (or find) the session, run, follow; a session made for this run ends with it."""
+    if session_id is None:
+        record = client.sessions.start(agent, context=context or None)
+    else:
+        record = client.sessions.start_or_get(session_id, agent, context=context or None)
+    try:
+        options = {} if limit_s is None else {"deadline_s": limit_s}
+        given = client.runs.submit(record.id, {"prompt": prompt}, **options)
+        code = follow_run(client, record.id, given.id, after=record.seq, address=address)
+    except BaseException:
+        if session_id is None:
+            _end_session(address, record.id, "cancel")
+        raise
+    if session_id is None:
+        _end_session(address, record.id, "complete" if code == render.OK else "cancel")
+    return code
+
+
+def follow_run(
+    client: mesh.Client, session_id: str, run_id: str, *, after: int = 0, address: str | None = None
+) -> int:
+    """Stream a run's output until its end, cancel it at Ctrl-C; the exit code."""
+    from mesh.cli.follow import RUN_ENDED, EventPrinter
+
+    printer = EventPrinter(as_json=shell().json, only_text=True)
+    try:
+        for event in client.sessions.stream(session_id, after=after, run_id=run_id):
+            if shell().json or (event.type.startswith("message_") and event.type != "message_sent"):
+                printer.show(event)
+            if event.type in RUN_ENDED:
+                printer.end_line()
+                return _verdict(event, client.runs.get(run_id))
+    except KeyboardInterrupt:
+        printer.end_line()
+        return _cancelled(address or shell().address, run_id)
+    raise MeshError("the stream ended before the run did", code="stream_closed")
+
+
+def _verdict(event: Any, record: Any) -> int:
+    if event.type == "run_completed":
+        return render.OK
+    stored = record.error or {}
+    message = str(
+        stored.get("message") or event.data.get("error_message") or f"the run ended as {record.status}"
+    )
+    code = str(stored.get("code") or event.data.get("error_code") or "run_failed")
+    error: MeshError = from_wire(code, message, stored.get("details"))
+    if event.type == "run_timeout":
+        error = DeadlineExceeded(message, details=error.details)
+    elif event.type == "run_cancelled":
+        error = RunError(message, code="cancelled")
+    render.report(error, as_json=shell().json)
+    return render.TIMEOUT if isinstance(error, DeadlineExceeded) else render.FAILED
+
+
+def _cancelled(address: str | None, run_id: str) -> int:
+    """Cancel and wait for the end. On a client of its own: the interrupted one stopped in the middle."""
+    click.echo("cancelling ...", err=True)
+    with open_client(address, CANCEL_WAIT_S) as client:
+        try:
+            client.runs.cancel(run_id)
+        except MeshError as exc:
+            if not client.runs.get(run_id).terminal:
+                render.report(exc, as_json=shell().json)
+                return render.FAILED
+    return render.INTERRUPTED
+
+
+def _end_session(address: str | None, session_id: str, how: str) -> None:
+    """End the session that was made for one run. It may have ended by itself: that is as well."""
+    with suppress(MeshError), open_client(address, CANCEL_WAIT_S) as client:
+        if how == "complete":
+            client.sessions.complete(session_id)
+        else:
+            client.sessions.abort(session_id)
+            client.sessions.cancel(session_id)
+
+
+@contextmanager
+def _a_client(config_file: str | None) -> Iterator[tuple[mesh.Client, str | None]]:
+    """A client of the node that is up, else of one that lives as long as this command."""
+    from mesh.cli.node import local_node
+
+    options = shell()
+    with ExitStack() as stack:
+        address = options.address or _named_address()
+        if address is None and local_node() is None:
+            address = stack.enter_context(_embedded(config_file))
+        yield stack.enter_context(open_client(address, max(options.timeout_s, CANCEL_WAIT_S))), address
+
+
+def _named_address() -> str | None:
+    import os
+
+    return os.environ.get("MESH_ADDRESS") or None
+
+
+@contextmanager
+def _embedded(config_file: str | None) -> Iterator[str]:
+    import mesh
+
+    settings = load(config_file)
+    if sys.stderr.isatty():
+        click.echo(
+            "no node is up: running on one for this command alone (mesh up starts one that stays)", err=True
+        )
+    overrides = settings.to_map()
+    for key in ("data_dir", "port", "host", "name"):
+        overrides["node"].pop(key, None)
+    partitions, runners = overrides["node"].pop("partitions"), overrides["node"].pop("runners")
+    with mesh.LocalNode(partitions=min(partitions, 1), runners=min(runners, 1), config=overrides) as node:
+        yield node.address
+
+
+__all__ = ["CANCEL_WAIT_S", "follow_run", "run", "run_in_session"]

@@ -1,0 +1,292 @@
+"""``mesh session``: conversations that the node keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mesh.cli import render, values
+from mesh.cli.app import group, shell
+
+STATUSES = ("pending", "active", "paused", "completed", "cancelled", "failed")
+
+
+@group()
+def session() -> None:
+    """Conversations that the node keeps.
+
+    \b
+    Example:
+      id=$(mesh session start shell)
+      mesh session prompt $id "uname -a" --wait
+    """
+
+
+def _creation(command: Any) -> Any:
+    options = (
+        click.option("--id", "session_id", metavar="ID", help="The id to use; default: a new one."),
+        click.option(
+            "--agent-id", metavar="NAME", help="The name under which `session list --agent-id` finds it."
+        ),
+        click.option(
+            "--context",
+            multiple=True,
+            callback=values.pairs,
+            metavar="NAME=VALUE",
+            help="What the agent is told; may be repeated.",
+        ),
+        click.option(
+            "--metadata",
+            multiple=True,
+            callback=values.pairs,
+            metavar="NAME=VALUE",
+            help="Stored with the session; may be repeated.",
+        ),
+        click.option("--tag", "tags", multiple=True, metavar="TAG", help="May be repeated."),
+        click.option("--parent", "parent_session_id", metavar="ID", help="The session this one belongs to."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return click.argument("agent")(command)
+
+
+def _fields(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": options["session_id"],
+        "agent_id": options["agent_id"],
+        "context": options["context"] or None,
+        "metadata": options["metadata"] or None,
+        "tags": options["tags"],
+        "parent_session_id": options["parent_session_id"],
+    }
+
+
+def _show_new(record: Any) -> None:
+    if shell().json:
+        return render.emit_json(record.to_map())
+    click.echo(record.id)
+    render.say(f"{record.status}; talk to it with: mesh session prompt {record.id} TEXT")
+    return None
+
+
+@session.command("create")
+@_creation
+def create(agent: str, **options: Any) -> None:
+    """Store a session for AGENT, pending, and print its id.
+
+    Example: mesh session create echo --tag demo --context user=ann
+    """
+    with shell().client() as client:
+        _show_new(client.sessions.create(agent, **_fields(options)))
+
+
+@session.command("start")
+@_creation
+def start(agent: str, **options: Any) -> None:
+    """Store a session for AGENT, active and live, and print its id.
+
+    Example: mesh session start shell --id build-42
+    """
+    with shell().client() as client:
+        _show_new(client.sessions.start(agent, **_fields(options)))
+
+
+@session.command("list")
+@click.option("--status", type=click.Choice(STATUSES), help="Only sessions in this status.")
+@click.option("--agent-id", metavar="NAME", help="Only sessions under this name.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only sessions with all these tags.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@click.option("--cursor", help="Go on behind an earlier page.")
+def list_sessions(
+    status: str | None, agent_id: str | None, tags: tuple[str, ...], limit: int, cursor: str | None
+) -> None:
+    """List sessions.
+
+    Example: mesh session list --status active -o json
+    """
+    with shell().client() as client:
+        page = client.sessions.list(
+            status=status, agent_id=agent_id, tags=tags or None, limit=limit, cursor=cursor
+        )
+    if shell().json:
+        return render.emit_json(page.to_map())
+    rows = (
+        (s.id, s.agent, s.status, s.handle.pid if s.handle else None, s.seq, render.clock(s.updated_at))
+        for s in page
+    )
+    render.table(("session", "agent", "status", "pid", "events", "updated"), rows)
+    render.page_rest(page)
+    return None
+
+
+@session.command("show")
+@click.argument("session_id", metavar="ID")
+def show(session_id: str) -> None:
+    """Show a session and its runs.
+
+    Example: mesh session show build-42
+    """
+    with shell().client() as client:
+        record, runs = client.sessions.get(session_id), client.sessions.runs(session_id)
+    if shell().json:
+        return render.emit_json(record.to_map() | {"runs": [run.to_map() for run in runs]})
+    shown = record.to_map() | {
+        "created_at": render.clock(record.created_at),
+        "updated_at": render.clock(record.updated_at),
+    }
+    render.fields(shown.items())
+    for run in runs:
+        error = f"  {run.error.get('message', '')}" if run.error else ""
+        click.echo(f"run {run.id}  {run.status}  {render.clock(run.created_at)}{error}")
+    return None
+
+
+@session.command("prompt")
+@click.argument("session_id", metavar="ID")
+@click.argument("text", nargs=-1, required=True)
+@click.option(
+    "--queue", default="follow_up", show_default=True, help="What to do while another run executes."
+)
+@click.option("--wait", is_flag=True, help="Stream the answer, as `mesh run` does.")
+def prompt(session_id: str, text: tuple[str, ...], queue: str, wait: bool) -> None:
+    """Give a session work; print the run's id, or with --wait its answer. TEXT `-` reads standard input.
+
+    Example: mesh session prompt build-42 "make test" --wait
+    """
+    words = values.prompt_text(text)
+    with shell().client() as client:
+        after = client.sessions.get(session_id).seq if wait else 0
+        given = client.sessions.prompt(session_id, words, queue=queue)
+        if wait:
+            from mesh.cli.run import follow_run
+
+            raise click.exceptions.Exit(follow_run(client, session_id, given.run_id, after=after))
+    if shell().json:
+        return render.emit_json(given.to_map())
+    click.echo(given.run_id)
+    render.say(
+        "queued behind another run" if given.queued else f"follow it with: mesh session attach {session_id}"
+    )
+    return None
+
+
+@session.command("attach")
+@click.argument("session_id", metavar="ID")
+@click.option(
+    "--after", type=click.IntRange(min=0), help="Begin behind this event; default: now. 0 is the beginning."
+)
+def attach(session_id: str, after: int | None) -> None:
+    """Follow a session, live. Ctrl-C detaches and cancels nothing; the line it prints goes on where you were.
+
+    Example: mesh session attach build-42 --after 0
+    """
+    from mesh.cli.follow import ENDED, EventPrinter
+
+    with shell().client() as client:
+        record = client.sessions.get(session_id)
+        seen = record.seq if after is None else after
+        over = record.status in ("completed", "cancelled", "failed")
+        printer = EventPrinter(as_json=shell().json)
+        try:
+            if over and seen >= record.seq:
+                return render.say(f"the session is {record.status}; see it all with --after 0")
+            for event in client.sessions.stream(session_id, after=seen):
+                printer.show(event)
+                seen = event.seq
+                if event.type in ENDED and (not over or event.seq >= record.seq):
+                    break
+        except KeyboardInterrupt:
+            printer.end_line()
+            click.echo(f"detached; go on with: mesh session attach {session_id} --after {seen}", err=True)
+        printer.end_line()
+    return None
+
+
+@session.command("events")
+@click.argument("session_id", metavar="ID")
+@click.option("--run", "run_id", metavar="RUN", help="Only events of this run.")
+@click.option("--type", "event_type", metavar="TYPE", help="Only events of this type, such as run_completed.")
+@click.option("--after", type=click.IntRange(min=0), help="Only events behind this one.")
+@click.option("--before", type=click.IntRange(min=1), help="Only events before this one.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many; default: all.")
+def events(  # noqa: PLR0917 (click passes by name)
+    session_id: str,
+    run_id: str | None,
+    event_type: str | None,
+    after: int | None,
+    before: int | None,
+    limit: int | None,
+) -> None:
+    """Print a session's log. With -o json: one event per line.
+
+    Example: mesh session events build-42 --type run_failed -o json
+    """
+    with shell().client() as client:
+        found = client.sessions.events(
+            session_id, run_id=run_id, type=event_type, after=after, before=before, limit=limit
+        )
+    if shell().json:
+        for event in found:
+            render.emit_json(event.to_map())
+        return
+    rows = ((e.seq, render.clock(e.ts), e.type, e.run_id, e.data) for e in found)
+    render.table(("seq", "time", "type", "run", "data"), rows)
+
+
+@session.command("abort")
+@click.argument("session_id", metavar="ID")
+def abort(session_id: str) -> None:
+    """Cancel what a session does now and what waits there; the session stays.
+
+    Example: mesh session abort build-42
+    """
+    with shell().client() as client:
+        client.sessions.abort(session_id)
+    _done(session_id, "aborted")
+
+
+@session.command("stop")
+@click.argument("session_id", metavar="ID")
+def stop(session_id: str) -> None:
+    """End a session's live actor; its log stays and `resume` brings it back.
+
+    Example: mesh session stop build-42
+    """
+    with shell().client() as client:
+        client.sessions.stop(session_id)
+    _done(session_id, "stopped")
+
+
+@session.command("resume")
+@click.argument("session_id", metavar="ID")
+def resume(session_id: str) -> None:
+    """Bring a stopped session back, with its transcript.
+
+    Example: mesh session resume build-42
+    """
+    with shell().client() as client:
+        client.sessions.resume(session_id)
+    _done(session_id, "resumed")
+
+
+@session.command("complete")
+@click.argument("session_id", metavar="ID")
+def complete(session_id: str) -> None:
+    """End a session for good, as completed.
+
+    Example: mesh session complete build-42
+    """
+    with shell().client() as client:
+        client.sessions.complete(session_id)
+    _done(session_id, "completed")
+
+
+def _done(session_id: str, what: str) -> None:
+    if shell().json:
+        render.emit_json({"session_id": session_id, "done": what})
+    else:
+        render.say(f"{session_id}: {what}")
+
+
+__all__ = ["session"]

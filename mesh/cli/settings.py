@@ -1,0 +1,158 @@
+"""``mesh config``: the settings, where they come from, whether they are right."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mesh.cli import render
+from mesh.cli.app import group, shell
+
+if TYPE_CHECKING:
+    from mesh.config import NodeConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+#: Keys of an agent's table that may hold a secret in clear; it is never printed.
+SECRET_WORDS = ("key", "token", "secret", "password")
+
+
+def config_path(given: str | None) -> Path | None:
+    """The config file: the one given, else $MESH_CONFIG, else ./mesh.toml when it is there, else none."""
+    named = given or os.environ.get("MESH_CONFIG")
+    if named:
+        return Path(named)
+    local = Path("mesh.toml")
+    return local if local.is_file() else None
+
+
+def load(given: str | None, overrides: dict[str, Any] | None = None) -> NodeConfig:
+    """The checked settings of a command that takes --config.
+
+    Raises:
+        ConfigError: names file or variable, key, and what is accepted.
+    """
+    from mesh.config import load as load_config
+
+    return load_config(config_path(given), overrides=overrides)
+
+
+def config_option(command: F) -> F:
+    """Decorator: ``--config FILE``."""
+    return click.option(
+        "--config",
+        "config_file",
+        metavar="FILE",
+        help="Settings; default: $MESH_CONFIG, else ./mesh.toml if it exists.",
+    )(command)
+
+
+@group()
+def config() -> None:
+    """The node's settings.
+
+    The defaults, then the file, then MESH_SECTION_KEY in the environment.
+
+    \b
+    Example:
+      MESH_ROUTES_TTL_MS=60000 mesh config show
+    """
+
+
+@config.command("show")
+@config_option
+@click.option("--section", help="Only this section.")
+def show(config_file: str | None, section: str | None) -> None:
+    """Print the settings in force, as TOML or with -o json as JSON. Secrets are hidden.
+
+    Example: mesh config show --section routes
+    """
+    settings = {name: _without_secrets(values) for name, values in load(config_file).to_map().items()}
+    if section is not None:
+        if section not in settings:
+            raise click.UsageError(f"no section {section!r}; there are {', '.join(settings)}")
+        settings = {section: settings[section]}
+    if shell().json:
+        return render.emit_json(settings)
+    return click.echo("\n\n".join(_toml(name, values) for name, values in settings.items()))
+
+
+@config.command("check")
+@click.argument("file", required=False)
+@config_option
+def check(file: str | None, config_file: str | None) -> None:
+    """Check the settings and the agents' targets without starting anything; exit code 2 when wrong.
+
+    Example: mesh config check configs/production.toml
+    """
+    from mesh.errors import ConfigError
+
+    path = config_path(file or config_file)
+    settings = load(file or config_file)
+    missing = _missing_targets(settings.agents)
+    if missing:
+        raise ConfigError(f"{path or 'environment'}: {missing[0]}")
+    if shell().json:
+        return render.emit_json(
+            {"ok": True, "file": str(path) if path else None, "agents": sorted(settings.agents)}
+        )
+    return click.echo(f"ok: {path or 'defaults and environment'} ({len(settings.agents)} agents)")
+
+
+def _missing_targets(agents: dict[str, dict[str, Any]]) -> list[str]:
+    problems = []
+    for name, table in agents.items():
+        target = table.get("target")
+        if table.get("provider") == "python" and not (isinstance(target, str) and ":" in target):
+            problems.append(
+                f'agents.{name}.target = {target!r}: expected "module:function" or "file.py:function"'
+            )
+        elif isinstance(target, str) and target.rpartition(":")[0].endswith(".py"):
+            file = Path(target.rpartition(":")[0])
+            if not file.is_file():
+                problems.append(f"agents.{name}.target: no file {file}")
+    return problems
+
+
+def _without_secrets(values: Any, name: str = "") -> Any:
+    if isinstance(values, dict):
+        return {key: _without_secrets(value, key) for key, value in values.items()}
+    if isinstance(values, str) and not values.startswith("env:") and name.lower().endswith(SECRET_WORDS):
+        return "(hidden)"
+    return values
+
+
+def _toml(name: str, values: dict[str, Any]) -> str:
+    plain = [
+        f"{_toml_key(key)} = {_toml_value(value)}"
+        for key, value in values.items()
+        if not isinstance(value, dict)
+    ]
+    tables = [
+        _toml(f"{name}.{_toml_key(key)}", value) for key, value in values.items() if isinstance(value, dict)
+    ]
+    head = [f"[{name}]\n" + "\n".join(plain)] if plain or not tables else []
+    return "\n\n".join([*head, *tables]).rstrip()
+
+
+def _toml_key(key: str) -> str:
+    import json
+
+    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _toml_value(value: Any) -> str:
+    import json
+
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    # A JSON text of ASCII is a TOML basic string too; booleans and numbers are the same in both.
+    return json.dumps(value) if isinstance(value, str | bool | int | float) else json.dumps(str(value))
+
+
+__all__ = ["config", "config_option", "config_path", "load"]

@@ -1,0 +1,57 @@
+"""Arguments that are more than a text: ``name=value`` pairs, routes, prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+def pairs(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> dict[str, Any]:
+    """Option callback: ``name=text``, or ``name:=json`` for anything that is not a text."""
+    return dict(_pair(text, ctx, param) for text in given)
+
+
+def _pair(given: str, ctx: click.Context, param: click.Parameter) -> tuple[str, Any]:
+    name, sign, text = given.partition("=")
+    if not sign or not name.removesuffix(":"):
+        raise click.BadParameter(f"{given!r} is not name=value", ctx, param)
+    if not name.endswith(":"):
+        return name, text
+    try:
+        return name[:-1], json.loads(text)
+    except ValueError as exc:
+        raise click.BadParameter(f"{given!r}: not JSON after := ({exc})", ctx, param) from exc
+
+
+def route(ctx: click.Context, param: click.Parameter, given: str) -> dict[str, Any]:
+    """Argument callback: the external room's id, or a JSON map that holds ``external_room_id``."""
+    if not given.lstrip().startswith("{"):
+        return {"external_room_id": given}
+    try:
+        return dict(json.loads(given))
+    except ValueError as exc:
+        raise click.BadParameter(f"{given!r}: not a JSON map ({exc})", ctx, param) from exc
+
+
+def routes(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> list[dict[str, Any]]:
+    """Option callback: several routes, in order."""
+    return [route(ctx, param, one) for one in given]
+
+
+def prompt_text(words: Sequence[str]) -> str:
+    """The words joined; a lone ``-`` reads standard input.
+
+    Raises:
+        click.UsageError: nothing was said.
+    """
+    text = sys.stdin.read() if tuple(words) == ("-",) else " ".join(words)
+    if not text.strip():
+        raise click.UsageError("the prompt is empty")
+    return text
+
+
+__all__ = ["pairs", "prompt_text", "route", "routes"]

@@ -1,0 +1,207 @@
+"""What each method of the SDK means: arguments -> calls, answers -> records. Both shells use every rule here.
+
+A method that is one call has a function that checks and places its arguments, and one that reads the
+answer. A method of several calls is a *plan*: a generator that yields what it needs and is sent what came:
+
+    list[Ask]        -> a list of results in the same order: values, MeshErrors, or STALE
+    FACTS            -> what HELLO said (Facts); raised into the plan when there is no node
+    Pause(seconds)   -> None, later
+    Emit(callback, event) -> None, after the callback (awaited, if it is a coroutine function)
+
+The drivers of the two shells are a dozen lines each.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mesh.client._payload import Call
+from mesh.client._protocol import READ, WRITE
+from mesh.core import wire
+from mesh.core.keys import SessionKey, encode, validate
+from mesh.core.records import Provenance, Resolution, RouteEntry, RouteRecord, Source, error_of
+from mesh.core.slots import route_slot
+from mesh.errors import InvalidArgument, MeshError
+
+Key = SessionKey | Sequence[str | None] | str
+Route = Mapping[str, Any]
+
+#: Keys whose text and slot are remembered per process.
+PLACES_MAX = 16_384
+#: How long a question to all partitions waits for each of them.
+EVERY_S = 1.0
+PAGE_MAX = 10_000
+
+
+class Ask(NamedTuple):
+    """One call of a plan. ``slot`` below 0 is ~partition; ``timeout_s`` None is the caller's limit."""
+
+    kind: int
+    slot: int
+    call: Call | None
+    timeout_s: float | None = None
+    gate: bool = False  #: when it fails, the rest of its list is not waited for
+
+
+class Pause(NamedTuple):
+    """Wait a moment."""
+
+    seconds: float
+
+
+class Emit(NamedTuple):
+    """Hand something to the caller's function."""
+
+    callback: Callable[[Any], Any]
+    value: Any
+
+
+class _Facts:
+    """Ask for what HELLO said."""
+
+
+FACTS = _Facts()
+Request = list[Ask] | Pause | Emit | _Facts
+Plan = Generator[Request, Any, Any]
+
+
+class Stale(Exception):  # noqa: N818 - a signal inside the client, never raised to a caller
+    """The placement map changed: place the keys again."""
+
+
+_places: dict[Any, tuple[str, int]] = {}
+
+
+def place_route(key: Any) -> tuple[str, int]:
+    """(text, slot) of a route key.
+
+    Raises:
+        InvalidArgument: ``invalid_session_key`` or ``invalid_format``.
+    """
+    try:
+        found = _places.get(key)
+    except TypeError:  # a list: fine as a key of a route, not of a dict
+        return _place_route(key)
+    return found if found is not None else _remember(key)
+
+
+def _place_route(key: Any) -> tuple[str, int]:
+    text = encode(validate(key))
+    return text, route_slot(text)
+
+
+def _remember(key: Any) -> tuple[str, int]:
+    found = _place_route(key)
+    if len(_places) >= PLACES_MAX:
+        _places.clear()
+    _places[key] = found
+    return found
+
+
+def check_route(route: Any) -> dict[str, Any]:
+    """A route that may travel.
+
+    Raises:
+        InvalidArgument: ``invalid_route``.
+    """
+    if type(route) is not dict:
+        if not isinstance(route, Mapping):
+            raise InvalidArgument(f"a route is a mapping, not {type(route).__name__}", code="invalid_route")
+        route = dict(route)
+    if route.get("external_room_id") is None:
+        raise InvalidArgument("a route needs an external_room_id that is not None", code="invalid_route")
+    return route
+
+
+def check_ttl(ttl_ms: Any) -> None:
+    """Refuse what is not a positive whole number of milliseconds.
+
+    Raises:
+        InvalidArgument: ``invalid_ttl``.
+    """
+    if ttl_ms is not None and (type(ttl_ms) is not int or not 0 < ttl_ms <= 10**13):
+        raise InvalidArgument(f"ttl_ms must be a whole number from 1 to 10**13, not {ttl_ms!r:.40}", code="invalid_ttl")
+
+
+def check_timeout(timeout_s: Any) -> None:
+    """Refuse what is not a positive number of seconds.
+
+    Raises:
+        InvalidArgument: ``invalid_argument``.
+    """
+    if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s > 0):
+        raise InvalidArgument(f"timeout_s must be a number of seconds above 0, not {timeout_s!r:.40}",
+                              code="invalid_argument")
+
+
+def failure(value: Any) -> MeshError:
+    """The error of a pair that did not succeed: a new one each time, so that tracebacks do not mix."""
+    return value if isinstance(value, MeshError) else error_of(value)
+
+
+_PROVENANCE: dict[str, Provenance] = {p.value: p for p in Provenance}
+_SOURCE: dict[str, Source] = {s.value: s for s in Source}
+
+
+def route_record(value: Any) -> RouteRecord:
+    """Read the answer of ``route.get``."""
+    route, age_ms, ttl_left_ms, provenance = value
+    return RouteRecord(route, age_ms, ttl_left_ms, _PROVENANCE[provenance])
+
+
+def route_entry(value: Any) -> RouteEntry:
+    """Read one row of ``route.list``."""
+    key, route, age_ms, ttl_left_ms, provenance = value
+    return RouteEntry(key, route, age_ms, ttl_left_ms, _PROVENANCE[provenance])
+
+
+def resolution(value: Any, partition: int, text: str) -> Resolution:
+    """Read the answer of ``route.resolve``."""
+    room, route, source, fallback, stale, reason = value
+    return Resolution(room, route, partition, text, _SOURCE[source], fallback, stale, reason)
+
+
+def valid_fallbacks(fallbacks: Any) -> list[dict[str, Any]]:
+    """The usable ones, in order; one route is a list of one, junk is an empty list (spec 2.2)."""
+    if isinstance(fallbacks, Mapping):
+        fallbacks = (fallbacks,)
+    if not isinstance(fallbacks, Iterable) or isinstance(fallbacks, str | bytes):
+        return []
+    return [dict(f) for f in fallbacks if isinstance(f, Mapping) and f.get("external_room_id") is not None]
+
+
+def encode_cursor(values: Any) -> str:
+    """Opaque text of a position."""
+    return base64.urlsafe_b64encode(wire.pack(values)).decode().rstrip("=")
+
+
+def decode_cursor(text: Any, kind: str) -> Any:
+    """The inverse; the first item of the position names what it is for.
+
+    Raises:
+        InvalidArgument: ``invalid_cursor``.
+    """
+    try:
+        values = wire.unpack(base64.urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4)))
+        if type(values) is not list or values[0] != kind:
+            raise ValueError(kind)
+    except (MeshError, AttributeError, ValueError, IndexError, binascii.Error) as exc:
+        raise InvalidArgument(f"not a cursor of {kind}: {text!r:.60}", code="invalid_cursor") from exc
+    return values
+
+
+def value_of(result: Any) -> Any:
+    """The value of one result, or its error raised."""
+    if isinstance(result, MeshError):
+        raise result
+    return result
+
+
+__all__ = [
+    "EVERY_S", "FACTS", "PAGE_MAX", "READ", "WRITE", "Ask", "Emit", "Key", "Pause", "Plan", "Request", "Route",
+    "Stale", "check_route", "check_timeout", "check_ttl", "decode_cursor", "encode_cursor", "failure", "place_route",
+    "resolution", "route_entry", "route_record", "valid_fallbacks", "value_of",
+]

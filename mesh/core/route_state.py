@@ -1,0 +1,282 @@
+"""What one partition remembers about routes, and every change to it. Answers are made in ``routes.py``.
+
+Rules of this file:
+
+1. ``entries`` is in order of use: its first key was used longest ago. Records are bytes (``route_record``).
+2. Every key of ``entries`` has one filing in the expiry index; its slot stands in the record.
+3. ``dirty`` says how the store differs from the memory: key -> record, or None for "delete the row". Who
+   stores takes it with ``take_dirty`` and, when the transaction fails, gives it back with ``put_back``
+   BEFORE it runs the undo list in reverse.
+4. Undo works key by key: it restores the record and the dirty mark as they were before the change. What
+   was only *used* stays used; an evicted key returns to the cold end, where it came from. An undo may leave
+   the table over its capacity; the next write trims it.
+5. Expired entries go when a read meets them, when room is needed (before any live one) and in a sweep.
+   The key is remembered for a while (``expired_memory_max`` keys), so ``resolve`` can still say "stale".
+
+Measured: ``tests/core/test_routes.py::test_a_route_costs_at_most_450_bytes``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Protocol
+
+from mesh.core.expiry import ExpiryIndex
+from mesh.core.route_record import (
+    HEADER,
+    HEADER_BYTES,
+    TIMES,
+    Body,
+    encode_record,
+    header_of,
+    rebase,
+)
+from mesh.core.wire import unpack
+
+Undo = list[Callable[[], None]]
+Note = tuple[str, dict[str, Any]]
+
+#: Buckets of the expiry index per default time to live: fine enough that one bucket is no pause.
+_BUCKETS_PER_TTL = 1024
+_SLOT_AT = slice(17, 21)
+#: The mark of a key whose row in the store is as the memory says; no record is empty.
+_CLEAN = b""
+#: What an undo restores beside the record: at the hot end of the order of use, a remembered expiry, a row
+#: that no longer counts.
+HOT, _REMEMBERED, _GONE = 1, 2, 4
+
+
+class RouteSettings(Protocol):
+    """The settings of ``[routes]`` that decide something here."""
+
+    @property
+    def ttl_ms(self) -> int: ...
+    @property
+    def guess_ttl_ms(self) -> int: ...
+    @property
+    def max_entries_per_partition(self) -> int: ...
+    @property
+    def expired_memory_max(self) -> int: ...
+
+
+class RouteState:
+    """The routes of one partition with their order of use, their expiry and what is still to be stored."""
+
+    def __init__(self, settings: RouteSettings, *, route_bytes_max: int, partition: int) -> None:
+        self.ttl_ms = settings.ttl_ms
+        self.guess_ttl_ms = min(settings.guess_ttl_ms, settings.ttl_ms)
+        self.entries_max = settings.max_entries_per_partition
+        self.expired_memory_max = settings.expired_memory_max
+        self.route_bytes_max = route_bytes_max
+        self.partition = partition
+        self.entries: OrderedDict[str, bytes] = OrderedDict()
+        self.dirty: dict[str, bytes | None] = {}
+        self.watched = False  #: somebody listens to route.*; notes are collected only then
+        self.notes: list[Note] = []
+        self.loading = False  #: rows of the store are still missing here
+        self.fetch: Callable[[str], bytes | None] | None = None  #: one such row, times already rebased
+        self._gone: set[str] = set()  # while loading: keys whose row in the store no longer counts
+        self._expired: OrderedDict[str, None] = OrderedDict()
+        self._expiry = ExpiryIndex(settings.ttl_ms // _BUCKETS_PER_TTL)
+        self._swept = 0
+
+    @property
+    def count(self) -> int:
+        """Entries in memory, the expired ones that nobody met yet included."""
+        return len(self.entries)
+
+    # --- storing and loading ---
+
+    def take_dirty(self) -> dict[str, bytes | None]:
+        """Hand over what the next transaction must write."""
+        dirty, self.dirty = self.dirty, {}
+        return dirty
+
+    def put_back(self, dirty: dict[str, bytes | None]) -> None:
+        """Take back what ``take_dirty`` gave: the transaction failed. Run the undo list afterwards."""
+        self.dirty = dirty | self.dirty
+
+    def load(
+        self, rows: Iterable[tuple[str, bytes]], shift_ms: int = 0, *, now_ms: int | None = None
+    ) -> None:
+        """Take stored rows, behind everything that was used since the start.
+
+        Rows come hottest first where the store knows an order. A row whose key is here already, or was
+        deleted or changed since the start, is passed over. What does not fit is evicted from the store.
+        ``now_ms`` must be given with a ``shift_ms`` (see ``rebase``).
+
+        Raises:
+            StoreError: ``storage_error``, a row is damaged; the rows before it were taken.
+        """
+        for key, record in rows:
+            if key in self.entries or key in self._gone:
+                continue
+            if shift_ms:
+                assert now_ms is not None, "a shift needs the time"
+                record = rebase(record, shift_ms, now_ms)
+            if len(self.entries) >= self.entries_max:
+                self.dirty[key] = None
+                self._gone.add(key)
+                self._say_evicted(key, record, None)
+                continue
+            self._adopt(key, record)
+            self.entries.move_to_end(key, last=False)
+
+    def loaded(self) -> None:
+        """Every row was offered to ``load``: the memory is the whole truth from here on."""
+        self.loading = False
+        self.fetch = None
+        self._gone = set()
+
+    def _find(self, key: str, now_ms: int) -> bytes | None:
+        """The record of a key, from the store when it was not loaded yet."""
+        record = self.entries.get(key)
+        if record is not None or not self.loading or self.fetch is None or key in self._gone:
+            return record
+        row = self.fetch(key)
+        if row is None:
+            return None
+        record = self._adopt(key, row)
+        self._trim(now_ms, None)
+        return record
+
+    def _adopt(self, key: str, record: bytes) -> bytes:
+        updated, expires, flags, _, body = header_of(record)
+        record = encode_record(updated, expires, flags, self._expiry.file(key, expires), body)
+        self.entries[key] = record
+        return record
+
+    # --- changes; ``undo`` is None where the change is lazy: nobody was promised it ---
+
+    def _store(self, key: str, body: Body, times: tuple[int, int], flags: int, undo: Undo | None) -> int:
+        """Write one entry as the most recently used; returns how many others had to go."""
+        updated, expires = times
+        old = self.entries.get(key)
+        if undo is not None:
+            undo.append(self._before(key, old, HOT))
+        if old is None:
+            slot = self._expiry.file(key, expires)
+        else:
+            slot = int.from_bytes(old[_SLOT_AT])
+            self._expiry.refile(slot, expires)
+            self.entries.move_to_end(key)
+        route, at, size = body
+        record = HEADER.pack(updated, expires, flags, slot, at + HEADER_BYTES, size) + route
+        self.entries[key] = self.dirty[key] = record
+        if self._expired:
+            self._expired.pop(key, None)
+        if len(self.entries) > self.entries_max:
+            return self._trim(updated, undo)
+        return 0
+
+    def _trim(self, now_ms: int, undo: Undo | None) -> int:
+        """Evict until the capacity is kept: expired entries first, then those used longest ago."""
+        evicted = 0
+        while len(self.entries) > self.entries_max:
+            expired = self._expiry.first_expired(now_ms)
+            key = next(iter(self.entries)) if expired is None else expired
+            record = self.entries[key]
+            if undo is not None:
+                undo.append(self._before(key, record, 0))
+            self._remove(key, record)
+            if expired is not None:
+                self._remember(key)
+            self._say_evicted(key, record, undo)
+            evicted += 1
+        return evicted
+
+    def _expire(self, key: str, record: bytes, undo: Undo | None = None) -> None:
+        """Remove an expired entry that was met, and remember that it was there."""
+        if undo is not None:
+            undo.append(self._before(key, record, 0))
+        self._remove(key, record)
+        self._remember(key)
+        if self.watched:
+            self._say("stale", {"count": 1, "session_key": key}, undo)
+
+    def _prune(self, now_ms: int, budget: int, undo: Undo | None) -> int:
+        removed = 0
+        while removed < budget and (key := self._expiry.first_expired(now_ms)) is not None:
+            self._expire(key, self.entries[key], undo)
+            removed += 1
+        return removed
+
+    def _remove(self, key: str, record: bytes) -> None:
+        del self.entries[key]
+        self._expiry.remove(int.from_bytes(record[_SLOT_AT]))
+        self.dirty[key] = None
+        if self.loading:
+            self._gone.add(key)
+
+    def _remember(self, key: str) -> None:
+        self._expired[key] = None
+        self._expired.move_to_end(key)
+        while len(self._expired) > self.expired_memory_max:
+            self._expired.popitem(last=False)
+
+    def _forget(self, key: str, undo: Undo) -> None:
+        """Forget that a key without an entry expired lately."""
+        if key in self._expired:
+            undo.append(self._before(key, None, 0))
+            del self._expired[key]
+
+    # --- undo ---
+
+    def _before(self, key: str, record: bytes | None, past: int) -> Callable[[], None]:
+        """What brings one key back to where it stands now; memory and dirty mark."""
+        if key in self._expired:
+            past |= _REMEMBERED
+        if key in self._gone:
+            past |= _GONE
+        return partial(self._restore, key, record, self.dirty.get(key, _CLEAN), past)
+
+    def _restore(self, key: str, record: bytes | None, mark: bytes | None, past: int) -> None:
+        current = self.entries.get(key)
+        if current is not None:
+            self._remove(key, current)
+        if record is not None:
+            self._adopt(key, record)
+            self.entries.move_to_end(key, last=bool(past & HOT))
+        if mark is _CLEAN:
+            self.dirty.pop(key, None)
+        else:
+            self.dirty[key] = mark
+        if past & _REMEMBERED:
+            self._remember(key)
+        else:
+            self._expired.pop(key, None)
+        if past & _GONE:
+            self._gone.add(key)
+        else:
+            self._gone.discard(key)
+
+    # --- telemetry (spec 2.7) ---
+
+    def _say(self, what: str, fields: dict[str, Any], undo: Undo | None = None) -> None:
+        note = (what, {**fields, "component": "session_manager", "partition": self.partition})
+        self.notes.append(note)
+        if undo is not None:
+            undo.append(partial(self._unsay, note))
+
+    def _say_evicted(self, key: str, record: bytes, undo: Undo | None) -> None:
+        if self.watched:
+            at, size = HEADER.unpack_from(record)[4:]
+            fields = {"count": 1, "entries": len(self.entries), "session_key": key, "reason": "capacity"}
+            self._say("evicted", fields | {"external_room_id": unpack(record[at : at + size])}, undo)
+
+    def _unsay(self, note: Note) -> None:
+        for index in range(len(self.notes) - 1, -1, -1):
+            if self.notes[index] is note:
+                del self.notes[index]
+                return
+
+
+def is_expired(record: bytes, now_ms: int) -> bool:
+    """Whether a record's time has come; at the very millisecond it has."""
+    expires: int = TIMES.unpack_from(record)[1]
+    return expires <= now_ms
+
+
+__all__ = ["HOT", "Note", "RouteSettings", "RouteState", "Undo", "is_expired"]

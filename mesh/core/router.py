@@ -1,0 +1,280 @@
+"""What the router decides: where a frame goes. Header only, never a body, no state per request.
+
+Rules of this file:
+
+1. A request goes to the incarnation that holds the partition now, or is answered at once: restarting
+   (``AGAIN``: nothing was done, send again), down, overloaded, stale map, not our protocol.
+2. In flight is a count and a sum of bytes per partition; a reply takes back what its request took (it
+   carries the kind and the size it answers). A new incarnation starts at zero. Waiting reads do not count:
+   they are bounded where they are parked.
+3. A reply goes to the client it names. What comes from an incarnation that is no longer the holder is
+   counted and dropped: the new one answers the resent request from its receipts.
+4. What ``partitions.*`` shows comes from the supervisor's roster and the actors' READY, so it is answered
+   while a partition is dead.
+
+The hot path returns tuples, not decision objects: this file runs twice for every request of the node.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mesh.core import mailbox, wire
+from mesh.core.mailbox import ChildState
+from mesh.core.slots import SLOT_COUNT
+from mesh.errors import MeshError, Overloaded, RemoteProtocolError, RequestError, Unavailable
+
+#: A client is told of a partition's death if it was heard within this time.
+HEARD_S = 10.0
+HEARD_MAX = 20_000
+RETRY_AFTER_MS = 20
+
+READ, WRITE, WAIT = int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)
+_PARTITION_FLAG = int(wire.Flag.PARTITION)
+
+
+class Actor:
+    """The present holder of a place (partition or runner) as the router sees it."""
+
+    __slots__ = ("identity", "incarnation", "index", "inflight", "inflight_bytes", "kind", "pid", "roster", "stats",
+                 "welcomed")
+
+    def __init__(self, kind: bytes, index: int) -> None:
+        self.kind = kind
+        self.index = index
+        self.identity: bytes | None = None
+        self.incarnation = 0
+        self.pid: int | None = None
+        self.inflight = 0
+        self.inflight_bytes = 0
+        self.stats: dict[str, Any] = {}
+        self.roster: dict[str, Any] = {"state": ChildState.STARTING.value, "restarts": 0, "cause": None}
+        self.welcomed = False
+
+    @property
+    def peer(self) -> bytes:
+        """The 16 bytes under which other actors know this incarnation."""
+        return wire.actor_id(self.kind, self.index, self.incarnation)
+
+
+class Router:
+    """Placement, counters and refusals of one router process."""
+
+    def __init__(
+        self, *, slot_map: bytes, map_version: int, boot: int, runners: int, inflight_max: int, inflight_bytes_max: int
+    ) -> None:
+        self.slot_map = slot_map
+        self.map_version = map_version
+        self.boot = boot
+        self.inflight_max = inflight_max
+        self.inflight_bytes_max = inflight_bytes_max
+        self.partitions = [Actor(mailbox.PARTITION, i) for i in range(max(slot_map) + 1)]
+        self.runners = [Actor(mailbox.RUNNER, i) for i in range(runners)]
+        self.by_identity: dict[bytes, Actor] = {}
+        self.heard: dict[bytes, float] = {}
+        self.counters = dict.fromkeys(
+            ("requests", "replies", "refused", "overloaded", "late_replies", "unknown_actors", "undeliverable",
+             "malformed", "slow_clients"), 0)
+
+    # --- requests ---
+
+    def on_client(self, client: bytes, payload: bytes, now_ms: int) -> tuple[bytes | None, bytes, Actor | None]:
+        """Where a READ, WRITE or WAIT goes: (identity of the actor, frame, actor), or (None, answer, None).
+
+        Raises:
+            RemoteProtocolError: not a payload of this protocol; answer with ``refusal``.
+        """
+        if len(payload) < wire.HEADER_BYTES or payload[:3] != b"MH\x01":
+            self.counters["malformed"] += 1
+            wire.decode_header(payload)
+        _, _, kind, flags, _, address, map_version, remaining_ms, _, _, _ = wire.HEADER.unpack_from(payload)
+        if flags & _PARTITION_FLAG:
+            if map_version != self.map_version:
+                return None, self.stale_map(payload), None
+            partition = address
+        else:
+            partition = self.slot_map[address] if address < SLOT_COUNT else SLOT_COUNT
+        if partition >= len(self.partitions):
+            return None, self.refusal(payload, RemoteProtocolError(f"no slot or partition {address}")), None
+        actor = self.partitions[partition]
+        if actor.identity is None:
+            return None, self.unavailable(payload, actor), None
+        if kind != WAIT:
+            if actor.inflight >= self.inflight_max or actor.inflight_bytes >= self.inflight_bytes_max:
+                return None, self.overloaded(payload, actor), None
+            actor.inflight += 1
+            actor.inflight_bytes += len(payload)
+        return actor.identity, client + wire.DEADLINE.pack(now_ms + remaining_ms) + payload, actor
+
+    def undelivered(self, actor: Actor, payload: bytes, *, full: bool) -> bytes:
+        """The answer when ZeroMQ could not take a forwarded request; the count is taken back."""
+        if payload[3] != WAIT:
+            actor.inflight -= 1
+            actor.inflight_bytes -= len(payload)
+        return self.overloaded(payload, actor) if full else self.unavailable(payload, actor)
+
+    def refusal(self, payload: bytes, error: MeshError, flags: int = 0) -> bytes:
+        """A reply that refuses a whole payload (its header may be unreadable)."""
+        self.counters["refused"] += 1
+        request_id, kind, address = 0, 0, 0
+        if len(payload) >= wire.HEADER_BYTES:
+            _, _, kind, _, _, address, _, _, request_id, _, _ = wire.HEADER.unpack_from(payload)
+        header = wire.encode_header(
+            wire.Kind.REPLY, flags=wire.Flag.REFUSED | flags, answers=kind, address=address,
+            map_version=self.map_version, request_id=request_id, number=self.boot,
+        )
+        return header + wire.pack(error.to_map())
+
+    def stale_map(self, payload: bytes) -> bytes:
+        """The client's placement map is an old one."""
+        error = RequestError("the placement map has changed: say HELLO again", code="invalid_argument")
+        return self.refusal(payload, error, wire.Flag.STALE_MAP | wire.Flag.AGAIN)
+
+    def unavailable(self, payload: bytes, actor: Actor) -> bytes:
+        """Nobody holds the partition: for the moment (AGAIN), or for good (down)."""
+        down = actor.roster["state"] in (ChildState.DOWN, ChildState.STOPPED)
+        how = "is down; see: mesh status, mesh partition restart" if down else "is restarting"
+        error = Unavailable(f"partition {actor.index} {how}", details={"partition": actor.index, "down": down})
+        return self.refusal(payload, error, 0 if down else wire.Flag.AGAIN)
+
+    def overloaded(self, payload: bytes, actor: Actor) -> bytes:
+        """A bound in front of the partition was reached."""
+        self.counters["overloaded"] += 1
+        error = Overloaded(
+            f"partition {actor.index} has {actor.inflight} requests in flight (bound: {self.inflight_max})",
+            details={"retry_after_ms": RETRY_AFTER_MS, "partition": actor.index},
+        )
+        return self.refusal(payload, error, wire.Flag.AGAIN)
+
+    def answer(self, payload: bytes, body: bytes) -> bytes:
+        """The router's own reply to HELLO, STATUS, PING and the like."""
+        header = wire.decode_header(payload)
+        return wire.encode_header(
+            wire.Kind.REPLY, answers=header.kind, address=header.address, map_version=self.map_version,
+            request_id=header.request_id, number=self.boot,
+        ) + body
+
+    # --- replies and the actors' own traffic ---
+
+    def on_reply(self, identity: bytes, frame: bytes) -> bool:
+        """Account for a reply to a client; False when it comes from nobody we know (drop it)."""
+        actor = self.by_identity.get(identity)
+        if actor is None or actor.identity != identity:
+            self.counters["late_replies"] += 1
+            return False
+        if frame[21] != WAIT and frame[19] == wire.Kind.REPLY:
+            actor.inflight -= 1
+            actor.inflight_bytes -= int.from_bytes(frame[28:32], "big")
+        return True
+
+    def on_actor(self, identity: bytes, frame: bytes) -> tuple[bytes, bytes] | None:
+        """Where an actor's message to another actor goes: (identity, frame), or None (counted)."""
+        sender = self.by_identity.get(identity)
+        if sender is None or sender.identity != identity:
+            self.counters["unknown_actors"] += 1
+            return None
+        kind, index, incarnation = wire.parse_actor_id(frame[:16])
+        group = self.partitions if kind == mailbox.PARTITION else self.runners
+        target = group[index] if index < len(group) else None
+        if target is None or target.identity is None or incarnation not in (0, target.incarnation):
+            self.counters["undeliverable"] += 1
+            return None
+        return target.identity, sender.peer + bytes(8) + frame[16:]
+
+    def on_ready(self, identity: bytes, message: list[Any]) -> Actor | None:
+        """Take an actor's READY: who holds a place is the highest incarnation heard."""
+        _, kind, index, incarnation, pid, stats = message
+        group = self.partitions if kind.encode() == mailbox.PARTITION else self.runners
+        if index >= len(group):
+            return None
+        actor = group[index]
+        if incarnation < actor.incarnation:
+            self.counters["unknown_actors"] += 1
+            return None
+        if incarnation > actor.incarnation or actor.identity is None:
+            if actor.identity is not None:
+                self.by_identity.pop(actor.identity, None)
+            actor.identity, actor.incarnation, actor.pid = identity, incarnation, pid
+            actor.inflight = actor.inflight_bytes = 0
+            actor.welcomed = False
+            self.by_identity[identity] = actor
+        actor.stats = stats
+        return actor
+
+    def on_gone(self, actor: Actor) -> None:
+        """Forget the holder of a place: the supervisor saw its process end."""
+        if actor.identity is not None:
+            self.by_identity.pop(actor.identity, None)
+        actor.identity = None
+        actor.pid = None
+        actor.inflight = actor.inflight_bytes = 0
+
+    def on_roster(self, children: list[dict[str, Any]]) -> list[tuple[Actor, dict[str, Any]]]:
+        """Take the supervisor's word; returns the actors whose entry changed, with their former entry."""
+        changed = []
+        for child in children:
+            group = {"partition": self.partitions, "runner": self.runners}.get(child["kind"])
+            if group is None or child["index"] >= len(group):
+                continue
+            actor = group[child["index"]]
+            former, actor.roster = actor.roster, child
+            alive = child["pid"] is not None and child["state"] in (ChildState.READY, ChildState.STARTING)
+            if actor.identity is not None and not (alive and child["pid"] == actor.pid):
+                self.on_gone(actor)
+                changed.append((actor, former))
+            elif (former["state"], former.get("pid")) != (child["state"], child["pid"]):
+                changed.append((actor, former))
+        return changed
+
+    def gone_frame(self, actor: Actor) -> bytes:
+        """What recently heard clients are told when a partition lost its holder."""
+        return wire.encode_header(
+            wire.Kind.GONE, address=actor.index, map_version=self.map_version, number=self.boot,
+            done_below=actor.incarnation,
+        )
+
+    def runner_roster(self) -> list[list[Any]]:
+        """The runners as partitions need them: [index, incarnation, pid, state, reachable].
+
+        The first four are the supervisor's word: only it knows of a death. A new router has heard nobody
+        yet, and must not make the partitions believe that their runners died.
+        """
+        return [
+            [a.index, max(a.incarnation, a.roster.get("incarnation", 0)), a.roster.get("pid") or a.pid,
+             "ready" if a.identity is not None else str(a.roster["state"]), a.identity is not None]
+            for a in self.runners
+        ]
+
+    def forget_silent(self, now_s: float) -> None:
+        """Drop clients not heard for a while from the list of those to be told."""
+        if len(self.heard) > HEARD_MAX:
+            self.heard = dict(sorted(self.heard.items(), key=lambda item: item[1])[-HEARD_MAX // 2 :])
+        for client in [c for c, at in self.heard.items() if now_s - at > HEARD_S]:
+            del self.heard[client]
+
+    def partition_rows(self) -> list[dict[str, Any]]:
+        """What is known of each partition, dead or alive."""
+        rows = []
+        for actor in self.partitions:
+            state = actor.roster["state"]
+            if actor.identity is not None:
+                state = ChildState.READY.value
+            elif state == ChildState.READY:
+                state = ChildState.STARTING.value
+            rows.append({
+                **actor.stats, "index": actor.index, "state": state, "pid": actor.pid, "epoch": actor.incarnation,
+                "restarts": actor.roster["restarts"], "cause": actor.roster["cause"], "inflight": actor.inflight,
+            })
+        return rows
+
+    def runner_rows(self) -> list[dict[str, Any]]:
+        """The same for the runners."""
+        return [
+            {**a.stats, "index": a.index, "state": "ready" if a.identity is not None else a.roster["state"],
+             "pid": a.pid, "incarnation": a.incarnation, "restarts": a.roster["restarts"],
+             "cause": a.roster["cause"]}
+            for a in self.runners
+        ]
+
+
+__all__ = ["HEARD_MAX", "HEARD_S", "RETRY_AFTER_MS", "Actor", "Router"]

@@ -1,0 +1,145 @@
+"""What a run is inside its partition, and which steps its status allows.
+
+Rules of this file:
+
+1. pending -> queued -> running (<-> waiting_approval) -> completed | failed | cancelled | timeout. A run that
+   has not started can only be cancelled. A terminal status never changes.
+2. The claim (attempt, runner, runner incarnation) is written in the commit that dispatches. What a runner
+   says under another attempt is fenced.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mesh.core.records import TERMINAL, RunStatus
+from mesh.core.wire import check_depth
+from mesh.errors import InvalidArgument, InvalidState
+
+_STEPS: dict[RunStatus, frozenset[RunStatus]] = {
+    RunStatus.PENDING: frozenset((RunStatus.QUEUED, RunStatus.CANCELLED)),
+    RunStatus.QUEUED: frozenset((RunStatus.RUNNING, RunStatus.CANCELLED, RunStatus.FAILED)),
+    RunStatus.RUNNING: frozenset((*TERMINAL, RunStatus.WAITING_APPROVAL, RunStatus.QUEUED)),
+    RunStatus.WAITING_APPROVAL: frozenset((*TERMINAL, RunStatus.RUNNING)),
+}
+#: Order is the code in the store: append only. Codes below TERMINAL_CODE are not terminal.
+STATUS_CODE = {status: code for code, status in enumerate(RunStatus)}
+TERMINAL_CODE = STATUS_CODE[RunStatus.COMPLETED]
+OPTIONS = frozenset(("deadline_s", "provider_opts", "required_capabilities", "optional_capabilities"))
+
+
+class RunState(msgspec.Struct, frozen=True, array_like=True):
+    """A run as its partition stores it. New fields go to the end and have a default."""
+
+    n: int
+    id: str
+    session_id: str
+    status: RunStatus
+    input: Any
+    options: dict[str, Any]
+    created_at: float
+    once: bool = False  #: of run_once: settling it settles its session
+    attempt: int = 0
+    runner: int | None = None
+    runner_incarnation: int = 0
+    cancelling: bool = False
+    batch: int = 0  #: number of the runner's last batch that is in the log
+    started_at: float | None = None
+    ended_at: float | None = None
+    output: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    metadata: dict[str, Any] = {}
+    token_usage: dict[str, Any] = {}
+    cost_usd: float | None = None
+    provider: str | None = None
+    provider_metadata: dict[str, Any] = {}
+
+
+def step(run: RunState, status: RunStatus, **changes: Any) -> RunState:
+    """The run in another status.
+
+    Raises:
+        InvalidState: ``invalid_transition``.
+    """
+    if status not in _STEPS.get(run.status, ()):
+        raise InvalidState(
+            f"run {run.id} is {run.status}; it cannot become {status}", code="invalid_transition",
+            details={"status": run.status.value, "run_id": run.id},
+        )
+    return msgspec.structs.replace(run, status=status, **changes)
+
+
+def checked_options(options: Any) -> dict[str, Any]:
+    """The options of a run, checked.
+
+    Raises:
+        InvalidArgument: names the option.
+    """
+    if options is None:
+        return {}
+    if type(options) is not dict:
+        raise InvalidArgument(f"options must be a map, not {type(options).__name__}")
+    for name in options:
+        if name not in OPTIONS:
+            raise InvalidArgument(f"unknown run option {name!r:.60}", details={"known": sorted(OPTIONS)})
+    deadline_s = options.get("deadline_s")
+    if deadline_s is not None and not (type(deadline_s) in (int, float) and 0 < deadline_s < 10**9):
+        raise InvalidArgument(f"deadline_s must be a number more than 0, not {deadline_s!r:.60}")
+    for name in ("required_capabilities", "optional_capabilities"):
+        names = options.get(name) or ()
+        if type(names) not in (list, tuple) or not all(type(c) is str for c in names):
+            raise InvalidArgument(f"{name} must be a list of strs, not {names!r:.60}")
+    check_depth(options.get("provider_opts"))
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def messages(run_input: Any) -> list[dict[str, Any]]:
+    """The input's messages, one ``message_sent`` each: of ``{"messages"}``, ``{"prompt"}`` or a plain str."""
+    if type(run_input) is str:
+        run_input = {"prompt": run_input}
+    if type(run_input) is not dict:
+        return []
+    listed = run_input.get("messages")
+    if type(listed) is list:
+        found = []
+        for message in listed:
+            if type(message) is dict and message.get("content"):
+                content = message["content"]
+                role = str(message.get("role") or "user").lower()
+                found.append({"role": role, "content": content if type(content) is str else str(content)})
+        return found
+    prompt = run_input.get("prompt")
+    return [{"role": "user", "content": prompt}] if type(prompt) is str and prompt else []
+
+
+def to_wire(run: RunState) -> dict[str, Any]:
+    """The run map that travels; ``row`` is the cursor of lists."""
+    return {
+        "id": run.id, "session_id": run.session_id, "status": run.status.value, "input": run.input,
+        "output": run.output, "error": run.error, "metadata": run.metadata, "token_usage": run.token_usage,
+        "cost_usd": run.cost_usd, "attempt": run.attempt, "created_at": run.created_at,
+        "started_at": run.started_at, "ended_at": run.ended_at, "provider": run.provider,
+        "provider_metadata": run.provider_metadata, "row": run.n,
+    }
+
+
+_DECODER = msgspec.msgpack.Decoder(RunState)
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def encode(run: RunState) -> bytes:
+    """The stored form."""
+    return _ENCODER.encode(run)
+
+
+def decode(data: bytes) -> RunState:
+    """The inverse of ``encode``."""
+    return _DECODER.decode(data)
+
+
+__all__ = [
+    "OPTIONS", "STATUS_CODE", "TERMINAL_CODE", "RunState", "checked_options", "decode", "encode", "messages", "step",
+    "to_wire",
+]

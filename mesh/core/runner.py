@@ -1,0 +1,274 @@
+"""What a runner remembers about its talk with the partitions: commands taken, batches not yet stored.
+
+Rules of this file:
+
+1. A command is executed once and in order per partition epoch. A gap is not jumped: what lies behind it
+   waits until the sender repeats it. A newer epoch counts from 1 again; an older one is not listened to.
+2. A batch is encoded once and kept until its number is known to be in the log. It can be sent any number
+   of times; ``(run, attempt, n)`` makes the repetition harmless.
+3. The bytes of everything that is kept are counted, so that somebody can stop the providers in time.
+4. The last batch of an attempt carries its settlement, and nothing follows it.
+
+No sockets, no clock: time comes as an argument, bytes go out as return values.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mesh.core.wire import array_header, pack
+
+#: A batch is cut when it reaches one of these.
+BATCH_EVENTS_MAX = 1_024
+BATCH_BYTES_MAX = 256 * 1024
+#: How much of one run is sent again per look when nothing was acknowledged.
+RESEND_BYTES_MAX = 1024 * 1024
+RESEND_AFTER_S = 1.0
+_BATCH = array_header(6) + pack("batch")
+_MANY = array_header(2) + pack("many")
+_NIL = pack(None)
+
+#: A run and its attempt: what every batch and every answer names.
+Key = tuple[str, int]
+
+
+class Inbox:
+    """The numbered commands of one partition."""
+
+    __slots__ = ("done", "epoch")
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.done = 0
+
+    def heard(self, epoch: int) -> bool:
+        """Note the sender's epoch. True when it is newer than all before: its numbers begin at 1."""
+        if epoch <= self.epoch:
+            return False
+        self.epoch, self.done = epoch, 0
+        return True
+
+    def take(self, epoch: int, first: int, commands: Sequence[Any]) -> list[Any]:
+        """The commands to execute now: those that are new and follow without a gap.
+
+        They count as done at once; acknowledge ``done`` afterwards, also when the list is empty.
+        """
+        self.heard(epoch)
+        if epoch != self.epoch or first > self.done + 1:
+            return []
+        fresh = list(commands[self.done + 1 - first:])
+        self.done += len(fresh)
+        return fresh
+
+
+class Batch:
+    """One numbered batch, encoded."""
+
+    __slots__ = ("message", "n", "sent_s")
+
+    def __init__(self, n: int, message: bytes, sent_s: float) -> None:
+        self.n = n
+        self.message = message
+        self.sent_s = sent_s
+
+
+class RunLog:
+    """What one attempt of a run has said and the log has not confirmed."""
+
+    __slots__ = (
+        "_open", "_open_bytes", "_prefix", "_settle", "batches", "bytes", "key", "next_n", "partition",
+    )
+
+    def __init__(self, key: Key, partition: int) -> None:
+        self.key = key
+        self.partition = partition
+        self.next_n = 1
+        self.batches: deque[Batch] = deque()
+        self.bytes = 0
+        self._open: list[bytes] = []
+        self._open_bytes = 0
+        self._settle: bytes | None = None
+        self._prefix = _BATCH + pack(key[0]) + pack(key[1])
+
+    @property
+    def settled(self) -> bool:
+        """Whether the settlement was given; afterwards nothing is accepted."""
+        return self._settle is not None
+
+    def add(self, event: bytes) -> None:
+        """Keep one encoded event for the next batch."""
+        assert self._settle is None, "an event after the settlement"
+        self._open.append(event)
+        self._open_bytes += len(event)
+        self.bytes += len(event)
+
+    def settle(self, settle: bytes) -> None:
+        """Give the settlement; it leaves with the last batch, behind the terminal event added last."""
+        assert self._settle is None, "a second settlement"
+        assert self._open, "a settlement without its terminal event"
+        self._settle = settle
+        self.bytes += len(settle)
+
+    def close(self, now_s: float) -> list[bytes]:
+        """Turn what was added into batches and return their messages, in order."""
+        if not self._open:
+            return []
+        made = [self._batch(events, last, now_s) for events, last in _cut(self._open, self._open_bytes)]
+        settle_bytes = 0 if self._settle is None else len(self._settle)
+        self.bytes += sum(map(len, made)) - self._open_bytes - settle_bytes
+        self._open, self._open_bytes = [], 0
+        return made
+
+    def _batch(self, events: list[bytes], last: bool, now_s: float) -> bytes:
+        message = b"".join((
+            self._prefix, pack(self.next_n), array_header(len(events)), *events,
+            self._settle if last and self._settle is not None else _NIL,
+        ))
+        self.batches.append(Batch(self.next_n, message, now_s))
+        self.next_n += 1
+        return message
+
+    def stored(self, n: int) -> None:
+        """Forget the batches up to ``n``."""
+        while self.batches and self.batches[0].n <= n:
+            self.bytes -= len(self.batches.popleft().message)
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything, the settlement included, is in the log."""
+        return self._settle is not None and not self._open and not self.batches
+
+    def since(self, n: int, now_s: float) -> list[bytes] | None:
+        """The batches from ``n`` on, to be sent again; None when some of them were forgotten."""
+        if n < (self.batches[0].n if self.batches else self.next_n):
+            return None
+        again = [batch for batch in self.batches if batch.n >= n]
+        for batch in again:
+            batch.sent_s = now_s
+        return [batch.message for batch in again]
+
+    def overdue(self, now_s: float) -> list[bytes]:
+        """The oldest batches when they were sent long ago, at most ``RESEND_BYTES_MAX`` and at least one."""
+        again: list[bytes] = []
+        room = RESEND_BYTES_MAX
+        for batch in self.batches:
+            if now_s - batch.sent_s < RESEND_AFTER_S or room <= 0:
+                break
+            batch.sent_s = now_s
+            again.append(batch.message)
+            room -= len(batch.message)
+        return again
+
+
+def _cut(events: list[bytes], total_bytes: int) -> Iterator[tuple[list[bytes], bool]]:
+    """Cut events into batches within the bounds; an event larger than the bound is a batch of its own."""
+    if total_bytes <= BATCH_BYTES_MAX and len(events) <= BATCH_EVENTS_MAX:
+        yield events, True
+        return
+    batch: list[bytes] = []
+    size = 0
+    for event in events:
+        if batch and (size + len(event) > BATCH_BYTES_MAX or len(batch) == BATCH_EVENTS_MAX):
+            yield batch, False
+            batch, size = [], 0
+        batch.append(event)
+        size += len(event)
+    yield batch, True
+
+
+class Outbox:
+    """The logs of all runs of this runner, and what they cost together."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self.logs: dict[Key, RunLog] = {}
+        self.bytes = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether providers have to wait until something was stored."""
+        return self.bytes > self._bytes_max
+
+    def begin(self, key: Key, partition: int) -> RunLog:
+        """Start the log of an attempt that belongs to ``partition``."""
+        log = self.logs[key] = RunLog(key, partition)
+        return log
+
+    def add(self, log: RunLog, event: bytes) -> None:
+        """Keep an encoded event; it leaves with the next ``close`` of its log."""
+        log.add(event)
+        self.bytes += len(event)
+
+    def settle(self, log: RunLog, settle: bytes) -> None:
+        """Keep the encoded settlement; the event added last must be the terminal one."""
+        log.settle(settle)
+        self.bytes += len(settle)
+
+    def close(self, log: RunLog, now_s: float) -> list[bytes]:
+        """The messages of a log's new batches."""
+        before = log.bytes
+        made = log.close(now_s)
+        self.bytes += log.bytes - before
+        return made
+
+    def stored(self, key: Key, n: int) -> bool:
+        """Batch ``n`` and all below are in the log. True when that ends the attempt here."""
+        log = self.logs.get(key)
+        if log is None:
+            return False
+        before = log.bytes
+        log.stored(n)
+        self.bytes += log.bytes - before
+        if log.finished:
+            del self.logs[key]
+        return log.finished
+
+    def drop(self, key: Key) -> None:
+        """Forget an attempt that is over elsewhere (fenced, or superseded)."""
+        log = self.logs.pop(key, None)
+        if log is not None:
+            self.bytes -= log.bytes
+
+    def of_partition(self, partition: int | None, now_s: float) -> Iterator[tuple[int, list[bytes]]]:
+        """Everything unconfirmed of one partition (None: of all), because its mailbox may have lost it."""
+        for log in self.logs.values():
+            if log.batches and (partition is None or log.partition == partition):
+                yield log.partition, log.since(log.batches[0].n, now_s) or []
+
+    def overdue(self, now_s: float) -> Iterator[tuple[int, list[bytes]]]:
+        """What was sent and not confirmed for ``RESEND_AFTER_S``."""
+        for log in self.logs.values():
+            if log.batches and (again := log.overdue(now_s)):
+                yield log.partition, again
+
+
+def encode_event(code: int, ts: float, fragment: bytes) -> bytes:
+    """One ``[type code, ts, fragment]`` of a batch."""
+    return pack((code, ts, fragment))
+
+
+def join_many(messages: Sequence[bytes]) -> bytes:
+    """One message from several encoded ones."""
+    return messages[0] if len(messages) == 1 else b"".join((_MANY, array_header(len(messages)), *messages))
+
+
+def groups(messages: Sequence[bytes], bytes_max: int) -> Iterator[list[bytes]]:
+    """Cut messages into groups of at most ``bytes_max``; a larger one stands alone."""
+    group: list[bytes] = []
+    size = 0
+    for message in messages:
+        if group and size + len(message) > bytes_max:
+            yield group
+            group, size = [], 0
+        group.append(message)
+        size += len(message)
+    if group:
+        yield group
+
+
+__all__ = [
+    "BATCH_BYTES_MAX", "BATCH_EVENTS_MAX", "RESEND_AFTER_S", "RESEND_BYTES_MAX", "Batch", "Inbox", "Key",
+    "Outbox", "RunLog", "encode_event", "groups", "join_many",
+]

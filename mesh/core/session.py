@@ -1,0 +1,174 @@
+"""What a session is inside its partition, and which steps its status allows.
+
+Rules of this file:
+
+1. State is immutable: a step gives a new ``SessionState``, so that undoing a batch is putting back the old one.
+2. Live and stored are two things. ``status`` is stored and changes by verbs; ``live`` says that an actor
+   hosts the session now (runner, its incarnation), and ``incarnation`` grows whenever it becomes live again.
+3. ``seq`` is not written with every event: the log itself knows it (the highest seq of the session).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mesh.core.records import SessionStatus
+from mesh.core.slots import check_id
+from mesh.core.wire import check_depth
+from mesh.errors import InvalidArgument, InvalidState
+
+TAGS_MAX = 64
+_PENDING, _ACTIVE, _PAUSED = SessionStatus.PENDING, SessionStatus.ACTIVE, SessionStatus.PAUSED
+CLOSED = frozenset((SessionStatus.COMPLETED, SessionStatus.CANCELLED, SessionStatus.FAILED))
+
+#: verb -> (statuses it may start from, status it leads to, event it leaves)
+VERBS: dict[str, tuple[frozenset[SessionStatus], SessionStatus, str]] = {
+    "activate": (frozenset((_PENDING,)), _ACTIVE, "session_started"),
+    "pause": (frozenset((_ACTIVE,)), _PAUSED, "session_paused"),
+    "resume": (frozenset((_PAUSED,)), _ACTIVE, "session_resumed"),
+    "complete": (frozenset((_ACTIVE, _PAUSED)), SessionStatus.COMPLETED, "session_completed"),
+    "cancel": (frozenset((_PENDING, _ACTIVE, _PAUSED)), SessionStatus.CANCELLED, "session_cancelled"),
+    "fail": (frozenset((_PENDING, _ACTIVE, _PAUSED)), SessionStatus.FAILED, "session_failed"),
+}
+
+#: Order is the code in the store: append only.
+STATUS_CODE = {status: code for code, status in enumerate(SessionStatus)}
+
+
+class SessionState(msgspec.Struct, frozen=True, array_like=True):
+    """A session as its partition stores it. New fields go to the end and have a default."""
+
+    n: int  #: row number in the partition: the order of creation, and the cursor of lists
+    id: str
+    agent: str
+    agent_id: str
+    status: SessionStatus
+    created_at: float
+    updated_at: float
+    parent_session_id: str | None = None
+    metadata: dict[str, Any] = {}
+    context: dict[str, Any] = {}
+    tags: tuple[str, ...] = ()
+    error: dict[str, Any] | None = None
+    incarnation: int = 0
+    runner: int | None = None  #: None when not live
+    runner_incarnation: int = 0
+    crashes: tuple[float, ...] = ()  #: times at which it was executing when its runner died
+    seq: int = 0
+
+    @property
+    def live(self) -> bool:
+        """Whether an actor hosts it now."""
+        return self.runner is not None
+
+
+def step(state: SessionState, verb: str, now: float, **changes: Any) -> SessionState:
+    """The session after a verb.
+
+    Raises:
+        InvalidState: ``invalid_transition``; details hold the status and the verb.
+    """
+    allowed, target, _ = VERBS[verb]
+    if state.status not in allowed:
+        raise InvalidState(
+            f"cannot {verb} session {state.id}: it is {state.status}", code="invalid_transition",
+            details={"status": state.status.value, "verb": verb, "session_id": state.id},
+        )
+    return msgspec.structs.replace(state, status=target, updated_at=now, **changes)
+
+
+def require_active(state: SessionState) -> None:
+    """Refuse work for a session that cannot take it.
+
+    Raises:
+        InvalidState: ``session_paused``, ``session_closed`` or ``session_not_active``.
+    """
+    if state.status == _ACTIVE:
+        return
+    details = {"status": state.status.value, "session_id": state.id}
+    if state.status == _PAUSED:
+        raise InvalidState(f"session {state.id} is paused: resume it first", code="session_paused", details=details)
+    if state.status in CLOSED:
+        raise InvalidState(f"session {state.id} is {state.status}", code="session_closed", details=details)
+    raise InvalidState(f"session {state.id} is pending: activate it first", code="session_not_active",
+                       details=details)
+
+
+def new_session(n: int, session_id: Any, agent: Any, fields: Any, now: float) -> SessionState:
+    """Check the arguments of ``session.create`` and build the pending session.
+
+    Raises:
+        InvalidArgument: names the argument.
+    """
+    fields = {} if fields is None else fields
+    if type(fields) is not dict:
+        raise InvalidArgument(f"fields must be a map, not {type(fields).__name__}")
+    unknown = set(fields) - {"agent_id", "context", "metadata", "tags", "parent_session_id"}
+    if unknown:
+        raise InvalidArgument(f"unknown session field {min(map(str, unknown))!r}")
+    if type(agent) is not str or not agent:
+        raise InvalidArgument(f"agent must be a non-empty str, not {agent!r:.60}")
+    agent_id = fields.get("agent_id")
+    if agent_id is None:
+        agent_id = agent
+    if type(agent_id) is not str or not agent_id:
+        raise InvalidArgument(f"agent_id must be a non-empty str, not {agent_id!r:.60}")
+    tags = fields.get("tags") or ()
+    if type(tags) not in (list, tuple) or len(tags) > TAGS_MAX or not all(type(t) is str and t for t in tags):
+        raise InvalidArgument(f"tags must be at most {TAGS_MAX} non-empty strs, not {tags!r:.60}")
+    parent = fields.get("parent_session_id")
+    return SessionState(
+        n=n, id=check_id(session_id), agent=agent, agent_id=agent_id, status=_PENDING, created_at=now,
+        updated_at=now, parent_session_id=None if parent is None else check_id(parent, "parent_session_id"),
+        metadata=checked_map(fields.get("metadata"), "metadata"),
+        context=checked_map(fields.get("context"), "context"), tags=tuple(tags),
+    )
+
+
+def checked_map(value: Any, name: str) -> dict[str, Any]:
+    """A map with str keys, not nested too deeply; None gives an empty one."""
+    if value is None:
+        return {}
+    if type(value) is not dict or not all(type(key) is str for key in value):
+        raise InvalidArgument(f"{name} must be a map with str keys, not {value!r:.60}")
+    check_depth(value)
+    return value
+
+
+def handle_map(state: SessionState, pid: int | None) -> dict[str, Any] | None:
+    """The handle of the live incarnation, None when there is none."""
+    if state.runner is None:
+        return None
+    return {"session_id": state.id, "runner": state.runner, "pid": pid or 0, "incarnation": state.incarnation}
+
+
+def to_wire(state: SessionState, pid: int | None) -> dict[str, Any]:
+    """The session map that travels; ``row`` is the cursor of lists."""
+    return {
+        "id": state.id, "agent": state.agent, "agent_id": state.agent_id, "status": state.status.value,
+        "parent_session_id": state.parent_session_id, "metadata": state.metadata, "context": state.context,
+        "tags": state.tags, "created_at": state.created_at, "updated_at": state.updated_at, "seq": state.seq,
+        "error": state.error, "handle": handle_map(state, pid), "row": state.n,
+    }
+
+
+_DECODER = msgspec.msgpack.Decoder(SessionState)
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def encode(state: SessionState) -> bytes:
+    """The stored form."""
+    return _ENCODER.encode(state)
+
+
+def decode(data: bytes) -> SessionState:
+    """The inverse of ``encode``."""
+    return _DECODER.decode(data)
+
+
+__all__ = [
+    "CLOSED", "STATUS_CODE", "VERBS", "SessionState", "checked_map", "decode", "encode", "handle_map", "new_session",
+    "require_active", "step", "to_wire",
+]

@@ -1,0 +1,304 @@
+"""The memory of one partition, and the batch that changes it.
+
+Rules of this file:
+
+1. Sessions and runs are immutable values in dicts; changing one records how to put the old one back. A
+   request that raises is undone to its mark; a transaction that fails undoes the whole batch.
+2. A batch collects what the one transaction writes: sessions and runs (the last value of each), events and
+   lifecycle messages (in order), and, beside it, what happens only after the commit: commands to runners,
+   publications, settled runs.
+3. ``pos`` and ``lseq`` are contiguous in this partition, ``seq`` in each session; all three are undone with
+   the batch, so a hole in them means a lost message and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from mesh.core import events as ev
+from mesh.core import wire
+from mesh.core.run import RunState
+from mesh.core.session import SessionState, handle_map
+from mesh.errors import NotFound
+
+
+class EventRow(NamedTuple):
+    """One appended event on its way to the store."""
+
+    pos: int
+    session: int
+    session_id: str
+    seq: int
+    type: int
+    run: int
+    run_id: str | None
+    ts: float
+    fragment: bytes
+
+
+class Work(NamedTuple):
+    """What a session has to do: the run that executes, and those that wait, in order."""
+
+    running: str | None = None
+    queue: tuple[str, ...] = ()
+
+
+class RunnerEntry(NamedTuple):
+    """The present holder of a runner's place, by the supervisor's word."""
+
+    incarnation: int
+    pid: int | None
+    state: str
+    reachable: bool
+
+
+class Loader(Protocol):
+    """What the state asks of the store: committed rows only."""
+
+    def session(self, session_id: str) -> SessionState | None:
+        """The stored session, with its highest seq, or None."""
+
+    def run(self, run_id: str) -> RunState | None:
+        """The stored run, or None."""
+
+
+_IDLE = Work()
+
+
+class State:
+    """Caches, counters and the open batch of one partition."""
+
+    def __init__(self, loader: Loader, *, partition: int, epoch: int, node: str) -> None:
+        self.loader = loader
+        self.partition = partition
+        self.epoch = epoch
+        self.node = node
+        self.sessions: OrderedDict[str, SessionState] = OrderedDict()
+        self.runs: OrderedDict[str, RunState] = OrderedDict()
+        self.work: dict[str, Work] = {}
+        self.live: OrderedDict[str, float] = OrderedDict()
+        self.runners: dict[int, RunnerEntry] = {}
+        self.pos = self.lseq = 0
+        self.next_session = self.next_run = 1
+        self.session_count = 0
+        self.now = 0.0  #: wall time of this batch, seconds
+        self.mono = 0.0  #: monotonic time of this batch, seconds
+        self.stamp = b"".join((b"\xa9partition", wire.pack(partition), b"\xa5epoch", wire.pack(epoch), b"\xa4node",
+                               wire.pack(node)))
+        self._reset()
+
+    def _reset(self) -> None:
+        self.undo: list[Callable[[], object]] = []
+        self.events: list[EventRow] = []
+        self.lifecycle: list[tuple[int, str, bytes]] = []
+        self.dirty_sessions: dict[str, None] = {}
+        self.dirty_runs: dict[str, None] = {}
+        self.progress: dict[int, tuple[int, int]] = {}
+        self.commands: list[tuple[int, list[Any]]] = []
+        self.settled: list[str] = []
+        self.resolutions: list[tuple[Any, int, bytes]] = []
+
+    # --- reading ---
+
+    def session(self, session_id: str) -> SessionState:
+        """The session, from memory or the store.
+
+        Raises:
+            NotFound: ``session_not_found``.
+        """
+        found = self.sessions.get(session_id)
+        if found is None:
+            found = self.loader.session(session_id) if type(session_id) is str else None
+            if found is None:
+                raise NotFound(f"no session {session_id!r:.140}", code="session_not_found")
+            self.sessions[session_id] = found
+        return found
+
+    def run(self, run_id: str) -> RunState:
+        """The run, from memory or the store.
+
+        Raises:
+            NotFound: ``run_not_found``.
+        """
+        found = self.runs.get(run_id)
+        if found is None:
+            found = self.loader.run(run_id) if type(run_id) is str else None
+            if found is None:
+                raise NotFound(f"no run {run_id!r:.60}", code="run_not_found")
+            self.runs[run_id] = found
+        return found
+
+    def has_session(self, session_id: str) -> bool:
+        """Whether the id was ever used."""
+        return session_id in self.sessions or self.loader.session(session_id) is not None
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether the id was ever used."""
+        return run_id in self.runs or self.loader.run(run_id) is not None
+
+    def work_of(self, session_id: str) -> Work:
+        """What the session has to do."""
+        return self.work.get(session_id, _IDLE)
+
+    def pid_of(self, session: SessionState) -> int | None:
+        """The process that hosts the live session."""
+        entry = self.runners.get(session.runner) if session.runner is not None else None
+        return entry.pid if entry is not None else None
+
+    def ready_runners(self) -> list[int]:
+        """The runners that can take work now."""
+        return [index for index, entry in self.runners.items() if entry.reachable and entry.state == "ready"]
+
+    # --- changing ---
+
+    def put_session(self, session: SessionState) -> SessionState:
+        """Replace a session; undone with the batch."""
+        former = self.sessions.get(session.id)
+        self.undo.append(lambda: self._place_session(session.id, former))
+        self.dirty_sessions[session.id] = None
+        self._place_session(session.id, session)
+        return session
+
+    def _place_session(self, session_id: str, session: SessionState | None) -> None:
+        if session is None:
+            self.sessions.pop(session_id, None)
+            self.dirty_sessions.pop(session_id, None)
+        else:
+            self.sessions[session_id] = session
+        if session is not None and session.runner is not None:
+            if session_id not in self.live:
+                self.live[session_id] = self.mono
+        else:
+            self.live.pop(session_id, None)
+
+    def put_run(self, run: RunState) -> RunState:
+        """Replace a run; undone with the batch."""
+        former = self.runs.get(run.id)
+        self.undo.append(lambda: self._place_run(run.id, former))
+        self.dirty_runs[run.id] = None
+        self.runs[run.id] = run
+        return run
+
+    def _place_run(self, run_id: str, run: RunState | None) -> None:
+        if run is None:
+            self.runs.pop(run_id, None)
+            self.dirty_runs.pop(run_id, None)
+        else:
+            self.runs[run_id] = run
+
+    def put_progress(self, run: RunState, batch: int) -> None:
+        """Remember the runner's last batch: a small row of its own, since the run's row holds its input."""
+        former = self.runs[run.id]
+        self.undo.append(lambda: self._place_run(run.id, former))
+        self.runs[run.id] = msgspec.structs.replace(run, batch=batch)
+        self.progress[run.n] = (run.attempt, batch)
+
+    def put_work(self, session_id: str, work: Work) -> None:
+        """Replace what a session has to do; undone with the batch."""
+        former = self.work.get(session_id)
+        self.undo.append(lambda: self._place_work(session_id, former))
+        self._place_work(session_id, None if work == _IDLE else work)
+
+    def _place_work(self, session_id: str, work: Work | None) -> None:
+        if work is None:
+            self.work.pop(session_id, None)
+        else:
+            self.work[session_id] = work
+
+    def touch(self, session_id: str) -> None:
+        """The live session did something: its idle time begins anew."""
+        if session_id in self.live:
+            self.live[session_id] = self.mono
+            self.live.move_to_end(session_id)
+
+    def append(
+        self, session_id: str, event_type: str, data: dict[str, Any], *, run: RunState | None = None,
+        provider: str | None = None,
+    ) -> None:
+        """Append an event that the partition itself is the author of."""
+        session = self.sessions[session_id]
+        fragment = ev.encode_fragment(
+            event_type, session_id, run.id if run else None, data, ts=self.now, provider=provider or session.agent,
+            correlation_id=_text(session.metadata.get("correlation_id")),
+        )
+        self.append_fragment(session_id, ev.TYPE_CODE[event_type], self.now, fragment, run)
+
+    def append_fragment(
+        self, session_id: str, code: int, ts: float, fragment: bytes, run: RunState | None
+    ) -> None:
+        """Append an encoded event: the next seq of its session, the next pos of this partition."""
+        session = self.sessions[session_id]
+        seq = session.seq + 1
+        self.pos += 1
+        self.undo.append(lambda: self._place_session(session_id, session))
+        self.sessions[session_id] = msgspec.structs.replace(session, seq=seq)
+        self.events.append(EventRow(
+            self.pos, session.n, session_id, seq, code, run.n if run else 0, run.id if run else None, ts, fragment
+        ))
+
+    def announce(self, what: str, session: SessionState, **fields: Any) -> None:
+        """A lifecycle message: stored and numbered with the batch, published after the commit."""
+        self.lseq += 1
+        payload = wire.pack({
+            "ts": self.now, "partition": self.partition, "epoch": self.epoch, "node": self.node, "lseq": self.lseq,
+            "session_id": session.id, "agent_id": session.agent_id, "agent": session.agent,
+            "status": session.status.value, "handle": handle_map(session, self.pid_of(session)), **fields,
+        })
+        self.lifecycle.append((self.lseq, f"lifecycle.{what}.{topic_id(session.id)}", payload))
+
+    # --- the batch ---
+
+    def mark(self) -> tuple[int, ...]:
+        """A point to go back to."""
+        return (len(self.undo), len(self.events), len(self.lifecycle), len(self.commands), len(self.settled),
+                len(self.resolutions), self.pos, self.lseq, self.next_session, self.next_run, self.session_count)
+
+    def back_to(self, mark: tuple[int, ...]) -> None:
+        """Undo everything since the mark."""
+        (undo, events, lifecycle, commands, settled, resolutions, pos, lseq, next_session, next_run, sessions) = mark
+        while len(self.undo) > undo:
+            self.undo.pop()()
+        del self.events[events:], self.lifecycle[lifecycle:], self.commands[commands:], self.settled[settled:]
+        del self.resolutions[resolutions:]
+        self.pos, self.lseq, self.next_session, self.next_run = pos, lseq, next_session, next_run
+        self.session_count = sessions
+
+    @property
+    def changed(self) -> bool:
+        """Whether the batch has something to write."""
+        return bool(self.events or self.lifecycle or self.dirty_sessions or self.dirty_runs or self.progress)
+
+    def end_batch(self) -> None:
+        """The batch is committed (or undone): begin the next one."""
+        self._reset()
+
+    def trim(self, keep_max: int) -> None:
+        """Forget cached sessions and runs that nothing needs, oldest first; a bounded step per call."""
+        for _ in range(min(256, len(self.runs) - keep_max)):
+            run_id, run = next(iter(self.runs.items()))
+            if run.ended_at is None and run.session_id in self.work:
+                self.runs.move_to_end(run_id)
+            else:
+                del self.runs[run_id]
+        for _ in range(min(256, len(self.sessions) - keep_max)):
+            session_id, session = next(iter(self.sessions.items()))
+            if session.live or session_id in self.work:
+                self.sessions.move_to_end(session_id)
+            else:
+                del self.sessions[session_id]
+
+
+def topic_id(identifier: str) -> str:
+    """An id inside a topic: ``.`` separates, so it is written ``%2E`` there."""
+    return identifier.replace(".", "%2E")
+
+
+def _text(value: Any) -> str | None:
+    return value if type(value) is str else None
+
+
+__all__ = ["EventRow", "Loader", "RunnerEntry", "State", "Work", "topic_id"]

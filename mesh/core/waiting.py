@@ -1,0 +1,99 @@
+"""Parked reads: who waits for a session's events or a run's end. Nobody polls.
+
+Rules of this file: a waiter is answered when its own filter matches, or empty when its time is over; both
+bounds (per partition, per client) are refused by name; a wake-up looks at the waiters of what changed only.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+from mesh.errors import Overloaded
+
+
+class Waiter:
+    """One parked read."""
+
+    __slots__ = ("client", "deadline_s", "done", "filters", "key", "request")
+
+    def __init__(self, client: bytes, request: Any, key: str, filters: dict[str, Any], deadline_s: float) -> None:
+        self.client = client
+        self.request = request
+        self.key = key
+        self.filters = filters
+        self.deadline_s = deadline_s
+        self.done = False
+
+
+class Waiters:
+    """All parked reads of a partition, by the session or run they wait for."""
+
+    def __init__(self, *, partition_max: int, client_max: int) -> None:
+        self._partition_max = partition_max
+        self._client_max = client_max
+        self._by_key: dict[str, list[Waiter]] = {}
+        self._per_client: dict[bytes, int] = {}
+        self._heap: list[tuple[float, int, Waiter]] = []
+        self._count = 0
+        self._serial = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def park(self, waiter: Waiter) -> None:
+        """Keep a waiter.
+
+        Raises:
+            Overloaded: too many in this partition or of this client.
+        """
+        mine = self._per_client.get(waiter.client, 0)
+        if self._count >= self._partition_max or mine >= self._client_max:
+            name = "waiters_per_client" if mine >= self._client_max else "waiters_per_partition"
+            raise Overloaded(f"too many waiting reads (limits.{name})", details={"retry_after_ms": 200})
+        self._per_client[waiter.client] = mine + 1
+        self._count += 1
+        self._serial += 1
+        self._by_key.setdefault(waiter.key, []).append(waiter)
+        heapq.heappush(self._heap, (waiter.deadline_s, self._serial, waiter))
+
+    def of(self, key: str) -> list[Waiter]:
+        """Who waits for this session or run."""
+        return list(self._by_key.get(key, ()))
+
+    def finish(self, waiter: Waiter) -> None:
+        """The waiter was answered."""
+        if waiter.done:
+            return
+        waiter.done = True
+        self._count -= 1
+        left = self._per_client[waiter.client] - 1
+        if left:
+            self._per_client[waiter.client] = left
+        else:
+            del self._per_client[waiter.client]
+        same = self._by_key[waiter.key]
+        same.remove(waiter)
+        if not same:
+            del self._by_key[waiter.key]
+        if len(self._heap) > 64 and len(self._heap) > 2 * self._count:
+            self._heap = [entry for entry in self._heap if not entry[2].done]
+            heapq.heapify(self._heap)
+
+    def expired(self, now_s: float) -> list[Waiter]:
+        """Waiters whose time is over; each is to be answered empty and finished."""
+        found = []
+        while self._heap and self._heap[0][0] <= now_s:
+            waiter = heapq.heappop(self._heap)[2]
+            if not waiter.done:
+                found.append(waiter)
+        return found
+
+    def next_deadline_s(self) -> float | None:
+        """When the next one is due."""
+        while self._heap and self._heap[0][2].done:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+
+__all__ = ["Waiter", "Waiters"]

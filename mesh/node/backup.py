@@ -1,0 +1,56 @@
+"""Backups of a running partition: a few pages per turn of its loop, so that nobody waits for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mesh.core import wire
+from mesh.core.partition import PartOf
+from mesh.core.state import State
+from mesh.errors import MeshError, StoreError
+from mesh.store.sqlite import Store
+
+PAGES_PER_STEP = 512
+
+
+class Backups:
+    """The backups that are under way."""
+
+    def __init__(self, store: Store, index: int, state: State) -> None:
+        self._store = store
+        self._index = index
+        self._state = state
+        self.active: list[tuple[Iterator[bool], Path, PartOf]] = []
+
+    def begin(self, effects: list[tuple[str, Any, PartOf]]) -> None:
+        """Start copying into ``<folder>/partition-N.db``; an existing file there is refused."""
+        for _, folder, part in effects:
+            target = Path(folder).expanduser() / f"partition-{self._index}.db"
+            try:
+                if not target.is_absolute():
+                    raise StoreError(f"{folder}: give an absolute path", code="validation_error")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    raise StoreError(f"{target} exists: choose an empty folder", code="already_exists")
+                self.active.append((self._store.backup_to(target, PAGES_PER_STEP), target, part))
+            except OSError as exc:
+                part.resolve(wire.failure(StoreError(f"{target}: {exc.strerror}", code="storage_write_failed")))
+            except MeshError as error:
+                part.resolve(wire.failure(error))
+
+    def step(self) -> None:
+        """Copy some pages of each; answer those that are complete."""
+        going, self.active = self.active, []
+        for copy, target, part in going:
+            try:
+                if next(copy, True):
+                    part.resolve(wire.ok(str(target)))
+                else:
+                    self.active.append((copy, target, part))
+            except MeshError as error:
+                part.resolve(wire.failure(error))
+
+
+__all__ = ["Backups"]

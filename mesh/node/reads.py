@@ -1,0 +1,224 @@
+"""The partition's reads of sessions, runs, the log and the feed: committed rows, spliced and never decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mesh.core import events as ev
+from mesh.core import run as runs
+from mesh.core import session as sessions
+from mesh.core import wire
+from mesh.core.partition import Partition
+from mesh.core.records import SessionStatus
+from mesh.core.session_ops import LIST_MAX
+from mesh.core.state import EventRow, State, topic_id
+from mesh.errors import InvalidArgument, NotFound
+from mesh.store.sqlite import Store, StoredEvent
+
+EVENTS_PER_PAGE = 5_000
+_FILTERS = frozenset(("run_id", "type", "since", "after", "before", "limit"))
+STAMP_PAIRS = 3
+
+
+class Reads:
+    """Read ops of one partition, by name in ``table``."""
+
+    def __init__(self, state: State, store: Store, *, page_bytes: int, routes_config: dict[str, Any]) -> None:
+        self.state = state
+        self.store = store
+        self.page_bytes = page_bytes
+        self.routes_config = routes_config
+        self.partition: Partition
+        self.echo: Callable[[str], None]
+        self.info: Callable[[], dict[str, Any]]
+        self.table: dict[str, Callable[[list[Any], int], bytes]] = {
+            "route.config": lambda args, now: wire.ok(self.routes_config),
+            "session.get": self.session_get, "session.list": self.session_list, "session.handle": self.handle,
+            "session.id_of": self.id_of, "session.runs": self.session_runs, "session.events": self.session_events,
+            "run.get": self.run_get, "feed.echo": self.feed_echo, "feed.head": lambda args, now: wire.ok(self.head()),
+            "feed.lifecycle": self.feed_lifecycle, "feed.session": self.feed_session,
+            "agent.list": lambda args, now: wire.ok(self.partition.ops.agent_rows()),
+            "partition.info": lambda args, now: wire.ok(self.info()),
+        }
+
+    def session_get(self, args: list[Any], now: int) -> bytes:
+        session = self.state.session(*_exactly(args, 1))
+        return wire.ok(sessions.to_wire(session, self.state.pid_of(session)))
+
+    def session_list(self, args: list[Any], now: int) -> bytes:
+        status, agent_id, tags, limit, after = _exactly(args + [None] * (5 - len(args)), 5)
+        code = None
+        if status is not None:
+            if status not in list(SessionStatus):
+                raise InvalidArgument(f"unknown session status {status!r:.40}", code="invalid_status",
+                                      details={"known": [s.value for s in SessionStatus]})
+            code = sessions.STATUS_CODE[SessionStatus(status)]
+        if agent_id is not None and type(agent_id) is not str:
+            raise InvalidArgument(f"agent_id must be a str, not {agent_id!r:.40}")
+        if tags is not None and (type(tags) is not list or not all(type(t) is str for t in tags)):
+            raise InvalidArgument(f"tags must be a list of strs, not {tags!r:.40}")
+        wanted = set(tags or ())
+        limit = _number(limit, "limit", 1, LIST_MAX, 100)
+        after = _number(after, "after", 0, 1 << 62, 0)
+        rows: list[dict[str, Any]] = []
+        # A bounded number of rows is looked at per call, so that a rare tag never holds up the loop.
+        found = self.store.list_sessions(status=code, agent_id=agent_id, after=after, limit=LIST_MAX if wanted else limit + 1)
+        for stored in found:
+            session = self.state.sessions.get(stored.id, stored)
+            if self._owned(session.id) and wanted <= set(session.tags):
+                if len(rows) == limit:
+                    return wire.ok([rows, rows[-1]["row"]])
+                rows.append(sessions.to_wire(session, self.state.pid_of(session)))
+        more = len(found) == (LIST_MAX if wanted else limit + 1)
+        return wire.ok([rows, found[-1].n if more else None])
+
+    def _owned(self, session_id: str) -> bool:
+        return self.partition.owns_session(session_id)
+
+    def handle(self, args: list[Any], now: int) -> bytes:
+        session = self.state.session(*_exactly(args, 1))
+        handle = sessions.handle_map(session, self.state.pid_of(session))
+        if handle is None:
+            raise NotFound(f"session {session.id} is not live: it is {session.status}")
+        return wire.ok(list(handle.values()))
+
+    def id_of(self, args: list[Any], now: int) -> bytes:
+        session_id, *_ = _exactly(args, 4)
+        session = self.state.session(session_id)
+        handle = sessions.handle_map(session, self.state.pid_of(session))
+        if handle is None or list(handle.values()) != args:
+            raise NotFound(f"that handle of session {session.id} is not the live one")
+        return wire.ok(session.id)
+
+    def session_runs(self, args: list[Any], now: int) -> bytes:
+        session_id, limit, after = _exactly(args + [None] * (3 - len(args)), 3)
+        session = self.state.session(session_id)
+        limit = _number(limit, "limit", 1, LIST_MAX, 100)
+        found = self.store.list_runs(session.n, after=_number(after, "after", 0, 1 << 62, 0), limit=limit + 1)
+        rows = [runs.to_wire(self.state.runs.get(run.id, run)) for run in found[:limit]]
+        return wire.ok([rows, rows[-1]["row"] if len(found) > limit else None])
+
+    def run_get(self, args: list[Any], now: int) -> bytes:
+        return wire.ok(runs.to_wire(self.state.run(*_exactly(args, 1))))
+
+    # --- the log ---
+
+    def session_events(self, args: list[Any], now: int) -> bytes:
+        session_id, filters = _exactly(args + [None] * (2 - len(args)), 2)
+        session = self.state.session(session_id)
+        found, complete = self.find(session_id, session.n, checked_filters(filters))
+        return wire.OK + encode_events(session_id, found, complete)
+
+    def find(self, session_id: str, n: int, filters: dict[str, Any]) -> tuple[list[StoredEvent], bool]:
+        """The events of a session that match."""
+        run = None
+        if filters.get("run_id") is not None:
+            run_state = self.state.run(filters["run_id"])
+            if run_state.session_id != session_id:
+                raise InvalidArgument("that run belongs to another session", code="session_mismatch")
+            run = run_state.n
+        limit = filters.get("limit") or EVENTS_PER_PAGE
+        found, complete = self.store.events(
+            n, after=filters.get("after") or 0, before=filters.get("before"), run=run, since=filters.get("since"),
+            types=filters["codes"], limit=min(limit, EVENTS_PER_PAGE), bytes_max=self.page_bytes,
+        )
+        return found, complete or (len(found) >= limit)
+
+    def matching(self, rows: list[EventRow], filters: dict[str, Any]) -> list[StoredEvent] | None:
+        """Those of just appended events that match, None when older ones might match too."""
+        after = filters.get("after") or 0
+        if not rows or after < rows[0].seq - 1 or filters.get("since") is not None or filters.get("before"):
+            return None
+        codes, run_id, limit = filters["codes"], filters.get("run_id"), filters.get("limit")
+        found = [
+            StoredEvent(row.pos, row.seq, row.type, row.fragment) for row in rows
+            if row.seq > after and (not codes or row.type in codes) and (run_id is None or row.run_id == run_id)
+        ]
+        return found[:limit] if limit else found
+
+    # --- the feed ---
+
+    def head(self) -> dict[str, Any]:
+        """The counters as the last commit left them."""
+        return {"partition": self.state.partition, "epoch": self.state.epoch, "node": self.state.node,
+                "lseq": self.state.lseq, "pos": self.state.pos, "lseq_kept": self.store.lowest_lifecycle()}
+
+    def feed_echo(self, args: list[Any], now: int) -> bytes:
+        token = _exactly(args, 1)[0]
+        if type(token) is not str or not token.isalnum() or len(token) > 64:
+            raise InvalidArgument("an echo token has 1 to 64 letters and digits")
+        self.echo(token)
+        return wire.ok(self.head())
+
+    def feed_lifecycle(self, args: list[Any], now: int) -> bytes:
+        after, limit = _exactly(args, 2)
+        rows = self.store.feed_lifecycle(_number(after, "after", 0, 1 << 62, 0), _number(limit, "limit", 1, LIST_MAX, 1))
+        return b"".join((wire.OK, wire.array_header(len(rows)),
+                         *(b"\x92" + wire.pack(topic) + payload for topic, payload in rows)))
+
+    def feed_session(self, args: list[Any], now: int) -> bytes:
+        after, limit = _exactly(args, 2)
+        rows = self.store.feed_events(_number(after, "after", 0, 1 << 62, 0), _number(limit, "limit", 1, LIST_MAX, 1),
+                                      self.page_bytes)
+        parts = [wire.OK, wire.array_header(len(rows))]
+        for session_id, event in rows:
+            parts.append(b"\x92" + wire.pack(event_topic(session_id, event.type)) + ev.encode_published(
+                event.fragment, session_id, event.seq, event.pos, self.state.stamp, STAMP_PAIRS))
+        return b"".join(parts)
+
+
+def event_topic(session_id: str, code: int) -> str:
+    """The feed's topic of a session's event."""
+    return f"session.{topic_id(session_id)}.{ev.EVENT_TYPES[code]}"
+
+
+def encode_events(session_id: str, found: list[StoredEvent], complete: bool) -> bytes:
+    """``[[event map, ...], complete]``, encoded."""
+    return b"".join((
+        b"\x92", wire.array_header(len(found)),
+        *(ev.encode_stored(event.fragment, session_id, event.seq) for event in found),
+        b"\xc3" if complete else b"\xc2",
+    ))
+
+
+def checked_filters(filters: Any) -> dict[str, Any]:
+    """The filters of a read of events, checked; ``codes`` holds the wanted types.
+
+    Raises:
+        InvalidArgument: names the filter.
+    """
+    if filters is None:
+        return {"codes": ()}
+    if type(filters) is not dict:
+        raise InvalidArgument(f"filters must be a map, not {type(filters).__name__}")
+    for name in filters:
+        if name not in _FILTERS:
+            raise InvalidArgument(f"unknown filter {name!r:.40}; known: {', '.join(sorted(_FILTERS))}")
+    for name in ("after", "before", "limit"):
+        if filters.get(name) is not None:
+            _number(filters[name], name, 1 if name == "limit" else 0, 1 << 62, 0,
+                    code="invalid_cursor" if name != "limit" else "validation_error")
+    since = filters.get("since")
+    if since is not None and type(since) not in (int, float):
+        raise InvalidArgument(f"since must be seconds since the epoch, not {since!r:.40}")
+    types = filters.get("type")
+    names = [] if types is None else types if type(types) is list else [types]
+    return {**filters, "codes": tuple(ev.type_code(name) for name in names)}
+
+
+def _exactly(args: list[Any], count: int) -> list[Any]:
+    if len(args) != count:
+        raise InvalidArgument(f"expected {count} arguments, not {len(args)}")
+    return args
+
+
+def _number(value: Any, name: str, least: int, most: int, default: int, *, code: str = "validation_error") -> int:
+    if value is None:
+        return default
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidArgument(f"{name} must be a whole number from {least} to {most}, not {value!r:.40}", code=code)
+    return value
+
+
+__all__ = ["EVENTS_PER_PAGE", "STAMP_PAIRS", "Reads", "checked_filters", "encode_events", "event_topic"]

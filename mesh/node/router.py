@@ -1,0 +1,311 @@
+"""The router process: moves frames as ``core/router.py`` decides, and runs the event proxy beside it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+from mesh.core import mailbox, wire
+from mesh.core.mailbox import ChildState
+from mesh.core.router import Actor, Router
+from mesh.errors import MeshError, RemoteProtocolError, RequestError
+from mesh.net import sockets
+from mesh.net.feed import bind, start_proxy
+from mesh.node.child import Child
+
+#: Frames taken from one side before the other side gets its turn.
+DRAIN_MAX = 256
+#: A tick sends heartbeats and forgets silent clients.
+TICK_S = 0.5
+
+_Frame = tuple[bytes, bytes]
+
+
+class RouterProcess:
+    """Sockets and clock around the pure router."""
+
+    def __init__(self, child: Child) -> None:
+        self.child = child
+        limits = child.config.limits
+        self.core = Router(
+            slot_map=child.slot_map, map_version=child.map_version, boot=child.incarnation,
+            runners=child.config.node.runners, inflight_max=limits.inflight_per_partition,
+            inflight_bytes_max=limits.inflight_bytes_per_partition,
+        )
+        self.children: list[dict[str, Any]] = []
+        self.started = time.monotonic()
+        self.stopping = False
+        ctx = sockets.context()
+        self.front = sockets.router_socket(ctx, frame_bytes=limits.frame_bytes)
+        self.back = sockets.router_socket(ctx, hwm=limits.inflight_per_partition * 2)
+        node = child.config.node
+        self.address = bind(self.front, f"tcp://{node.host}:{node.port}")
+        bind(self.front, child.front_endpoint)
+        bind(self.back, child.back_endpoint)
+        feed_port = int(self.address.rpartition(":")[2]) + 1 if node.port else 0
+        _, bound = start_proxy(
+            ctx, [child.feed_in_endpoint], [f"tcp://{node.host}:{feed_port}", child.feed_endpoint]
+        )
+        self.feed_address = bound[0]
+        self.publisher = sockets.announcer_socket(ctx, child.feed_in_endpoint)
+        self.poller = sockets.Poller()
+        self.poller.register(self.front, sockets.POLLIN)
+        self.poller.register(self.back, sockets.POLLIN)
+        self.poller.register(child.control.fileno(), sockets.POLLIN)
+        self._hello = b""
+
+    # --- the loop ---
+
+    def serve(self) -> None:
+        """Forward until told to stop, or until the supervisor is gone."""
+        child = self.child
+        child.control.send("ready", epoch=child.incarnation, pid=os.getpid(), address=self.address,
+                           feed=self.feed_address)
+        control_fd = child.control.fileno()
+        next_tick = 0.0
+        while not self.stopping:
+            ready = dict(self.poller.poll(int(TICK_S * 1000)))
+            if control_fd in ready:
+                self._take_control()
+            now_s = time.monotonic()
+            if self.back in ready:
+                self._drain_back()
+            if self.front in ready:
+                self._drain_front(now_s)
+            if now_s >= next_tick:
+                next_tick = now_s + TICK_S
+                child.control.send("beat", lag_ms=0)
+                self.core.forget_silent(now_s)
+
+    def _drain_front(self, now_s: float) -> None:
+        front, core, heard = self.front, self.core, self.core.heard
+        now_ms = time.monotonic_ns() // 1_000_000
+        for _ in range(DRAIN_MAX):
+            try:
+                client = front.recv(sockets.NOWAIT)
+            except sockets.Again:
+                return
+            payload = front.recv(sockets.NOWAIT)
+            core.counters["requests"] += 1
+            if front.rcvmore:
+                payload = b""  # one frame is the protocol: what follows is thrown away, the refusal says so
+                while front.rcvmore:
+                    front.recv(sockets.NOWAIT)
+            heard[client] = now_s
+            kind = payload[3] if len(payload) > 3 else 0
+            try:
+                if wire.Kind.HELLO <= kind <= wire.Kind.NOTE or len(client) != wire.CLIENT_ID_BYTES:
+                    self._reply(client, self._own(client, payload))
+                    continue
+                if not wire.Kind.READ <= kind <= wire.Kind.WAIT:
+                    wire.decode_header(payload)
+                    raise RemoteProtocolError(f"unknown kind of payload {kind}")
+                identity, frame, actor = core.on_client(client, payload, now_ms)
+            except MeshError as error:
+                self._reply(client, core.refusal(payload, error))
+                continue
+            if identity is None:
+                self._reply(client, frame)
+            else:
+                self._forward(client, identity, frame, actor, payload)
+
+    def _forward(self, client: bytes, identity: bytes, frame: bytes, actor: Actor | None, payload: bytes) -> None:
+        try:
+            self.back.send(identity, sockets.MORE)
+            self.back.send(frame, sockets.NOWAIT)
+        except sockets.ZMQError as exc:
+            assert actor is not None
+            full = isinstance(exc, sockets.Again)
+            self._reply(client, self.core.undelivered(actor, payload, full=full))
+
+    def _reply(self, client: bytes, payload: bytes) -> None:
+        try:
+            self.front.send(client, sockets.MORE)
+            self.front.send(payload, sockets.NOWAIT)
+        except sockets.Again:
+            self.core.counters["slow_clients"] += 1  # it does not read; its own resend asks again
+        except sockets.ZMQError:
+            self.core.counters["undeliverable"] += 1  # it left
+
+    def _drain_back(self) -> None:
+        back, front, core = self.back, self.front, self.core
+        more, nowait = sockets.MORE, sockets.NOWAIT
+        for _ in range(DRAIN_MAX):
+            try:
+                identity = back.recv(nowait)
+            except sockets.Again:
+                return
+            frame = back.recv(nowait)
+            if frame[0]:
+                if core.on_reply(identity, frame):
+                    core.counters["replies"] += 1
+                    try:
+                        front.send(frame[:16], more)
+                        front.send(frame[16:], nowait)
+                    except sockets.Again:
+                        core.counters["slow_clients"] += 1
+                    except sockets.ZMQError:
+                        core.counters["undeliverable"] += 1
+            elif frame[1:2] == mailbox.ROUTER:
+                self._on_own_message(identity, wire.unpack(frame[16:]))
+            else:
+                forward = core.on_actor(identity, frame)
+                if forward is not None:
+                    self._send_actor(*forward)
+
+    def _send_actor(self, identity: bytes, frame: bytes) -> bool:
+        try:
+            self.back.send(identity, sockets.MORE)
+            self.back.send(frame, sockets.NOWAIT)
+        except sockets.ZMQError:
+            self.core.counters["undeliverable"] += 1  # actors resend what was not acknowledged
+            return False
+        return True
+
+    # --- the router's own conversations ---
+
+    def _own(self, client: bytes, payload: bytes) -> bytes:
+        """Answer a header-only request."""
+        header = wire.decode_header(payload)
+        if len(client) != wire.CLIENT_ID_BYTES:
+            raise RemoteProtocolError(f"a client's routing id has {wire.CLIENT_ID_BYTES} bytes, not {len(client)}")
+        match header.kind:
+            case wire.Kind.HELLO:
+                return self.core.answer(payload, self._hello_body())
+            case wire.Kind.STATUS:
+                return self.core.answer(payload, wire.pack(self.status()))
+            case wire.Kind.RESTART:
+                self._restart(header.address)
+            case wire.Kind.NOTE:
+                self._publish("route.unavailable", partition=header.address, count=1,
+                              component="session_manager")
+        return self.core.answer(payload, wire.pack(None))
+
+    def _restart(self, index: int) -> None:
+        if index >= len(self.core.partitions):
+            raise RequestError(f"no partition {index}; there are {len(self.core.partitions)}", code="not_found")
+        self.child.control.send("restart", name=f"partition-{index}")
+
+    def _hello_body(self) -> bytes:
+        if not self._hello:
+            config = self.child.config
+            self._hello = wire.pack({
+                "node": config.node.name, "boot": self.core.boot, "version": wire.VERSION,
+                "map_version": self.core.map_version, "slots": self.core.slot_map,
+                "partitions": len(self.core.partitions), "runners": len(self.core.runners),
+                "address": self.address, "feed": self.feed_address, "feed_ipc": self.child.feed_endpoint,
+                "fallback_after_ms": config.routes.fallback_after_ms, "frame_bytes": config.limits.frame_bytes,
+            })
+        return self._hello
+
+    def status(self) -> dict[str, Any]:
+        """The node as ``mesh status`` shows it."""
+        child = self.child
+        return {
+            "node": child.config.node.name, "pid": os.getppid(), "data_dir": str(child.data_dir),
+            "boot": child.node_boot, "uptime_s": round(time.monotonic() - self.started, 3),
+            "endpoints": {"address": self.address, "feed": self.feed_address, "ipc": child.front_endpoint,
+                          "feed_ipc": child.feed_endpoint},
+            "router": {**self.core.counters, "pid": os.getpid(), "clients": len(self.core.heard)},
+            "children": self.children, "partitions": self.core.partition_rows(),
+            "runners": self.core.runner_rows(),
+        }
+
+    def _on_own_message(self, identity: bytes, message: list[Any]) -> None:
+        match message[0]:
+            case "ready":
+                actor = self.core.on_ready(identity, message)
+                if actor is not None and not actor.welcomed:
+                    welcome = ["welcome", self.core.boot, self.core.map_version, self.core.slot_map]
+                    actor.welcomed = self._tell(actor, welcome) and self._tell(
+                        actor, ["roster", self.core.runner_roster()])
+                    if actor.kind == mailbox.RUNNER:
+                        self._tell_partitions()
+            case "bye":
+                actor = self.core.by_identity.get(identity)
+                if actor is not None:
+                    self._lost(actor)
+
+    def _tell(self, actor: Actor, message: list[Any]) -> bool:
+        if actor.identity is None:
+            return False
+        return self._send_actor(actor.identity, wire.ROUTER_ID + bytes(8) + wire.pack(message))
+
+    def _tell_partitions(self) -> None:
+        roster = ["roster", self.core.runner_roster()]
+        for partition in self.core.partitions:
+            self._tell(partition, roster)
+
+    def _lost(self, actor: Actor) -> None:
+        frame = self.core.gone_frame(actor)
+        self.core.on_gone(actor)
+        if actor.kind == mailbox.PARTITION:
+            for client in list(self.core.heard):
+                self._reply(client, frame)
+        else:
+            self._tell_partitions()
+
+    # --- the supervisor's word ---
+
+    def _take_control(self) -> None:
+        messages = self.child.control.receive()
+        if self.child.control.closed or any(m["t"] == "stop" for m in messages):
+            self.stopping = True
+        rosters = [m["children"] for m in messages if m["t"] == "roster"]
+        if not rosters:
+            return
+        self.children = rosters[-1]
+        holders = {id(a): (a.identity, a.incarnation) for a in (*self.core.partitions, *self.core.runners)}
+        changed = self.core.on_roster(self.children)
+        for actor, former in changed:
+            if holders[id(actor)][0] is not None and actor.identity is None and actor.kind == mailbox.PARTITION:
+                frame = self.core.gone_frame(actor)
+                for client in list(self.core.heard):
+                    self._reply(client, frame)
+            self._announce(actor, former)
+        if any(actor.kind == mailbox.RUNNER for actor, _ in changed):
+            self._tell_partitions()
+
+    def _announce(self, actor: Actor, former: dict[str, Any]) -> None:
+        """Publish a child's change of state on ``node.``."""
+        now = actor.roster
+        if former["state"] == now["state"]:
+            return
+        kind = "partition" if actor.kind == mailbox.PARTITION else "runner"
+        what = {
+            ChildState.READY: "restarted" if now["restarts"] else "started",
+            ChildState.RESTARTING: "exited", ChildState.DOWN: "down",
+        }.get(ChildState(now["state"]))
+        if what is not None:
+            self._publish(
+                f"node.{kind}_{what}", partition=actor.index if kind == "partition" else None, index=actor.index,
+                pid=now["pid"], epoch=actor.incarnation, cause=now["cause"], restarts=now["restarts"],
+            )
+
+    def _publish(self, topic: str, **fields: Any) -> None:
+        body = wire.pack({"ts": time.time(), "node": self.child.config.node.name, "epoch": 0, **fields})
+        try:
+            self.publisher.send(topic.encode(), sockets.MORE)
+            self.publisher.send(body, sockets.NOWAIT)
+        except sockets.ZMQError:
+            self.core.counters["undeliverable"] += 1  # node.* and route.* are best effort
+
+
+def main(child: Child) -> None:
+    """Run the router until it is told to stop."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the control pipe says stop; the router goes last
+    try:
+        process = RouterProcess(child)
+    except sockets.ZMQError as exc:
+        node = child.config.node
+        child.control.send(
+            "fatal", message=f"cannot listen on {node.host}:{node.port} and {node.port + 1}: {exc.strerror}; "
+            "choose another with --port (0 picks free ones)",
+        )
+        raise SystemExit(1) from exc
+    process.serve()
+
+
+__all__ = ["RouterProcess", "main"]

@@ -1,0 +1,304 @@
+"""What every provider keeps to, and what an agent is given.
+
+A provider turns one run into a stream of *pieces*:
+
+- ``str``: a piece of the answer's text. It becomes one ``message_streamed`` event.
+- a map ``{"type": event type, "data": {...}}`` (and, if wanted, ``metadata`` and ``correlation_id``): one
+  event of that type. ``token_usage_updated`` states the run's totals so far; the last one counts.
+- ``Output`` or ``{"type": "output", "data": {...}}``: what the run gives. Without it the output is the
+  joined text.
+
+The node writes ``run_started`` before the first piece and the one terminal event after the last, and
+``message_received`` with the whole text when the provider did not write one itself. A provider that
+fails raises: ``ProviderFailure`` (or ``mesh.RunError``) keeps its code, any other exception is
+``provider_error``. A provider is cancelled by ``asyncio.CancelledError`` at its await; it has 4 seconds to
+clean up, and whatever it produces then is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import msgspec
+
+from mesh.core.records import Record
+from mesh.errors import ConfigError, RunError
+
+#: What an agent may write. The node itself writes the others: they are its promises.
+PROVIDER_EVENTS = frozenset((
+    "message_received", "message_streamed", "tool_call_started", "tool_call_completed", "tool_call_failed",
+    "error_occurred", "error_recovered", "token_usage_updated", "turn_completed", "workspace_snapshot_taken",
+    "workspace_diff_computed", "policy_violation", "tool_approval_requested",
+))
+#: The type of the map that says what the run gives; no event.
+OUTPUT = "output"
+#: Capability types (spec 1.7).
+CAPABILITY_TYPES = (
+    "tool", "resource", "prompt", "sampling", "file_access", "network_access", "code_execution",
+)
+STREAMING = {"name": "streaming", "type": "sampling"}
+
+#: How the cut of a provider's stderr is bounded (spec 1.6).
+STDERR_LINES_MAX = 200
+STDERR_BYTES_MAX = 16_384
+
+
+class SessionInfo(Record, frozen=True):
+    """The session a run belongs to, as it was when the run was dispatched."""
+
+    id: str
+    agent: str = ""
+    agent_id: str = ""
+    incarnation: int = 0
+    context: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+    tags: tuple[str, ...] = ()
+
+
+class Output(msgspec.Struct, kw_only=True):
+    """What a run gives, beyond its events."""
+
+    data: dict[str, Any]  #: becomes ``RunResult.output``
+    token_usage: dict[str, Any] = {}
+    cost_usd: float | None = None
+    provider_metadata: dict[str, Any] = {}
+    completion: dict[str, Any] = {}  #: goes into ``run_completed``; ``stop_reason`` is "end_turn" unless given
+
+
+class ProviderFailure(RunError):
+    """A run failed in a way that its provider understands."""
+
+    def __init__(
+        self, message: str, *, code: str = "provider_error", details: Mapping[str, Any] | None = None,
+        provider_error: dict[str, Any] | None = None, output: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, code=code, details=details)
+        self.provider_error = provider_error
+        self.output = output
+
+
+class Cancellation:
+    """Whether the run is over for the node: cancelled, or past its deadline.
+
+    True or False wherever it is asked, from any thread: ``if run.cancelled: return``.
+    A coroutine may also ``await run.cancelled.wait()``.
+    """
+
+    __slots__ = ("_set", "_waiters")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def __bool__(self) -> bool:
+        return self._set
+
+    def __repr__(self) -> str:
+        return f"Cancellation({self._set})"
+
+    def is_set(self) -> bool:
+        """The same as ``bool``, spelled as ``threading.Event`` spells it."""
+        return self._set
+
+    def set(self) -> None:
+        """Called by the node, on its loop."""
+        self._set = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def wait(self) -> None:
+        """Return when the run is cancelled."""
+        if not self._set:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+
+class RunContext:
+    """What an agent is given: ``async def agent(run: mesh.RunContext)``."""
+
+    __slots__ = ("_states", "attempt", "cancelled", "input", "options", "run_id", "session")
+
+    def __init__(
+        self, run_id: str, session: SessionInfo, input: Any, *, attempt: int = 1,  # noqa: A002
+        options: dict[str, Any] | None = None, states: MutableMapping[str, dict[str, Any]] | None = None,
+    ) -> None:
+        self.run_id = run_id
+        self.attempt = attempt  #: from 1; higher only for an agent that is declared ``idempotent``
+        self.session = session
+        self.input = input  #: as the caller gave it
+        self.options = options or {}  #: ``provider_opts`` of the call
+        self.cancelled = Cancellation()
+        self._states: MutableMapping[str, dict[str, Any]] = {} if states is None else states
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """The session's ``context`` map."""
+        return self.session.context
+
+    @property
+    def transcript(self) -> list[dict[str, Any]]:
+        """The messages of THIS run's input, ``[{"role", "content"}, ...]``; a prompt is one user message.
+
+        Earlier runs of the session are not in it.
+        """
+        return messages_of(self.input)
+
+    @property
+    def prompt(self) -> str:
+        """The prompt, or the user's messages joined by newlines; "" for an input of any other shape."""
+        given = self.input
+        if isinstance(given, str):
+            return given
+        if isinstance(given, dict) and isinstance(given.get("prompt"), str):
+            return str(given["prompt"])
+        return "\n".join(message["content"] for message in messages_of(given) if message["role"] == "user")
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """A dict that lives as long as the live session does in this process. Nothing of it is stored."""
+        return self._states.setdefault(self.session.id, {})
+
+
+def messages_of(given: Any) -> list[dict[str, Any]]:
+    """The messages of an input (spec 2.6): role lowercased, content as text, empty ones left out."""
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}] if given else []
+    if not isinstance(given, dict):
+        return []
+    if isinstance(given.get("messages"), list):
+        found = (m for m in given["messages"] if isinstance(m, dict) and m.get("content"))
+        return [{"role": str(m.get("role") or "user").lower(), "content": _text(m["content"])} for m in found]
+    prompt = given.get("prompt")
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) and prompt else []
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else str(content)
+
+
+Piece = str | dict[str, Any] | Output
+
+
+class Provider(Protocol):
+    """One agent's way to execute runs. One object serves many runs at the same time."""
+
+    name: str  #: the provider's name, as it stands in every event
+    capabilities: list[dict[str, Any]]
+    idempotent: bool  #: a run whose runner died may be executed again
+
+    def started(self, run: RunContext) -> dict[str, Any]:
+        """What ``run_started`` says beyond agent and provider. May refuse the run by raising."""
+        ...
+
+    def run(self, run: RunContext) -> AsyncIterator[Piece]:
+        """Execute one run. An async generator: when it is closed, nothing of the run is left."""
+        ...
+
+
+def capabilities_of(table: Mapping[str, Any], default: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The capabilities of an agent: its table's ``capabilities`` (names, or maps), else the provider's own.
+
+    Raises:
+        ConfigError: not a list of names or of maps with ``name`` and ``type``.
+    """
+    given = table.get("capabilities")
+    if given is None:
+        return [_capability(item) for item in default]
+    if not isinstance(given, list):
+        raise ConfigError(f"capabilities = {given!r:.80}: expected a list")
+    return [_capability(item) for item in given]
+
+
+def _capability(item: Any) -> dict[str, Any]:
+    if isinstance(item, str):
+        item = {"name": item, "type": "tool"} if item != "streaming" else STREAMING
+    if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
+        raise ConfigError(f"capability {item!r:.80}: expected a name, or a map with name and type")
+    if item.get("type") not in CAPABILITY_TYPES:
+        raise ConfigError(
+            f"capability {item['name']!r}: type {item.get('type')!r:.40} is not one of {', '.join(CAPABILITY_TYPES)}",
+            code="invalid_capability_type",
+        )
+    return {"enabled": True, **item}
+
+
+#: Keys of an agent's table that any provider accepts.
+COMMON_KEYS = ("provider", "capabilities", "idempotent", "isolation", "description")
+
+
+def check_keys(table: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse a key that the provider does not know, naming the nearest one.
+
+    Raises:
+        ConfigError: an unknown key.
+    """
+    accepted = (*COMMON_KEYS, *known)
+    for key in table:
+        if key not in accepted:
+            raise ConfigError(f"unknown key {key!r}{nearest_name(key, accepted)}")
+
+
+def nearest_name(word: str, names: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)``, or the list of what there is."""
+    close = difflib.get_close_matches(word, list(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(names))})"
+
+
+def checked(table: Mapping[str, Any], key: str, kinds: tuple[type, ...], default: Any) -> Any:
+    """One setting of an agent's table, its type proven.
+
+    Raises:
+        ConfigError: another type.
+    """
+    value = table.get(key, default)
+    if value is default:
+        return value
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(f"{key} = {value!r:.80}: expected {names}, not {type(value).__name__}")
+    return value
+
+
+@contextmanager
+def as_failure() -> Iterator[None]:
+    """What is wrong with a call's own settings fails the run with ``validation_error``."""
+    try:
+        yield
+    except ConfigError as exc:
+        raise ProviderFailure(exc.message, code="validation_error") from exc
+
+
+def provider_error(
+    provider: str, kind: str, message: str, *, exit_code: int | None = None, stderr: str | None = None
+) -> dict[str, Any]:
+    """The stable payload of a provider's failure (spec 1.6); ``stderr`` is cut to its bounds."""
+    cut = None if stderr is None else cut_stderr(stderr)
+    return {
+        "provider": provider, "kind": kind, "message": message, "exit_code": exit_code,
+        "stderr": cut, "truncated": True if cut != stderr else None,
+    }
+
+
+def cut_stderr(text: str) -> str:
+    """The first 200 lines and 16 384 bytes, never half a character."""
+    lines = text.splitlines(keepends=True)
+    if len(lines) > STDERR_LINES_MAX:
+        text = "".join(lines[:STDERR_LINES_MAX])
+    encoded = text.encode(errors="replace")
+    if len(encoded) > STDERR_BYTES_MAX:
+        return encoded[:STDERR_BYTES_MAX].decode(errors="ignore")
+    return text
+
+
+__all__ = [
+    "CAPABILITY_TYPES", "COMMON_KEYS", "OUTPUT", "PROVIDER_EVENTS", "STREAMING", "Cancellation", "Output", "Piece",
+    "Provider", "ProviderFailure", "RunContext", "SessionInfo", "as_failure", "capabilities_of", "check_keys", "checked",
+    "cut_stderr", "messages_of", "nearest_name", "provider_error",
+]

@@ -1,0 +1,265 @@
+"""One command of the operating system, from its start until every process of it is gone.
+
+The order at its end: the command exits; its pipes get ``DRAIN_S`` to close; whoever is left of it (a
+background job, a daemon of its own session) is killed; what the pipes still hold is read to the end. So no
+output is lost and no process is left. A timeout or a cancellation sends SIGTERM first, SIGKILL after ``TERM_S``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import signal
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from mesh.providers.base import ProviderFailure, provider_error
+
+#: Chunks read and not yet taken by the run; then reading pauses, the pipe fills and the command waits.
+CHUNKS_MAX = 8
+#: After the command's end: how long its pipes may stay open in other hands before those are killed.
+DRAIN_S = 0.2
+#: How long SIGTERM gets before SIGKILL, and how long the killed are waited for.
+TERM_S = 2.0
+GONE_S = 1.5
+_LOOK_S = 0.01
+_STREAMS = {1: "stdout", 2: "stderr"}
+
+
+class Processes(Protocol):
+    """How the processes of a run are found and signalled; given in by the node."""
+
+    def begin(self, leader: int) -> None:
+        """A command started: ``leader`` is its process and its group."""
+
+    def living(self, leader: int | None, run_id: str) -> Sequence[Any]:
+        """Every living process of the run: its group, those below its leader, those that carry its mark."""
+
+    def signal(self, procs: Sequence[Any], signum: int) -> None:
+        """Signal these processes."""
+
+    def end(self, leader: int) -> None:
+        """The command is over; collect what came back to us as an orphan."""
+
+
+class Command(NamedTuple):
+    """What is to be executed."""
+
+    argv: list[str]
+    shown: str
+    cwd: str
+    env: dict[str, str]
+    timeout_s: float
+    direct: bool  #: without a shell
+
+
+class _Pipe:
+    """One pipe's text so far: decoded as it comes, and bounded."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.dropped = 0
+        self._left = bytes_max
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        self._parts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """All that was kept."""
+        return "".join(self._parts)
+
+    def take(self, chunk: bytes, final: bool = False) -> str:
+        """Keep what still fits and return its text; half a character waits for its rest."""
+        kept = chunk[: self._left]
+        self.dropped += len(chunk) - len(kept)
+        self._left -= len(kept)
+        text = self._decode(kept, final)
+        if text:
+            self._parts.append(text)
+        return text
+
+
+class _Link(asyncio.SubprocessProtocol):
+    """What the loop tells about a process: chunks of its pipes, their ends, its exit."""
+
+    def __init__(self) -> None:
+        self.chunks: deque[tuple[int, bytes]] = deque()
+        self.open = {1, 2}
+        self.exited = False
+        self.transport: asyncio.SubprocessTransport | None = None
+        self._paused = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self.transport = transport
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.chunks.append((fd, data))
+        if len(self.chunks) >= CHUNKS_MAX and not self._paused:
+            self._pause(True)
+        self._wake()
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
+        self.open.discard(fd)
+        self._wake()
+
+    def process_exited(self) -> None:
+        self.exited = True
+        self._wake()
+
+    def take(self) -> tuple[int, bytes]:
+        """The oldest chunk; reading goes on when there is room again."""
+        chunk = self.chunks.popleft()
+        if self._paused and not self.chunks:
+            self._pause(False)
+        return chunk
+
+    def _pause(self, paused: bool) -> None:
+        self._paused = paused
+        for fd in self.open:
+            pipe = self.transport.get_pipe_transport(fd) if self.transport is not None else None
+            if isinstance(pipe, asyncio.ReadTransport) and not pipe.is_closing():
+                (pipe.pause_reading if paused else pipe.resume_reading)()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def changed(self, within_s: float) -> None:
+        """Return at the next news, or after ``within_s``."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        await asyncio.wait((self._waiter,), timeout=max(0.0, within_s))
+
+
+class Execution:
+    """One command. ``start``, then ``pieces`` to the end, then ``end`` in any case."""
+
+    def __init__(self, processes: Processes, run_id: str, bytes_max: int) -> None:
+        self._processes = processes
+        self._run_id = run_id
+        self._link = _Link()
+        self._began_s = time.monotonic()
+        self._pipes = {1: _Pipe(bytes_max), 2: _Pipe(bytes_max)}
+        self._started = False
+        self._over = False
+        self.command = Command([], "", "", {}, 0.0, False)
+        self.timed_out = False
+        self.duration_ms = 0
+
+    @property
+    def stdout(self) -> str:
+        """What stdout said, as far as it was kept."""
+        return self._pipes[1].text
+
+    @property
+    def stderr(self) -> str:
+        """What stderr said, as far as it was kept."""
+        return self._pipes[2].text
+
+    @property
+    def truncated(self) -> bool:
+        """Whether anything was not kept."""
+        return any(pipe.dropped for pipe in self._pipes.values())
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell would say it: 128 + n for a death by signal n, 124 for a timeout."""
+        code = None if self._link.transport is None else self._link.transport.get_returncode()
+        if self.timed_out or code is None:
+            return 124
+        return code if code >= 0 else 128 - code
+
+    async def start(self, command: Command) -> None:
+        """Start it in a session and group of its own.
+
+        Raises:
+            ProviderFailure: ``command_not_found``, ``command_failed``, or ``validation_error`` for its folder.
+        """
+        self.command = command
+        if not Path(command.cwd).is_dir():
+            raise ProviderFailure(f"cwd: no such folder: {command.cwd}", code="validation_error")
+        self._started = True
+        try:
+            await asyncio.get_running_loop().subprocess_exec(
+                lambda: self._link, *command.argv, stdin=asyncio.subprocess.DEVNULL,
+                cwd=command.cwd, env=command.env, start_new_session=True,
+            )
+        except OSError as exc:
+            self._over = True
+            code = "command_not_found" if isinstance(exc, FileNotFoundError) else "command_failed"
+            message = f"{command.argv[0]}: {exc.strerror}"
+            raise ProviderFailure(
+                message, code=code, provider_error=provider_error("shell", "process_error", message)
+            ) from exc
+        leader = self._leader()
+        if leader is not None:
+            self._processes.begin(leader)
+
+    def _leader(self) -> int | None:
+        return None if self._link.transport is None else self._link.transport.get_pid()
+
+    async def pieces(self) -> AsyncIterator[tuple[str, str]]:
+        """Yield (stream, text) until the command and all its processes are gone and the pipes are empty."""
+        deadline_s = self._began_s + self.command.timeout_s
+        async for piece in self._until(deadline_s, exited=True):
+            yield piece
+        self.timed_out = not self._link.exited
+        async for piece in self._until(time.monotonic() + (0 if self.timed_out else DRAIN_S), exited=False):
+            yield piece
+        await self._kill(TERM_S if self.timed_out else 0.0)
+        async for piece in self._until(time.monotonic() + DRAIN_S, exited=False):
+            yield piece
+        for fd, pipe in self._pipes.items():
+            if text := pipe.take(b"", final=True):
+                yield _STREAMS[fd], text
+        self.duration_ms = int((time.monotonic() - self._began_s) * 1000)
+
+    async def _until(self, until_s: float, *, exited: bool) -> AsyncIterator[tuple[str, str]]:
+        """Yield what comes until the exit (``exited``) or the end of both pipes, or until the time is over.
+
+        What was read is always yielded; time passes only while nothing is there.
+        """
+        link = self._link
+        while True:
+            while link.chunks:
+                fd, chunk = link.take()
+                if text := self._pipes[fd].take(chunk):
+                    yield _STREAMS[fd], text
+            left_s = until_s - time.monotonic()
+            if (link.exited if exited else not link.open) or left_s <= 0:
+                return
+            await link.changed(left_s)
+
+    async def end(self) -> None:
+        """Leave nothing, and close our ends of the pipes. Reached after an end, a failure and a cancellation."""
+        try:
+            if self._started and not self._over:
+                await self._kill(TERM_S)
+        finally:
+            if self._link.transport is not None:
+                self._link.transport.close()
+
+    async def _kill(self, patience_s: float) -> None:
+        """SIGTERM for ``patience_s`` (0: none), then SIGKILL, until all processes of the run are gone."""
+        began_s = time.monotonic()
+        leader = self._leader()
+        asked = False
+        while living := self._processes.living(leader, self._run_id):
+            spent_s = time.monotonic() - began_s
+            if spent_s >= patience_s + GONE_S:
+                break  # in uninterruptible sleep: the kernel will end it, nobody else can
+            if spent_s >= patience_s or not asked:
+                self._processes.signal(living, signal.SIGTERM if spent_s < patience_s else signal.SIGKILL)
+                asked = True
+            await asyncio.sleep(_LOOK_S)
+        while leader is not None and not self._link.exited and time.monotonic() - began_s < patience_s + GONE_S:
+            await self._link.changed(_LOOK_S)
+        if leader is not None:
+            self._processes.end(leader)
+        self._over = True
+
+
+__all__ = ["CHUNKS_MAX", "DRAIN_S", "GONE_S", "TERM_S", "Command", "Execution", "Processes"]

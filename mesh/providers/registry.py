@@ -1,0 +1,159 @@
+"""The agents of a node: what the config names, built into providers.
+
+A python agent's module is imported in a thread of its own, so a node is ready before a slow import is, and
+a hanging one harms nobody else. A run that comes early waits for it. A broken agent stays listed, with its
+problem; it never stops the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mesh.errors import ConfigError, MeshError, RunError
+from mesh.providers.base import Provider, nearest_name
+from mesh.providers.echo import EchoProvider
+from mesh.providers.execution import Processes
+from mesh.providers.python import PythonProvider
+from mesh.providers.shell import ShellProvider
+
+PROVIDERS = ("echo", "python", "shell")
+LOADING = "loading"
+#: A problem's text is at most so long; a traceback keeps its end, where the cause stands.
+PROBLEM_CHARS_MAX = 4_000
+
+
+class Registry:
+    """All agents of one runner, on its loop."""
+
+    def __init__(
+        self, agents: Mapping[str, Mapping[str, Any]], *, processes: Processes,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._processes = processes
+        self._on_change = on_change
+        self._tables = dict(agents)
+        self._providers: dict[str, Provider] = {}
+        self._problems: dict[str, str] = {}
+        self._loading: dict[str, asyncio.Future[None]] = {}
+
+    def start(self) -> None:
+        """Build what can be built at once and begin to load the rest; ``on_change`` tells when that is done."""
+        for name in self._tables:
+            self._build(name, fresh=False)
+
+    async def reload(self) -> None:
+        """Read every agent's module anew. Runs that are executing keep the function they began with."""
+        await self.loaded()
+        for name in self._tables:
+            self._build(name, fresh=True)
+        await self.loaded()
+
+    async def loaded(self) -> None:
+        """Return when nothing is being loaded."""
+        while self._loading:
+            await asyncio.wait(list(self._loading.values()))
+
+    def ready(self, agent: str) -> Provider | None:
+        """The agent's provider, when it is there."""
+        return self._providers.get(agent)
+
+    async def provider(self, agent: str) -> Provider:
+        """The agent's provider, waited for while it loads.
+
+        Raises:
+            MeshError: ``unknown_agent``.
+            RunError: ``provider_error``, the agent cannot be loaded; ``details["problem"]`` says why.
+        """
+        if agent in self._loading:
+            await asyncio.wait([self._loading[agent]])
+        if agent in self._providers:
+            return self._providers[agent]
+        if agent not in self._tables:
+            raise MeshError(f"no agent {agent!r}{nearest_name(agent, self._tables)}", code="unknown_agent")
+        problem = self._problems.get(agent, LOADING)
+        raise RunError(
+            f"agent {agent!r} cannot be loaded: {problem.strip().splitlines()[-1]}", details={"problem": problem}
+        )
+
+    def catalogue(self) -> list[dict[str, Any]]:
+        """One entry per agent: {name, provider, capabilities, problem, idempotent}."""
+        return [self._entry(name, table) for name, table in sorted(self._tables.items())]
+
+    def _entry(self, name: str, table: Mapping[str, Any]) -> dict[str, Any]:
+        provider = self._providers.get(name)
+        return {
+            "name": name,
+            "provider": table.get("provider"),
+            "capabilities": [] if provider is None else provider.capabilities,
+            "problem": LOADING if name in self._loading else self._problems.get(name),
+            "idempotent": provider is not None and provider.idempotent,
+        }
+
+    def _build(self, name: str, *, fresh: bool) -> None:
+        table = self._tables[name]
+        if table.get("provider") == PythonProvider.name:
+            self._load(name, fresh)
+            return
+        try:
+            self._providers[name] = self._built_in(table)
+            self._problems.pop(name, None)
+        except ConfigError as exc:
+            self._problems[name] = exc.message
+
+    def _built_in(self, table: Mapping[str, Any]) -> Provider:
+        match table.get("provider"):
+            case EchoProvider.name:
+                return EchoProvider(table)
+            case ShellProvider.name:
+                return ShellProvider(table, self._processes)
+            case other:
+                raise ConfigError(f"unknown provider {other!r:.80}{nearest_name(str(other), PROVIDERS)}")
+
+    def _load(self, name: str, fresh: bool) -> None:
+        loop = asyncio.get_running_loop()
+        done = self._loading[name] = loop.create_future()
+
+        def load() -> None:
+            outcome = _load_python(self._tables[name], fresh)
+            try:
+                loop.call_soon_threadsafe(self._loaded, name, done, outcome)
+            except RuntimeError:  # the loop is closed: the node went down meanwhile
+                return
+
+        threading.Thread(target=load, name=f"load agent {name}", daemon=True).start()
+
+    def _loaded(self, name: str, done: asyncio.Future[None], outcome: PythonProvider | str) -> None:
+        if isinstance(outcome, str):
+            self._providers.pop(name, None)
+            self._problems[name] = outcome
+        else:
+            self._providers[name] = outcome
+            self._problems.pop(name, None)
+        del self._loading[name]
+        done.set_result(None)
+        if not self._loading:
+            self._on_change()
+
+
+def _load_python(table: Mapping[str, Any], fresh: bool) -> PythonProvider | str:
+    """The provider, or the text of what is wrong with it."""
+    try:
+        return PythonProvider(table, fresh=fresh)
+    except ConfigError as exc:
+        return exc.message
+    except BaseException as exc:  # noqa: BLE001  an agent's module may raise anything, sys.exit included
+        frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if not _ours(frame.filename)]
+        lines = traceback.format_list(frames) + traceback.format_exception_only(exc)
+        return ("Traceback (most recent call last):\n" + "".join(lines)).strip()[-PROBLEM_CHARS_MAX:]
+
+
+def _ours(filename: str) -> bool:
+    return filename.startswith("<frozen importlib") or filename == PythonProvider.__init__.__code__.co_filename \
+        or filename == __file__
+
+
+__all__ = ["LOADING", "PROVIDERS", "Registry"]

@@ -1,0 +1,37 @@
+"""The tables of one partition's file. A newer schema than ours is refused; an older one is migrated."""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 1
+
+#: WITHOUT ROWID where the key is the row; ``event.pos`` is the rowid, so appending is O(1) at the end of the
+#: tree. Small columns beside the encoded record are only those that a query needs.
+TABLES = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS boot (
+    id INTEGER PRIMARY KEY, boot_id TEXT UNIQUE NOT NULL, offset_ms INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS route (
+    key TEXT PRIMARY KEY, slot INTEGER NOT NULL, boot INTEGER NOT NULL, record BLOB NOT NULL,
+    sum INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS session (
+    n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, slot INTEGER NOT NULL, status INTEGER NOT NULL,
+    agent_id TEXT NOT NULL, live INTEGER NOT NULL, record BLOB NOT NULL, sum INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS session_live ON session(n) WHERE live = 1;
+CREATE INDEX IF NOT EXISTS session_status ON session(status, n);
+CREATE TABLE IF NOT EXISTS run (
+    n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, session INTEGER NOT NULL, status INTEGER NOT NULL,
+    record BLOB NOT NULL, sum INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS run_session ON run(session, n);
+CREATE INDEX IF NOT EXISTS run_active ON run(n) WHERE status < 4;
+CREATE TABLE IF NOT EXISTS progress (run INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, batch INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS event (
+    pos INTEGER PRIMARY KEY, session INTEGER NOT NULL, seq INTEGER NOT NULL, type INTEGER NOT NULL,
+    run INTEGER NOT NULL, ts REAL NOT NULL, fragment BLOB NOT NULL, sum INTEGER NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS event_session ON event(session, seq);
+CREATE TABLE IF NOT EXISTS lifecycle (lseq INTEGER PRIMARY KEY, topic TEXT NOT NULL, payload BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS receipt (
+    client BLOB NOT NULL, number INTEGER NOT NULL, seen INTEGER NOT NULL, parts BLOB NOT NULL,
+    PRIMARY KEY (client, number)) WITHOUT ROWID;
+"""
+
+__all__ = ["SCHEMA_VERSION", "TABLES"]

@@ -1,0 +1,77 @@
+"""What every test gets: runtime files in a short temporary folder, and no process left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+#: A process that was told to end may need this long to be gone; one that is still there after it is a leak.
+END_WAIT_S = 5.0
+#: Never handed down on purpose: a test that wants one sets it itself.
+FOREIGN = ("MESH_ADDRESS", "MESH_CONFIG", "MESH_MARK", "MESH_NODE_NAME", "MESH_RUN")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give this run a runtime folder of its own: short, since a socket's path has at most 107 bytes."""
+    for name in FOREIGN:
+        os.environ.pop(name, None)
+    folder = tempfile.mkdtemp(prefix="mt-", dir="/tmp")
+    config.stash[_FOLDER] = folder
+    config.stash[_BEFORE] = marked_processes()
+    os.environ["MESH_RUNTIME_DIR"] = folder
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run when a process of a node or of an agent outlives it, and name it."""
+    before = session.config.stash[_BEFORE]
+    until_s = time.monotonic() + END_WAIT_S
+    while (left := {pid: text for pid, text in marked_processes().items() if before.get(pid) != text}) and (
+        time.monotonic() < until_s
+    ):
+        time.sleep(0.05)
+    shutil.rmtree(session.config.stash[_FOLDER], ignore_errors=True)
+    if left:
+        report = session.config.pluginmanager.get_plugin("terminalreporter")
+        for pid, text in left.items():
+            line = f"LEFT BEHIND: pid {pid}: {text}"
+            if report is not None:
+                report.write_line(line, red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def marked_processes() -> dict[int, str]:
+    """pid -> mark and command of every process of ours that a node started."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = (entry / "environ").read_bytes().split(b"\0")
+            mark = next((item for item in environ if item.startswith(b"MESH_MARK=")), None)
+            if mark is None:
+                continue
+            stat = (entry / "stat").read_text()
+            if stat[stat.rindex(")") + 2] in "ZX":
+                continue
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue
+        found[int(entry.name)] = f"{mark.decode(errors='replace')} {command or stat.split(' ', 2)[1]}"
+    return found
+
+
+@pytest.fixture
+def clean_environ(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The environment without any setting of mesh except the runtime folder."""
+    for name in list(os.environ):
+        if name.startswith("MESH_") and name != "MESH_RUNTIME_DIR":
+            monkeypatch.delenv(name)
+    yield monkeypatch
+
+
+_FOLDER = pytest.StashKey[str]()
+_BEFORE = pytest.StashKey[dict[int, str]]()
