@@ -42,7 +42,10 @@ prepare() {
     target=$root
     [ -z "$1" ] || target="$root[$1]"
     "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
-        -e "$target" >&2 || fail "pip could not install mesh and what it needs" "the lines above say why; a package index must be reachable"
+        -e "$target" >"$root/.venv/pip.log" 2>&1 || {
+        cat "$root/.venv/pip.log" >&2
+        fail "pip could not install mesh and what it needs" "the lines above say why; a package index must be reachable"
+    }
     stamp_text >"$root/.venv/.installed-$1"
 }
 

@@ -18,9 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any, NoReturn
 
 from xxhash import xxh3_64_hexdigest
 
@@ -36,7 +36,8 @@ _POLL_S = 0.01
 _READY_BYTES_MAX = 256 * 1024
 
 
-class Spawned(NamedTuple):
+@dataclass(slots=True)
+class Spawned:
     """A node that was started and has not reported yet."""
 
     process: subprocess.Popen[bytes]
@@ -149,10 +150,10 @@ def wait_ready(spawned: Spawned, timeout_s: float = START_TIMEOUT_S) -> dict[str
 
 
 def abandon(spawned: Spawned, *, timeout_s: float = KILL_WAIT_S) -> None:
-    """End a node for sure: ask, wait ``timeout_s``, kill; its children die with it. Then collect it."""
+    """End a node for sure: ask, wait ``timeout_s``, kill; its children die with it. Harmless when repeated."""
     if spawned.parent_fd is not None:
-        with suppress(OSError):
-            os.close(spawned.parent_fd)
+        os.close(spawned.parent_fd)
+        spawned.parent_fd = None
     process = spawned.process
     if process.poll() is None:
         process.terminate()
@@ -259,6 +260,6 @@ def _last_line(log: Path) -> str:
 
 __all__ = [
     "KILL_WAIT_S", "MARK", "START_TIMEOUT_S", "Spawned", "abandon", "address_file", "data_hash", "document",
-    "exec_again", "exec_foreground", "find_node", "launch_env", "runtime_dir", "runtime_root", "spawn_node", "stop_node",
-    "wait_ready",
+    "exec_again", "exec_foreground", "find_node", "launch_env", "runtime_dir", "runtime_root", "spawn_node",
+    "stop_node", "wait_ready",
 ]

@@ -6,10 +6,12 @@ Pure text from plain maps; whoever prints decides where and how often.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 #: A terminal narrower than this is rare; the status line is cut to it, so that it stays ONE line.
-LINE_COLUMNS = 100
+LINE_COLUMNS = 79
+#: Begin the terminal's line anew.
+CLEAR = "\r\x1b[2K"
 
 
 def banner(info: Mapping[str, Any], program: str = "mesh") -> str:
@@ -61,6 +63,32 @@ def status_line(status: Mapping[str, Any]) -> str:
     return " | ".join([*parts, *unwell, "Ctrl-C stops"])[:LINE_COLUMNS]
 
 
+class Screen:
+    """What the terminal of a foreground node shows: the banner once, when it serves, then the status line.
+
+    Without a terminal the banner alone is written, so that a log stays readable.
+    """
+
+    def __init__(self, out: TextIO, *, line: bool, facts: Mapping[str, Any], program: str = "mesh") -> None:
+        self._out = out
+        self._line = line
+        self._facts = facts
+        self._program = program
+        self._served = False
+
+    def show(self, status: Mapping[str, Any]) -> None:
+        """Take the supervisor's state (address map, ``serving``, ``uptime_s``, ``children``)."""
+        text = ""
+        if status.get("serving") and not self._served:
+            self._served = True
+            text = CLEAR * self._line + banner({**self._facts, **status}, self._program) + "\n" * self._line
+        if self._line:
+            text += CLEAR + (status_line(status) if self._served else "starting ...")
+        if text:
+            self._out.write(text)
+            self._out.flush()
+
+
 def _duration(seconds: float) -> str:
     whole = int(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
@@ -69,4 +97,4 @@ def _duration(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{whole % 60:02}s"
 
 
-__all__ = ["LINE_COLUMNS", "banner", "status_line"]
+__all__ = ["CLEAR", "LINE_COLUMNS", "Screen", "banner", "status_line"]

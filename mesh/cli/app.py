@@ -153,9 +153,12 @@ class Group(click.Group):
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        click.echo(f"mesh {version('mesh')}")
+        try:
+            click.echo(f"mesh {version('mesh')}")
+        except PackageNotFoundError:
+            click.echo("mesh (not installed, run from its source)")
         ctx.exit()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import sys
@@ -134,6 +133,8 @@ def _connect(address: str | None) -> mesh.AsyncClient:
 
 
 def _run(measure: Callable[[], Awaitable[list[Figure]]], *, uvloop: bool = False) -> list[Figure]:
+    import asyncio
+
     async def main() -> list[Figure]:
         return await measure()
 

@@ -32,7 +32,7 @@ class _Shared:
     """The process's context and how many links use it."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  #: re-entrant: the collector may close a link at any moment
         self.context: Any = None
         self.links = 0
         self.clients: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -66,11 +66,7 @@ class Sockets:
         self.endpoint = endpoint
         self._pid = os.getpid()
         self._dealers: dict[bytes, Any] = {}
-        with _shared.lock:
-            if _shared.context is None:
-                _shared.context = sockets.context()
-            _shared.links += 1
-            self.context = _shared.context
+        self.context: Any = use_context()
 
     def dealer(self, client_id: bytes) -> Any:
         """The socket of a client id, connected at its first use."""
@@ -99,13 +95,15 @@ class Sockets:
         context, self.context = self.context, None
         release_context(context)
 
+    __del__ = close
+
 
 def use_context() -> Any:
     """The process's context, counted; give it back with ``release_context``."""
     with _shared.lock:
+        _shared.links += 1
         if _shared.context is None:
             _shared.context = sockets.context()
-        _shared.links += 1
         return _shared.context
 
 

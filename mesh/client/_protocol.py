@@ -119,9 +119,14 @@ class Protocol:
         self._unplaced.append((kind, ~partition, None, token, timeout_s))
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing was added since the last flush."""
-        return not self._batches and not self._unplaced
+    def known(self) -> Facts | None:
+        """What HELLO said, unless the placement map is being asked for anew."""
+        return self.facts if self._map is not None else None
+
+    @property
+    def unsent(self) -> bool:
+        """Whether ``next_frame`` may have something."""
+        return bool(self._outbox)
 
     def note(self, partition: int, now_s: float) -> None:
         """Tell the router that a caller was served from his own fallback. Nobody waits for the answer."""

@@ -3,7 +3,7 @@
 A method that is one call has a function that checks and places its arguments, and one that reads the
 answer. A method of several calls is a *plan*: a generator that yields what it needs and is sent what came:
 
-    list[Ask]        -> a list of results in the same order: values, MeshErrors, or STALE
+    list[Ask]        -> a list of results in the same order: values, MeshErrors, or REPLACE
     FACTS            -> what HELLO said (Facts); raised into the plan when there is no node
     Pause(seconds)   -> None, later
     Emit(callback, event) -> None, after the callback (awaited, if it is a coroutine function)
@@ -18,7 +18,7 @@ import binascii
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mesh.client._payload import Call
+from mesh.client._payload import STALE, Call
 from mesh.client._protocol import READ, WRITE
 from mesh.core import wire
 from mesh.core.keys import SessionKey, encode, validate
@@ -68,8 +68,11 @@ Request = list[Ask] | Pause | Emit | _Facts
 Plan = Generator[Request, Any, Any]
 
 
-class Stale(Exception):  # noqa: N818 - a signal inside the client, never raised to a caller
-    """The placement map changed: place the keys again."""
+class _Replace:
+    """The result of a call that has to be placed anew: the placement map changed."""
+
+
+REPLACE = _Replace()
 
 
 _places: dict[Any, tuple[str, int]] = {}
@@ -193,6 +196,13 @@ def decode_cursor(text: Any, kind: str) -> Any:
     return values
 
 
+def result_of(status: int, value: Any) -> Any:
+    """What a plan is given for a pair."""
+    if status == 0:
+        return value
+    return REPLACE if status == STALE[0] else failure(value)
+
+
 def value_of(result: Any) -> Any:
     """The value of one result, or its error raised."""
     if isinstance(result, MeshError):
@@ -201,7 +211,7 @@ def value_of(result: Any) -> Any:
 
 
 __all__ = [
-    "EVERY_S", "FACTS", "PAGE_MAX", "READ", "WRITE", "Ask", "Emit", "Key", "Pause", "Plan", "Request", "Route",
-    "Stale", "check_route", "check_timeout", "check_ttl", "decode_cursor", "encode_cursor", "failure", "place_route",
-    "resolution", "route_entry", "route_record", "valid_fallbacks", "value_of",
+    "EVERY_S", "FACTS", "PAGE_MAX", "READ", "REPLACE", "WRITE", "Ask", "Emit", "Key", "Pause", "Plan", "Request", "Route",
+    "check_route", "check_timeout", "check_ttl", "decode_cursor", "encode_cursor", "failure", "place_route",
+    "resolution", "result_of", "route_entry", "route_record", "valid_fallbacks", "value_of",
 ]

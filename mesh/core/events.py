@@ -80,9 +80,34 @@ def encode_fragment(
     ))
 
 
+class FragmentEncoder:
+    """``encode_fragment`` for the many events of one run: what they share is encoded once."""
+
+    __slots__ = ("_middle", "_run_id", "_session_id", "_tail", "provider")
+
+    def __init__(self, session_id: str, run_id: str, provider: str | None) -> None:
+        self._session_id = session_id
+        self._run_id = run_id
+        self.provider = provider
+        self._middle = b"".join((_SESSION, pack(session_id), _RUN, pack(run_id), _DATA))
+        self._tail = b"".join((_METADATA, pack({}), _PROVIDER, pack(provider), _TAIL, pack(None), _SCHEMA))
+
+    def encode(
+        self, event_type: str, data: dict[str, Any], ts: float, metadata: dict[str, Any] | None = None,
+        correlation_id: str | None = None,
+    ) -> bytes:
+        """The fragment of one event."""
+        if metadata or correlation_id is not None:
+            return encode_fragment(
+                event_type, self._session_id, self._run_id, data, ts=ts, provider=self.provider, metadata=metadata,
+                correlation_id=correlation_id,
+            )
+        return b"".join((_TS, pack(ts), _TYPE[event_type], self._middle, pack(data), self._tail))
+
+
 def event_id(session_id: str, seq: int) -> str:
     """``evt_`` and 32 hex digits. Session ids never repeat, so neither does this; it needs no storage."""
-    return "evt_" + xxh3_128_hexdigest(f"{session_id}:{seq}")
+    return "evt_" + xxh3_128_hexdigest(f"{session_id}:{seq}".encode())
 
 
 def encode_stored(fragment: bytes, session_id: str, seq: int) -> bytes:
@@ -99,6 +124,6 @@ def encode_published(fragment: bytes, session_id: str, seq: int, pos: int, stamp
 
 
 __all__ = [
-    "EVENT_TYPES", "FRAGMENT_PAIRS", "RUN_TERMINAL_EVENT", "SCHEMA_VERSION", "TYPE_CODE", "encode_fragment",
-    "encode_published", "encode_stored", "event_id", "type_code",
+    "EVENT_TYPES", "FRAGMENT_PAIRS", "RUN_TERMINAL_EVENT", "SCHEMA_VERSION", "TYPE_CODE", "FragmentEncoder",
+    "encode_fragment", "encode_published", "encode_stored", "event_id", "type_code",
 ]

@@ -51,13 +51,13 @@ class ExpiryIndex:
 
     def refile(self, slot: int, expires_ms: int) -> None:
         """Give a filed key another expiry, sooner or later than the old one."""
-        if expires_ms // self._width_ms == self._expires[slot] // self._width_ms:
-            self._expires[slot] = expires_ms
-            self._soon_ms = min(self._soon_ms, expires_ms)
-            return
-        self._leave(slot)
+        width_ms = self._width_ms
+        if expires_ms // width_ms != self._expires[slot] // width_ms:
+            self._leave(slot)
+            self._enter(slot, expires_ms)
+        elif expires_ms < self._soon_ms:
+            self._soon_ms = expires_ms
         self._expires[slot] = expires_ms
-        self._enter(slot, expires_ms)
 
     def remove(self, slot: int) -> None:
         """Forget a filing; its slot may be given to another key."""

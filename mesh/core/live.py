@@ -34,8 +34,11 @@ CRASH_PERIOD_S = 60.0
 DEAD = frozenset(("restarting", "down", "stopped"))
 
 
-class NoRunner(Exception):  # noqa: N818 - a signal inside the core, never an error that a user sees
-    """Nobody can host the session now; the call is tried again when the runners change."""
+class NoRunner(Exception):
+    """Nobody can host the session now; the call is tried again when the runners change.
+
+    A signal inside the core, never an error that a user sees.
+    """
 
 
 class Live:

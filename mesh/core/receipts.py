@@ -54,7 +54,7 @@ class Receipts:
         self.dirty: dict[tuple[bytes, int], Receipt] = {}
         self.settled: dict[bytes, int] = {}
 
-    def admit(self, client_id: bytes, number: int, done_below: int, now_s: float) -> Receipt | None | bool:
+    def admit(self, client_id: bytes, number: int, done_below: int, now_s: float) -> Receipt | bool | None:
         """None: new, execute it. A Receipt: answer (complete) or go on (open parts). True: in progress.
 
         Raises:

@@ -24,6 +24,7 @@ from mesh.errors import InvalidArgument, MeshError, StoreError
 HEADER = struct.Struct(">qqBIII")
 HEADER_BYTES = HEADER.size
 TIMES = struct.Struct(">qqB")
+SLOT = struct.Struct(">17xI")
 GUESSED = 1
 PROVENANCES = ("learned", "guessed")
 TTL_MS_MAX = 10**13
@@ -34,8 +35,7 @@ ROOM = "external_room_id"
 _ROOM_PACKED = pack(ROOM)
 _CONTAINERS = frozenset((dict, list))
 _AGES = struct.Struct(">BIBI")
-_LONG_CONTAINERS = frozenset((dict, list))
-_AGES = struct.Struct(">BQBQ")
+_LONG_AGES = struct.Struct(">BQBQ")
 
 
 #: An encoded route, where its external_room_id stands in it, and how long that is. A plain tuple: a named
@@ -65,17 +65,20 @@ def encode_route(route: Any, bytes_max: int, packer: Callable[[Any], bytes] = pa
         raise _invalid(f"{ROOM} is required and must not be nil")
     try:
         "".join(route)  # the cheapest way to see that every key is a text
-        if not _CONTAINERS.isdisjoint(map(type, route.values())):
-            check_depth(route, ROUTE_DEPTH_MAX)
+        for value in route.values():
+            if value.__class__ in _CONTAINERS:
+                check_depth(route, ROUTE_DEPTH_MAX)
+                break
         packed = packer(route)
         room_packed = packer(room)
     except (TypeError, ValueError, OverflowError, MeshError) as exc:
         raise _invalid(getattr(exc, "message", "") or str(exc)) from exc
     if len(packed) > bytes_max:
         raise _invalid(f"{len(packed)} bytes encoded; the limit is {bytes_max}")
+    if packed.startswith(_ROOM_PACKED, 1):
+        return packed, 1 + len(_ROOM_PACKED), len(room_packed)
     # An earlier place that looks the same holds the same bytes, so it serves as well.
-    at = packed.index(_ROOM_PACKED + room_packed) + len(_ROOM_PACKED)
-    return packed, at, len(room_packed)
+    return packed, packed.index(_ROOM_PACKED + room_packed) + len(_ROOM_PACKED), len(room_packed)
 
 
 def encode_record(updated_ms: int, expires_ms: int, flags: int, slot: int, body: Body) -> bytes:
@@ -156,7 +159,7 @@ def _invalid(reason: str) -> InvalidArgument:
 
 
 __all__ = [
-    "GUESSED", "HEADER", "HEADER_BYTES", "PROVENANCES", "ROOM", "ROUTE_DEPTH_MAX", "TIMES", "TTL_MS_MAX",
-    "Body", "Record", "check_ttl", "decode_record", "encode_ages", "encode_record", "encode_route",
+    "GUESSED", "HEADER", "HEADER_BYTES", "PROVENANCES", "ROOM", "ROUTE_DEPTH_MAX", "SLOT", "TIMES",
+    "TTL_MS_MAX", "Body", "Record", "check_ttl", "decode_record", "encode_ages", "encode_record", "encode_route",
     "first_fallback", "header_of", "rebase",
 ]

@@ -27,6 +27,7 @@ from mesh.core.expiry import ExpiryIndex
 from mesh.core.route_record import (
     HEADER,
     HEADER_BYTES,
+    SLOT,
     TIMES,
     Body,
     encode_record,
@@ -40,7 +41,6 @@ Note = tuple[str, dict[str, Any]]
 
 #: Buckets of the expiry index per default time to live: fine enough that one bucket is no pause.
 _BUCKETS_PER_TTL = 1024
-_SLOT_AT = slice(17, 21)
 #: The mark of a key whose row in the store is as the memory says; no record is empty.
 _CLEAN = b""
 #: What an undo restores beside the record: at the hot end of the order of use, a remembered expiry, a row
@@ -159,7 +159,7 @@ class RouteState:
         if old is None:
             slot = self._expiry.file(key, expires)
         else:
-            slot = int.from_bytes(old[_SLOT_AT])
+            (slot,) = SLOT.unpack_from(old)
             self._expiry.refile(slot, expires)
             self.entries.move_to_end(key)
         route, at, size = body
@@ -205,7 +205,7 @@ class RouteState:
 
     def _remove(self, key: str, record: bytes) -> None:
         del self.entries[key]
-        self._expiry.remove(int.from_bytes(record[_SLOT_AT]))
+        self._expiry.remove(SLOT.unpack_from(record)[0])
         self.dirty[key] = None
         if self.loading:
             self._gone.add(key)

@@ -86,7 +86,8 @@ class RouteTable(RouteState):
             raise NotFound(f"the route of {key} expired", code="expired")
         self.entries.move_to_end(key)
         ages = encode_ages(now_ms - updated, expires - now_ms)
-        return _GET + record[HEADER_BYTES:] + ages + _PROVENANCE[flags & GUESSED]
+        reply: bytes = _GET + record[HEADER_BYTES:] + ages + _PROVENANCE[flags & GUESSED]
+        return reply
 
     def get_many(self, args: Args, now_ms: int) -> bytes:
         """``get`` of each key of a list."""
@@ -107,7 +108,7 @@ class RouteTable(RouteState):
         try:
             record: bytes | None = self.entries[key]
         except _REFUSED:
-            record = self._find(_checked(key), now_ms)
+            record = self._find(keys.check_text(key), now_ms)
         if record is not None:
             _, expires, _, _, at, size = HEADER.unpack_from(record)
             if expires > now_ms:
@@ -162,7 +163,7 @@ class RouteTable(RouteState):
         except TypeError:
             known = False
         if not known:
-            _checked(key)
+            keys.check_text(key)
         body = encode_route(args[1], self.route_bytes_max, self._pack)
         ttl_ms = check_ttl(args[2], self.ttl_ms) if len(args) > 2 else self.ttl_ms
         evicted = self._store(key, body, (now_ms, now_ms + ttl_ms), 0, undo)
@@ -185,7 +186,7 @@ class RouteTable(RouteState):
         """
         if len(args) != 1:
             raise _wrong_args("delete", "key")
-        key = _checked(args[0])
+        key = keys.check_text(args[0])
         record = self._find(key, now_ms)
         if record is None:
             self._forget(key, undo)
@@ -264,7 +265,8 @@ class RouteTable(RouteState):
             self._say("fallback", said)
             self._say_resolved(key, "fallback", stale=stale, source=source, reason=reason)
         route, at, size = body
-        return b"".join((_RESOLVED, route[at : at + size], route, pack(source), b"\xc3", pack(stale), pack(reason)))
+        tail = pack(source) + pack(True) + pack(stale) + pack(reason)
+        return b"".join((_RESOLVED, route[at : at + size], route, tail))
 
     def _say_resolved(self, key: str, outcome: str, *, stale: bool = False, **more: Any) -> None:
         fields = {"count": 1, "outcome": outcome, "stale": stale, "fallback": outcome == "fallback"}
@@ -274,7 +276,7 @@ class RouteTable(RouteState):
 
     def _late(self, key: Any, now_ms: int) -> bytes:
         """The record of a key that is not in memory, if the store still has it."""
-        record = self._find(_checked(key), now_ms)
+        record = self._find(keys.check_text(key), now_ms)
         if record is None:
             raise NotFound(f"no route for {key}")
         return record
@@ -299,20 +301,6 @@ class RouteTable(RouteState):
                 fields = key.split(":", 3)
                 if bridge in (None, fields[1]) and room in (None, fields[2]):
                     yield key
-
-
-def _checked(key: Any) -> str:
-    """Refuse what is not the one text of a key.
-
-    Raises:
-        InvalidArgument: ``invalid_session_key``.
-    """
-    try:
-        keys.parse(key)
-    except InvalidArgument as exc:
-        raise InvalidArgument(exc.message, code="invalid_session_key") from exc
-    text: str = key
-    return text
 
 
 def _items(value: Any) -> Args:

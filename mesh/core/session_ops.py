@@ -340,12 +340,7 @@ class SessionOps:
 
     def on_catalogue(self, runner: int, token: str | None, entries: Sequence[dict[str, Any]]) -> None:
         """A runner says what it can run."""
-        for entry in entries:
-            former = self.catalogue.get(entry["name"])
-            if former is None or former["problem"] or entry["problem"] or token is not None:
-                self.catalogue[entry["name"]] = entry
-            elif former != entry:
-                self.catalogue[entry["name"]] = entry
+        self.catalogue.update({entry["name"]: entry for entry in entries})
         self.live.idempotent = {e["name"] for e in self.catalogue.values() if e.get("idempotent")}
         waiting = self.reloads.get(token) if token is not None else None
         if waiting is not None and token is not None:

@@ -23,12 +23,12 @@ RUN_ID = re.compile(r"run_([0-9a-f]{3})[0-9a-f]{29}\Z")
 
 def route_slot(key_text: str) -> int:
     """The slot of a route key: a room and all its threads share it."""
-    return xxh3_64_intdigest("r:" + room_text(key_text)) % SLOT_COUNT
+    return xxh3_64_intdigest(("r:" + room_text(key_text)).encode()) % SLOT_COUNT
 
 
 def session_slot(session_id: str) -> int:
     """The slot of a session."""
-    return xxh3_64_intdigest("s:" + session_id) % SLOT_COUNT
+    return xxh3_64_intdigest(("s:" + session_id).encode()) % SLOT_COUNT
 
 
 def run_slot(run_id: str) -> int:

@@ -33,6 +33,8 @@ from mesh.node.reads import Reads
 from mesh.store.sqlite import WAL_BYTES_MAX, Store
 
 TICK_S = 1.0
+#: READY is repeated this often: a new router knows all its actors after so long at most.
+READY_S = 0.1
 ROUTES_PER_LOAD = 2_000
 ROUTES_PER_SWEEP = 2_000
 IDLE_PER_TICK = 1_000
@@ -91,6 +93,7 @@ class PartitionProcess:
         self.waits: list[tuple[bytes, wire.Header, int, bytes]] = []
         self.answers: list[tuple[int, int, list[Any]]] = []
         self.stopping = False
+        self._last_stats: dict[str, Any] = {}
 
     # --- starting ---
 
@@ -137,7 +140,7 @@ class PartitionProcess:
             shift = 0 if boot_id == self.boot_id else offset_ms - self.offset_ms
             groups.setdefault(shift, []).append((key, record))
         for shift, group in groups.items():
-            self.routes.load(group, shift)
+            self.routes.load(group, shift, now_ms=self.partition.boot_ms)
         self.load_after = rows[-1][0] if len(rows) == ROUTES_PER_LOAD else None
         if self.load_after is None:
             self.routes.loaded()
@@ -152,12 +155,15 @@ class PartitionProcess:
         poller.register(self.publisher.socket, sockets.POLLIN)
         poller.register(control.fileno(), sockets.POLLIN)
         self._clock()
-        self._ready()
+        self._last_stats = self.stats()
         control.send("ready", epoch=self.epoch, pid=os.getpid())
-        next_tick = self.state.mono
+        next_tick = next_ready = self.state.mono
         while not self.stopping:
-            ready = dict(poller.poll(self._timeout_ms(next_tick)))
+            ready = dict(poller.poll(self._timeout_ms(min(next_tick, next_ready))))
             self._clock()
+            if self.state.mono >= next_ready:
+                next_ready = self.state.mono + (READY_S if self.router_boot else READY_S / 10)
+                self._ready()
             if control.fileno() in ready:
                 messages = control.receive()
                 if control.closed:
@@ -261,16 +267,16 @@ class PartitionProcess:
             self._perform()
             return
         dirty, settled = self.receipts.drain()
-        routes = self.routes.dirty
+        routes = self.routes.take_dirty()
         config = self.child.config
         power = (state.changed and config.sessions.durability == "power") or (
             partition.route_written and config.routes.durability == "power")
         try:
             self.store.commit(state, routes, dirty, settled, power=power)
         except StoreError as error:
+            self.routes.put_back(routes)
             self._failed(error, dirty)
             return
-        self.routes.dirty = {}
         self.lazy_since = None
         for pending, body in partition.finish():
             self._reply(pending.client, pending.request_id, pending.kind, pending.size, body)
@@ -395,7 +401,7 @@ class PartitionProcess:
 
     def _tick(self) -> None:
         self.child.control.send("beat", lag_ms=0)
-        self._ready()
+        self._last_stats = self.stats()
         self.partition.begin()
         if self.degraded is not None:
             self._probe()
@@ -467,7 +473,7 @@ class PartitionProcess:
             self.store.checkpoint()
 
     def _ready(self) -> None:
-        message = ["ready", mailbox.PARTITION.decode(), self.index, self.epoch, os.getpid(), self.stats()]
+        message = ["ready", mailbox.PARTITION.decode(), self.index, self.epoch, os.getpid(), self._last_stats]
         self._send_actor(wire.ROUTER_ID, message)
 
     def stats(self) -> dict[str, Any]:

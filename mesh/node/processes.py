@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
-from mesh.proc import Stat, process_table, read_stat
 from mesh.node import reaper
 from mesh.node.reaper import Proc
+from mesh.proc import Stat, process_table, read_stat
 
 #: Groups and processes of finished commands that are remembered.
 REMEMBERED_MAX = 4_096
@@ -64,7 +64,9 @@ class RunProcesses:
     def collect(self, now_s: float) -> None:
         """Collect dead orphans. Called once a second."""
         stats = (read_stat(pid) for pid in reaper.children(os.getpid()))
-        zombies = [stat for stat in stats if stat is not None and stat.state == "Z" and stat.pid not in self._leaders]
+        zombies = [
+            stat for stat in stats if stat is not None and stat.state == "Z" and stat.pid not in self._leaders
+        ]
         self._zombies = {stat.pid: self._zombies.get(stat.pid, now_s) for stat in zombies}
         known = frozenset(self._past) | frozenset(self._leaders)
         for stat in zombies:

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import os
 import selectors
-import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +23,17 @@ from mesh.core.mailbox import ChildState
 from mesh.core.supervisor import Action, Announce, ChildSpec, Kill, RestartPolicy, Spawn, Stop, Supervision
 from mesh.errors import MeshError, from_wire
 from mesh.log import Log
-from mesh.node import prepare
 from mesh.node.child import Child, Control
-from mesh.node.fork import HANDLED, LogFile, Main, cause_of, fork_child
-from mesh.node.reaper import children, kill_group, kill_tree
-from mesh.node.runtime import Life, write_processes
+from mesh.node.family import Family
+from mesh.node.fork import Main
+from mesh.node.prepare import Ground, Report, prepare
+from mesh.node.runtime import write_processes
+from mesh.node.wakeup import Wakeup
 from mesh.proc import start_time
 
 Status = Callable[[dict[str, Any]], None]
 STATUS_EVERY_S = 1.0
 LOGS_EVERY_S = 5.0
-#: How long one look for strays may hold up the loop; the next tick goes on with it.
-SWEEP_S = 1.0
 ROUTER = "router"
 
 
@@ -50,20 +47,21 @@ def run(
     status: Status | None = None,
     mains: dict[str, Main] | None = None,
     log: Log | None = None,
-    complain: Callable[[MeshError], None] | None = None,
+    complain: Callable[[MeshError], object] | None = None,
 ) -> int:
-    """Be the supervisor of one node until a signal, the parent's end or a fatal error; return the exit status.
+    """Supervise one node until a signal, the parent's end or a fatal error; return the exit status.
 
     ``ready_fd`` gets one JSON line: the address map, or ``{"error": ...}``. ``status`` is called about once
     a second. ``complain`` gets the error that ends the node. ``mains`` replaces what the children run.
     """
     log = log or Log("supervisor")
-    report = prepare.Report(ready_fd)
+    report = Report(ready_fd)
     try:
         with ExitStack() as stack:
             wake = stack.enter_context(Wakeup())
-            ground = prepare.prepare(
-                config, data_dir, by_name=by_name, mains=mains, log=log, stack=stack, stopped=lambda: wake.asked > 0
+            ground = prepare(
+                config, data_dir, by_name=by_name, mains=mains, log=log, stack=stack,
+                stopped=lambda: wake.asked > 0,
             )
             node = Supervisor(config, ground, wake, report, log, parent_fd=parent_fd, status=status)
             stack.callback(node.close)
@@ -79,54 +77,15 @@ def run(
         report.close()
 
 
-class Wakeup:
-    """Signals as data: each one makes the loop's descriptor readable and is counted."""
-
-    def __init__(self) -> None:
-        self.asked = 0  #: how often somebody asked us to stop
-        self.hard = False  #: a second Ctrl-C: do not wait for anybody
-        self._in, self._out = socket.socketpair()
-        for end in (self._in, self._out):
-            end.setblocking(False)
-        self._old: list[tuple[int, Any]] = []
-
-    def __enter__(self) -> Wakeup:
-        self._old = [(signum, signal.signal(signum, self._note)) for signum in HANDLED]
-        self._fd = signal.set_wakeup_fd(self._out.fileno(), warn_on_full_buffer=False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._fd)
-        for signum, handler in self._old:
-            signal.signal(signum, handler)
-        self._in.close()
-        self._out.close()
-
-    def fileno(self) -> int:
-        """Readable after a signal."""
-        return self._in.fileno()
-
-    def drain(self) -> None:
-        """Forget the bytes; what they meant is in ``asked``."""
-        with suppress(BlockingIOError):
-            while self._in.recv(4096):
-                pass
-
-    def _note(self, signum: int, _frame: object) -> None:
-        if signum != signal.SIGCHLD:
-            self.hard = self.hard or (signum == signal.SIGINT and self.asked > 0)
-            self.asked += 1
-
-
 class Supervisor:
-    """The children of one node, their pipes and logs."""
+    """One node: decisions from the core, processes from the family."""
 
     def __init__(
         self,
         config: NodeConfig,
-        ground: prepare.Ground,
+        ground: Ground,
         wake: Wakeup,
-        report: prepare.Report,
+        report: Report,
         log: Log,
         *,
         parent_fd: int | None = None,
@@ -142,23 +101,21 @@ class Supervisor:
         specs = child_specs(config)
         self._specs = {spec.name: spec for spec in specs}
         self._core = Supervision(specs, restart_policy(config))
-        self._logs = {
-            name: LogFile(ground.data_dir / "logs" / f"{name}.log", config.limits.log_bytes) for name in self._specs
-        }
-        self._controls: dict[str, Control] = {}
-        self._names: dict[int, str] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(wake, selectors.EVENT_READ, wake.drain)
+        if parent_fd is not None:
+            self._selector.register(parent_fd, selectors.EVENT_READ, self._hear_parent)
+        self._family = Family(
+            specs, folder=ground.data_dir / "logs", log_bytes=config.limits.log_bytes,
+            selector=self._selector, hear=self._hear, log=log,
+        )
         self._spawned = 0
-        self._foreign = set(children(os.getpid()))
         self._endpoints = {"address": "", "feed": ""}
         self._served = False
         self._error: MeshError | None = None
         self._roster_due = self._processes_due = False
         self._began_s = time.monotonic()
-        self._status_s = self._logs_s = 0.0
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(wake, selectors.EVENT_READ, wake.drain)
-        if parent_fd is not None:
-            self._selector.register(parent_fd, selectors.EVENT_READ, self._hear_parent)
+        self._status_s = self._logs_s = 0.0  #: when each was done last
 
     def serve(self) -> None:
         """Start the children, keep them running, and return when all of them are gone again.
@@ -179,41 +136,18 @@ class Supervisor:
             raise self._error
 
     def close(self) -> None:
-        """Leave nothing behind: no process, no socket, no address."""
-        for pid in self._names:
-            kill_group(pid)
-        survivors = kill_tree(keep=self._foreign, reap=True)
-        if survivors:
-            self._log.write("processes survive SIGKILL", pids=[proc.pid for proc in survivors])
-        for control in self._controls.values():
-            control.close()
+        """Leave no process behind, not even when ``serve`` failed."""
+        self._family.close()
         self._selector.close()
 
     # --- what happened ---
 
-    def _hear(self, name: str) -> None:
-        control = self._controls.get(name)
-        if control is None:
-            return
-        try:
-            messages = control.receive()
-        except ValueError as exc:
-            self._log.write("kills a child that sends no messages", child=name, error=str(exc))
-            self._kill(name)
-            return
-        for message in messages:
-            self._on_message(name, message)
-        if control.closed:
-            self._hang_up(name)
-
-    def _on_message(self, name: str, message: dict[str, Any]) -> None:
+    def _hear(self, name: str, message: dict[str, Any]) -> None:
         now_s = time.monotonic()
         match message.get("t"):
             case "ready":
                 if name == ROUTER:
-                    self._endpoints = {key: str(message.get(key, "")) for key in self._endpoints}
-                    if self._served:
-                        self._ground.addresses.write(self._address())
+                    self._on_router_ready(message)
                 self._do(self._core.ready(name, message.get("epoch"), now_s))
             case "beat":
                 self._do(self._core.beat(name, now_s, float(message.get("lag_ms") or 0.0)))
@@ -227,8 +161,15 @@ class Supervisor:
             case other:
                 self._log.write("unknown message", child=name, t=str(other))
 
+    def _on_router_ready(self, message: dict[str, Any]) -> None:
+        self._endpoints = {key: str(message.get(key, "")) for key in self._endpoints}
+        if self._served:
+            self._ground.addresses.write(self._address())
+
     def _on_fatal(self, name: str, message: dict[str, Any]) -> None:
-        error = from_wire(str(message.get("code") or "config_error"), str(message.get("message")))
+        """A child knows that trying again cannot help. At the start that ends the node; later, the child."""
+        code, text = str(message.get("code") or "config_error"), str(message.get("message"))
+        error = from_wire(code, text, message.get("details"))
         if self._served:
             self._log.write("child cannot go on", child=name, error=str(error))
         else:
@@ -245,41 +186,16 @@ class Supervisor:
             self._shutdown("asked by a signal")
         if self._wake.hard:
             for name in self._core.pids():
-                self._kill(name)
+                self._family.kill(name)
         if self._parent is not None and os.getppid() != self._parent[1]:
             self._shutdown("its parent is gone")
 
     def _collect(self) -> None:
-        """Take every death that the kernel has for us: children's and strays'."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if pid == 0:
-                break
-            self._foreign.discard(pid)
-            name = self._names.pop(pid, None)
-            if name is not None:
-                self._on_death(name, pid, status)
-        if not self._foreign.union(self._names).issuperset(children(os.getpid())):
-            self._sweep()
-
-    def _on_death(self, name: str, pid: int, status: int) -> None:
-        self._hear(name)
-        self._hang_up(name)
-        kill_group(pid)
-        if self._specs[name].kind == "runner":
-            self._sweep()
-        cause = cause_of(status, self._logs[name])
-        self._log.write("child ended", child=name, pid=pid, exit_status=cause["exit_status"], signal=cause["signal"])
-        self._do(self._core.exited(name, cause, time.monotonic()))
-
-    def _sweep(self) -> None:
-        """Kill what came back to us from a dead runner. Known children, and those we began with, stay."""
-        survivors = kill_tree(keep=self._foreign | set(self._names), reap=True, timeout_s=SWEEP_S)
-        if survivors:
-            self._log.write("strays do not die yet", pids=[proc.pid for proc in survivors])
+        for name, pid, cause in self._family.deaths():
+            how = {key: cause[key] for key in ("exit_status", "signal")}
+            self._log.write("child ended", child=name, pid=pid, **how)
+            self._do(self._core.exited(name, cause, time.monotonic()))
+        self._family.sweep()
 
     # --- what follows ---
 
@@ -289,100 +205,71 @@ class Supervisor:
                 case Spawn(name):
                     self._spawn(name)
                 case Stop(name):
-                    self._stop(name)
+                    self._family.stop(name)
                 case Kill(name, reason):
                     self._log.write("kills a child", child=name, reason=reason)
-                    self._kill(name)
+                    self._family.kill(name)
                 case Announce(name, state):
                     self._announce(name, state)
 
     def _spawn(self, name: str) -> None:
-        ours, theirs = socket.socketpair()
         self._spawned += 1
-        child = self._child(self._specs[name], Control(theirs))
+        incarnation = self._ground.life.boot * 1_000_000 + self._spawned
+        spec = self._specs[name]
         now_s = time.monotonic()
         try:
-            pid = fork_child(child, self._ground.mains[child.kind], self._logs[name])
+            pid = self._family.spawn(
+                lambda control: self._child(spec, incarnation, control), self._ground.mains[spec.kind]
+            )
         except OSError as exc:
-            ours.close()
             cause = {"exit_status": None, "signal": None, "stderr": f"cannot fork: {exc}", "at": time.time()}
             self._do(self._core.exited(name, cause, now_s))
             return
-        finally:
-            theirs.close()
-        self._names[pid] = name
-        self._controls[name] = Control(ours)
-        self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(name))
         self._processes_due = True
-        self._do(self._core.started(name, pid, child.incarnation, now_s))
+        self._do(self._core.started(name, pid, incarnation, now_s))
 
-    def _child(self, spec: ChildSpec, control: Control) -> Child:
+    def _child(self, spec: ChildSpec, incarnation: int, control: Control) -> Child:
         ground, life = self._ground, self._ground.life
         return Child(
-            name=spec.name, kind=spec.kind, index=spec.index, incarnation=incarnation(life, self._spawned),
-            node_boot=life.boot, config=self._config, data_dir=ground.data_dir, runtime_dir=ground.runtime_dir,
-            slot_map=life.slot_map, map_version=life.map_version, control=control,
-            address=self._endpoints["address"], feed=self._endpoints["feed"],
+            name=spec.name, kind=spec.kind, index=spec.index, incarnation=incarnation, node_boot=life.boot,
+            config=self._config, data_dir=ground.data_dir, runtime_dir=ground.runtime_dir,
+            slot_map=life.slot_map, map_version=life.map_version, control=control, **self._endpoints,
         )
-
-    def _stop(self, name: str) -> None:
-        if name in self._controls:
-            self._controls[name].send("stop")
-        for signum in (signal.SIGTERM, signal.SIGCONT):
-            os.kill(self._core.pids()[name], signum)
-
-    def _kill(self, name: str) -> None:
-        pid = self._core.pids().get(name)
-        if pid in self._names:
-            kill_group(pid)
-            os.kill(pid, signal.SIGKILL)
-
-    def _hang_up(self, name: str) -> None:
-        control = self._controls.pop(name, None)
-        if control is not None:
-            self._selector.unregister(control)
-            control.close()
 
     def _announce(self, name: str, state: ChildState) -> None:
         self._roster_due = True
         if state is ChildState.DOWN:
             self._log.write("child is down", child=name)
             if name == ROUTER:
-                self._fail(MeshError(f"the router does not stay up: {self._last_words(ROUTER)}", code="internal_error"))
-        if not self._served:
+                self._fail(self._gave_up("the router does not stay up", ROUTER))
+        if not self._served and not self._core.stopping:
             self._check_served()
 
     def _check_served(self) -> None:
-        """The first time that the router and the partitions all came up, or gave up."""
-        partitions = [s for name, s in self._core.states().items() if self._specs[name].kind == "partition"]
-        if self._core.stopping or any(s not in (ChildState.READY, ChildState.DOWN) for s in partitions):
+        """The first time that router and partitions all came up, or gave up: the rest serves on."""
+        states = self._core.states()
+        names = [name for name, spec in self._specs.items() if spec.kind == "partition"]
+        if any(states[name] not in (ChildState.READY, ChildState.DOWN) for name in names):
             return
-        if ChildState.READY not in partitions:
-            words = self._last_words(next(name for name, spec in self._specs.items() if spec.kind == "partition"))
-            self._fail(MeshError(f"no partition comes up: {words}", code="internal_error"))
-        elif self._core.states()[ROUTER] is ChildState.READY:
+        if all(states[name] is ChildState.DOWN for name in names):
+            self._fail(self._gave_up("no partition comes up", names[0]))
+        elif states[ROUTER] is ChildState.READY:
             self._served = True
             self._ground.addresses.write(self._address())
             self._report.ready(self._address())
-            self._log.write("serving", **self._endpoints, seconds=round(time.monotonic() - self._began_s, 3))
+            self._status_s = 0.0
+            seconds = round(time.monotonic() - self._began_s, 3)
+            self._log.write("serving", **self._endpoints, seconds=seconds)
 
-    def _address(self) -> dict[str, Any]:
-        folder = self._ground.runtime_dir
-        return {
-            "name": self._config.node.name, "pid": os.getpid(), "start_time": start_time(os.getpid()),
-            **self._endpoints, "ipc": f"ipc://{folder}/front", "feed_ipc": f"ipc://{folder}/feed",
-            "data_dir": str(self._ground.data_dir), "runtime_dir": str(folder),
-        }
-
-    def _last_words(self, name: str) -> str:
-        words = next(entry["cause"] for entry in self._core.roster() if entry["name"] == name) or {}
-        lines = str(words.get("stderr", "")).splitlines() or [str(words.get("signal") or words.get("exit_status"))]
-        return lines[-1]
+    def _gave_up(self, what: str, name: str) -> MeshError:
+        cause = next(entry["cause"] for entry in self._core.roster() if entry["name"] == name) or {}
+        lines = str(cause.get("stderr") or "").splitlines()
+        last = lines[-1] if lines else f"ended by {cause.get('signal') or cause.get('exit_status')}"
+        return MeshError(f"{what}: {last}", code="internal_error")
 
     def _fail(self, error: MeshError) -> None:
         if self._error is None:
             self._error = error
-            self._report.failed(error)
             self._shutdown(str(error))
 
     def _shutdown(self, reason: str) -> None:
@@ -393,10 +280,9 @@ class Supervisor:
     # --- every turn ---
 
     def _publish(self) -> None:
-        for control in self._controls.values():
-            control.flush()
-        if self._roster_due and ROUTER in self._controls:
-            self._roster_due = not self._controls[ROUTER].send("roster", children=self._core.roster())
+        self._family.flush()
+        if self._roster_due:
+            self._roster_due = not self._family.send(ROUTER, "roster", children=self._core.roster())
         if self._processes_due:
             self._processes_due = False
             write_processes(self._ground.data_dir, self._core.pids())
@@ -405,14 +291,21 @@ class Supervisor:
         now_s = time.monotonic()
         if now_s - self._logs_s >= LOGS_EVERY_S:
             self._logs_s = now_s
-            for log in self._logs.values():
-                log.bound()
+            self._family.bound_logs()
         if self._status is not None and now_s - self._status_s >= STATUS_EVERY_S:
             self._status_s = now_s
             self._status({
-                **self._address(), "uptime_s": now_s - self._began_s, "serving": self._served,
+                **self._address(), "serving": self._served, "uptime_s": now_s - self._began_s,
                 "children": self._core.roster(),
             })
+
+    def _address(self) -> dict[str, Any]:
+        folder = self._ground.runtime_dir
+        return {
+            "name": self._config.node.name, "pid": os.getpid(), "start_time": start_time(os.getpid()),
+            **self._endpoints, "ipc": f"ipc://{folder}/front", "feed_ipc": f"ipc://{folder}/feed",
+            "data_dir": str(self._ground.data_dir), "runtime_dir": str(folder),
+        }
 
 
 def child_specs(config: NodeConfig) -> list[ChildSpec]:
@@ -434,9 +327,4 @@ def restart_policy(config: NodeConfig) -> RestartPolicy:
     )
 
 
-def incarnation(life: Life, spawned: int) -> int:
-    """Grows with every start of a child, over restarts of the node too."""
-    return life.boot * 1_000_000 + spawned
-
-
-__all__ = ["Status", "Supervisor", "Wakeup", "child_specs", "restart_policy", "run"]
+__all__ = ["Status", "Supervisor", "child_specs", "restart_policy", "run"]

@@ -66,7 +66,7 @@ class Output(msgspec.Struct, kw_only=True):
     token_usage: dict[str, Any] = {}
     cost_usd: float | None = None
     provider_metadata: dict[str, Any] = {}
-    completion: dict[str, Any] = {}  #: goes into ``run_completed``; ``stop_reason`` is "end_turn" unless given
+    completion: dict[str, Any] = {}  #: goes into ``run_completed``; its ``stop_reason`` is else "end_turn"
 
 
 class ProviderFailure(RunError):
@@ -126,7 +126,7 @@ class RunContext:
     __slots__ = ("_states", "attempt", "cancelled", "input", "options", "run_id", "session")
 
     def __init__(
-        self, run_id: str, session: SessionInfo, input: Any, *, attempt: int = 1,  # noqa: A002
+        self, run_id: str, session: SessionInfo, input: Any, *, attempt: int = 1,
         options: dict[str, Any] | None = None, states: MutableMapping[str, dict[str, Any]] | None = None,
     ) -> None:
         self.run_id = run_id
@@ -222,9 +222,9 @@ def _capability(item: Any) -> dict[str, Any]:
     if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
         raise ConfigError(f"capability {item!r:.80}: expected a name, or a map with name and type")
     if item.get("type") not in CAPABILITY_TYPES:
+        known = nearest_name(str(item.get("type")), CAPABILITY_TYPES)
         raise ConfigError(
-            f"capability {item['name']!r}: type {item.get('type')!r:.40} is not one of {', '.join(CAPABILITY_TYPES)}",
-            code="invalid_capability_type",
+            f"capability {item['name']!r}: no type {item.get('type')!r:.40}{known}", code="invalid_capability_type"
         )
     return {"enabled": True, **item}
 
@@ -298,7 +298,7 @@ def cut_stderr(text: str) -> str:
 
 
 __all__ = [
-    "CAPABILITY_TYPES", "COMMON_KEYS", "OUTPUT", "PROVIDER_EVENTS", "STREAMING", "Cancellation", "Output", "Piece",
-    "Provider", "ProviderFailure", "RunContext", "SessionInfo", "as_failure", "capabilities_of", "check_keys", "checked",
-    "cut_stderr", "messages_of", "nearest_name", "provider_error",
+    "CAPABILITY_TYPES", "COMMON_KEYS", "OUTPUT", "PROVIDER_EVENTS", "STREAMING", "Cancellation", "Output",
+    "Piece", "Provider", "ProviderFailure", "RunContext", "SessionInfo", "as_failure", "capabilities_of",
+    "check_keys", "checked", "cut_stderr", "messages_of", "nearest_name", "provider_error",
 ]

@@ -13,6 +13,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from mesh.errors import ConfigError
@@ -43,7 +44,7 @@ class EchoProvider:
         self.idempotent: bool = checked(table, "idempotent", (bool,), True)
         self._script = _script(table)
 
-    def started(self, run: RunContext) -> dict[str, Any]:
+    def started(self, run: RunContext) -> dict[str, Any]:  # noqa: ARG002
         """Nothing to add."""
         return {}
 
@@ -79,7 +80,7 @@ def _slices(text: str, count: int) -> list[str]:
     if 0 < len(text) < count:
         text = (text * (count // len(text) + 1))[:count]
     edges = [len(text) * i // count for i in range(count + 1)] if count else []
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(edges)]
 
 
 __all__ = ["PIECES_MAX", "EchoProvider"]

@@ -2,18 +2,19 @@
 
 The order at its end: the command exits; its pipes get ``DRAIN_S`` to close; whoever is left of it (a
 background job, a daemon of its own session) is killed; what the pipes still hold is read to the end. So no
-output is lost and no process is left. A timeout or a cancellation sends SIGTERM first, SIGKILL after ``TERM_S``.
+output is lost and no process is left. A timeout or a cancellation sends SIGTERM first, and SIGKILL after
+``TERM_S``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import codecs
+import os
 import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mesh.providers.base import ProviderFailure, provider_error
@@ -176,10 +177,10 @@ class Execution:
         """Start it in a session and group of its own.
 
         Raises:
-            ProviderFailure: ``command_not_found``, ``command_failed``, or ``validation_error`` for its folder.
+            ProviderFailure: ``command_not_found``, ``command_failed``, or a wrong folder.
         """
         self.command = command
-        if not Path(command.cwd).is_dir():
+        if not os.path.isdir(command.cwd):  # noqa: PTH112, ASYNC240  one stat
             raise ProviderFailure(f"cwd: no such folder: {command.cwd}", code="validation_error")
         self._started = True
         try:
@@ -234,7 +235,7 @@ class Execution:
             await link.changed(left_s)
 
     async def end(self) -> None:
-        """Leave nothing, and close our ends of the pipes. Reached after an end, a failure and a cancellation."""
+        """Leave nothing, and close our ends of the pipes, whatever happened before."""
         try:
             if self._started and not self._over:
                 await self._kill(TERM_S)
@@ -255,7 +256,8 @@ class Execution:
                 self._processes.signal(living, signal.SIGTERM if spent_s < patience_s else signal.SIGKILL)
                 asked = True
             await asyncio.sleep(_LOOK_S)
-        while leader is not None and not self._link.exited and time.monotonic() - began_s < patience_s + GONE_S:
+        until_s = began_s + patience_s + GONE_S
+        while leader is not None and not self._link.exited and time.monotonic() < until_s:
             await self._link.changed(_LOOK_S)
         if leader is not None:
             self._processes.end(leader)

@@ -72,7 +72,7 @@ class PythonProvider:
         streams = kind in ("async generator", "generator")
         self.capabilities = capabilities_of(table, [STREAMING] if streams else [])
 
-    def started(self, run: RunContext) -> dict[str, Any]:
+    def started(self, run: RunContext) -> dict[str, Any]:  # noqa: ARG002
         """Nothing to add."""
         return {}
 
@@ -92,16 +92,19 @@ def load_target(target: str, *, fresh: bool = False) -> Callable[[RunContext], A
     if not colon or not place or not name:
         raise ConfigError(f'target = {target!r:.120}: expected "module:function" or "file.py:function"')
     module = _load_file(Path(place), fresh) if place.endswith(".py") else _load_module(place, fresh)
-    function = functools.reduce(lambda found, part: getattr(found, part, None), name.split("."), module)
+    function: Any = module
+    for part in name.split("."):
+        function = getattr(function, part, None)
     if not callable(function):
         raise ConfigError(f"target = {target!r:.120}: {place} has no function {name!r}")
     try:
         inspect.signature(function).bind(None)
     except TypeError as exc:
-        raise ConfigError(f"target = {target!r:.120}: {name} must take one argument, the run ({exc})") from exc
+        raise ConfigError(f"target = {target!r:.120}: {name} takes one argument, the run ({exc})") from exc
     except ValueError:  # a builtin without a signature: calling it will tell
         pass
-    return function
+    found: Callable[[RunContext], Any] = function
+    return found
 
 
 def _load_module(name: str, fresh: bool) -> ModuleType:
@@ -210,7 +213,7 @@ def _serve(handover: _Handover, function: Callable[[RunContext], Any], run: RunC
         result = function(run)
         if isinstance(result, Iterator):
             result = _iterate(handover, result)
-        last = ("returned", result)
+        last: tuple[str, Any] = ("returned", result)
     except BaseException as exc:  # noqa: BLE001  the run's failure is told to the run, whatever it is
         last = ("raised", exc)
     finally:

@@ -41,7 +41,7 @@ class Registry:
         self._loading: dict[str, asyncio.Future[None]] = {}
 
     def start(self) -> None:
-        """Build what can be built at once and begin to load the rest; ``on_change`` tells when that is done."""
+        """Build what can be built at once, begin to load the rest; ``on_change`` tells when that is done."""
         for name in self._tables:
             self._build(name, fresh=False)
 
@@ -76,7 +76,8 @@ class Registry:
             raise MeshError(f"no agent {agent!r}{nearest_name(agent, self._tables)}", code="unknown_agent")
         problem = self._problems.get(agent, LOADING)
         raise RunError(
-            f"agent {agent!r} cannot be loaded: {problem.strip().splitlines()[-1]}", details={"problem": problem}
+            f"agent {agent!r} cannot be loaded: {problem.strip().splitlines()[-1]}",
+            details={"problem": problem},
         )
 
     def catalogue(self) -> list[dict[str, Any]]:
@@ -151,9 +152,11 @@ def _load_python(table: Mapping[str, Any], fresh: bool) -> PythonProvider | str:
         return ("Traceback (most recent call last):\n" + "".join(lines)).strip()[-PROBLEM_CHARS_MAX:]
 
 
+_LOADER = PythonProvider.__init__.__code__.co_filename
+
+
 def _ours(filename: str) -> bool:
-    return filename.startswith("<frozen importlib") or filename == PythonProvider.__init__.__code__.co_filename \
-        or filename == __file__
+    return filename.startswith("<frozen importlib") or filename in (_LOADER, __file__)
 
 
 __all__ = ["LOADING", "PROVIDERS", "Registry"]

@@ -131,7 +131,8 @@ def _placed(table: Mapping[str, Any]) -> dict[str, Any]:
     if checked(table, "timeout_s", (int, float), TIMEOUT_S) <= 0:
         raise ConfigError("timeout_s: expected a number more than 0")
     env = checked(table, "env", (dict,), {})
-    if not all(isinstance(k, str) and isinstance(v, str) and "\0" not in k + v and "=" not in k for k, v in env.items()):
+    texts = all(isinstance(key, str) and isinstance(value, str) for key, value in env.items())
+    if not texts or any("\0" in key + value or "=" in key for key, value in env.items()):
         raise ConfigError("env: expected a table of texts")
     return dict(table)
 
@@ -158,7 +159,8 @@ def _failure(execution: Execution, output: dict[str, Any]) -> ProviderFailure:
     code, stderr = execution.exit_code, execution.stderr
     last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")
     if execution.timed_out:
-        kind, error, message = "timeout", "command_timeout", f"the command ran over its {execution.command.timeout_s:g} s"
+        kind, error = "timeout", "command_timeout"
+        message = f"the command ran over its {execution.command.timeout_s:g} s"
     elif code == 127:
         kind, error, message = "process_error", "command_not_found", f"command not found: {last}".rstrip(": ")
     else:

@@ -61,12 +61,17 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._db = _guard(lambda: _open(path), f"open {path.name}")
+        self._db = guard(lambda: _open(path), f"open {path.name}")
         self._full = True
         self.epoch = 0
         self.boot = 0
         self._wal_pages = 0
         self._db.set_wal_hook(self._on_wal)
+
+    @property
+    def connection(self) -> apsw.Connection:
+        """For ``resize``, which moves rows between two files."""
+        return self._db
 
     # --- opening ---
 
@@ -88,7 +93,7 @@ class Store:
                 self.boot = self._one("SELECT id FROM boot WHERE boot_id = ?", boot_id)
             return self.epoch
 
-        return _guard(take, "acquire the lease")
+        return guard(take, "acquire the lease")
 
     def meta(self, name: str) -> Any:
         """A value of the meta table, None when absent."""
@@ -103,7 +108,7 @@ class Store:
 
     def counters(self) -> dict[str, int]:
         """pos, lseq and the next row numbers, as the last commit left them."""
-        return _guard(lambda: {
+        return guard(lambda: {
             "pos": max(self.meta("pos") or 0, self._one("SELECT max(pos) FROM event") or 0),
             "lseq": max(self.meta("lseq") or 0, self._one("SELECT max(lseq) FROM lifecycle") or 0),
             "next_session": (self._one("SELECT max(n) FROM session") or 0) + 1,
@@ -123,7 +128,7 @@ class Store:
             state = sessions.decode(_checked(row, f"session {session_id}"))
             return self._with_seq(state)
 
-        return _guard(read, "read a session")
+        return guard(read, "read a session")
 
     def _with_seq(self, state: SessionState) -> SessionState:
         seq = self._one("SELECT max(seq) FROM event WHERE session = ?", state.n) or 0
@@ -136,7 +141,7 @@ class Store:
             row = self._db.execute("SELECT record, sum, n FROM run WHERE id = ?", (run_id,)).fetchone()
             return None if row is None else self._with_progress(row)
 
-        return _guard(read, "read a run")
+        return guard(read, "read a run")
 
     def _with_progress(self, row: Any) -> RunState:
         state = runs.decode(_checked(row, f"run row {row[2]}"))
@@ -148,14 +153,14 @@ class Store:
 
     def live_sessions(self) -> list[SessionState]:
         """Sessions that were live at the last commit."""
-        return _guard(lambda: [
+        return guard(lambda: [
             self._with_seq(sessions.decode(_checked(row, "a session")))
             for row in self._db.execute("SELECT record, sum FROM session WHERE live = 1 ORDER BY n").fetchall()
         ], "read the live sessions")
 
     def active_runs(self) -> list[RunState]:
         """Runs that are not over, oldest first."""
-        return _guard(lambda: [
+        return guard(lambda: [
             self._with_progress(row)
             for row in self._db.execute("SELECT record, sum, n FROM run WHERE status < 4 ORDER BY n").fetchall()
         ], "read the active runs")
@@ -168,7 +173,7 @@ class Store:
             sql, args = sql + " AND status = ?", [*args, status]
         if agent_id is not None:
             sql, args = sql + " AND agent_id = ?", [*args, agent_id]
-        return _guard(lambda: [
+        return guard(lambda: [
             self._with_seq(sessions.decode(_checked(row, "a session")))
             for row in self._db.execute(sql + " ORDER BY n LIMIT ?", (*args, limit)).fetchall()
         ], "list sessions")
@@ -176,7 +181,7 @@ class Store:
     def list_runs(self, session: int, *, after: int, limit: int) -> list[RunState]:
         """Runs of a session in order of creation."""
         sql = "SELECT record, sum, n FROM run WHERE session = ? AND n > ? ORDER BY n LIMIT ?"
-        return _guard(lambda: [
+        return guard(lambda: [
             self._with_progress(row) for row in self._db.execute(sql, (session, after, limit)).fetchall()
         ], "list runs")
 
@@ -193,7 +198,7 @@ class Store:
         codes = list(types)
         if codes:
             sql += f" AND e.type IN ({','.join('?' * len(codes))})"
-        return _guard(
+        return guard(
             lambda: self._take_events(sql + " ORDER BY e.seq LIMIT ?", (*args, *codes, limit + 1), limit, bytes_max),
             "read events",
         )
@@ -207,7 +212,7 @@ class Store:
             if len(found) == limit or (size > bytes_max and found):
                 return found, False
             fragment = row[6]
-            if xxh3_64_intdigest(fragment) >> 1 != row[7]:
+            if checksum(fragment) != row[7]:
                 raise StoreError(f"event {row[0]} of {self.path.name} is damaged", code="storage_read_failed")
             size += len(fragment)
             found.append(StoredEvent(row[0], row[2], row[3], fragment))
@@ -228,36 +233,36 @@ class Store:
                 found.append((row[8], StoredEvent(row[0], row[2], row[3], row[6])))
             return found
 
-        return _guard(read, "read the feed")
+        return guard(read, "read the feed")
 
     def feed_lifecycle(self, after: int, limit: int) -> list[tuple[str, bytes]]:
         """(topic, payload) in order of lseq, after one."""
-        return _guard(lambda: [
+        return guard(lambda: [
             (row[0], row[1]) for row in self._db.execute(
                 "SELECT topic, payload FROM lifecycle WHERE lseq > ? ORDER BY lseq LIMIT ?", (after, limit)).fetchall()
         ], "read the feed")
 
     def lowest_lifecycle(self) -> int:
         """The lowest lseq that is kept (0: none)."""
-        return int(_guard(lambda: self._one("SELECT min(lseq) FROM lifecycle") or 0, "read the feed"))
+        return int(guard(lambda: self._one("SELECT min(lseq) FROM lifecycle") or 0, "read the feed"))
 
     def receipts(self, client: bytes) -> list[tuple[int, Receipt]]:
         """The stored receipts of a client."""
-        return _guard(lambda: [
+        return guard(lambda: [
             (row[0], Receipt(tuple(wire.unpack(row[1])))) for row in self._db.execute(
                 "SELECT number, parts FROM receipt WHERE client = ? ORDER BY number", (client,)).fetchall()
         ], "read receipts")
 
     def routes(self, after: str, limit: int) -> list[tuple[str, bytes, int, str]]:
         """(key, record, offset_ms, boot id) in key order, after one; damaged rows are left out."""
-        rows = _guard(lambda: self._db.execute(
+        rows = guard(lambda: self._db.execute(
             "SELECT r.key, r.record, b.offset_ms, b.boot_id, r.sum FROM route r JOIN boot b ON b.id = r.boot"
             " WHERE r.key > ? ORDER BY r.key LIMIT ?", (after, limit)).fetchall(), "read routes")
-        return [(row[0], row[1], row[2], row[3]) for row in rows if xxh3_64_intdigest(row[1]) >> 1 == row[4]]
+        return [(row[0], row[1], row[2], row[3]) for row in rows if checksum(row[1]) == row[4]]
 
     def route(self, key: str) -> tuple[bytes, int, str] | None:
         """(record, offset_ms, boot id) of one key."""
-        row = _guard(lambda: self._db.execute(
+        row = guard(lambda: self._db.execute(
             "SELECT r.record, b.offset_ms, b.boot_id FROM route r JOIN boot b ON b.id = r.boot WHERE r.key = ?",
             (key,)).fetchone(), "read a route")
         return None if row is None else (row[0], row[1], row[2])
@@ -274,7 +279,7 @@ class Store:
             StoreError: ``stale_epoch`` when another incarnation owns the file now (exit the process), else
                 ``store_unavailable``; nothing was written.
         """
-        _guard(lambda: self._commit(state, routes, receipts, settled, power), "commit", undo=self._rollback)
+        guard(lambda: self._commit(state, routes, receipts, settled, power), "commit", undo=self._rollback)
 
     def _commit(
         self, state: State, routes: dict[str, bytes | None], receipts: dict[tuple[bytes, int], Receipt],
@@ -311,7 +316,7 @@ class Store:
     def _write_routes(self, routes: dict[str, bytes | None]) -> None:
         boot = self.boot
         puts = [
-            (key, route_slot(key), boot, record, xxh3_64_intdigest(record) >> 1)
+            (key, route_slot(key), boot, record, checksum(record))
             for key, record in routes.items() if record is not None
         ]
         if puts:
@@ -325,7 +330,7 @@ class Store:
         for s in states:
             record = sessions.encode(s)
             rows.append((s.n, s.id, session_slot(s.id), sessions.STATUS_CODE[s.status], s.agent_id, int(s.live),
-                         record, xxh3_64_intdigest(record) >> 1))
+                         record, checksum(record)))
         self._db.executemany("INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _on_wal(self, db: Any, name: str, pages: int) -> int:
@@ -343,7 +348,7 @@ class Store:
             with self._db:
                 self._set_meta(probe=int(time.time()))
 
-        _guard(write, "probe")
+        guard(write, "probe")
 
     # --- housekeeping ---
 
@@ -357,7 +362,7 @@ class Store:
                     self._db.execute("DELETE FROM lifecycle WHERE lseq < ? AND lseq < (SELECT max(lseq) FROM lifecycle)",
                                      (lifecycle_below,))
 
-        _guard(delete, "sweep")
+        guard(delete, "sweep")
 
     def save_counters(self, state: State, node_boot: int) -> None:
         """Keep the counters beside the rows, so that deleting the newest row never turns them back."""
@@ -366,7 +371,7 @@ class Store:
             with self._db:
                 self._set_meta(pos=state.pos, lseq=state.lseq, node_boot=node_boot)
 
-        _guard(write, "save the counters")
+        guard(write, "save the counters")
 
     def wal_bytes_estimate(self) -> int:
         """Bytes that commits put into the write-ahead log since the last checkpoint, without a system call."""
@@ -375,16 +380,16 @@ class Store:
     def checkpoint(self, *, truncate: bool = False) -> None:
         """Copy the WAL into the file. Never waits for anybody."""
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
-        _guard(lambda: self._db.wal_checkpoint(mode=mode), "checkpoint")
+        guard(lambda: self._db.wal_checkpoint(mode=mode), "checkpoint")
         self._wal_pages = 0
 
     def backup_to(self, target: Path, pages: int) -> Iterator[bool]:
         """Copy the file while it is written; each step copies some pages, the last one yields True."""
-        other = _guard(lambda: apsw.Connection(str(target)), "open the backup's target")
+        other = guard(lambda: apsw.Connection(str(target)), "open the backup's target")
         try:
             with other.backup("main", self._db, "main") as copy:
                 while not copy.done:
-                    _guard(lambda: copy.step(pages), "back up")
+                    guard(lambda: copy.step(pages), "back up")
                     yield copy.done
         finally:
             other.close()
@@ -404,12 +409,12 @@ _PUT_RUN = "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?, ?)"
 def _run_row(state: State, run: RunState) -> tuple[Any, ...]:
     record = runs.encode(run)
     return (run.n, run.id, state.session(run.session_id).n, runs.STATUS_CODE[run.status], record,
-            xxh3_64_intdigest(record) >> 1)
+            checksum(record))
 
 
 def _event_row(event: EventRow) -> tuple[Any, ...]:
     return (event.pos, event.session, event.seq, event.type, event.run, event.ts, event.fragment,
-            xxh3_64_intdigest(event.fragment) >> 1)
+            checksum(event.fragment))
 
 
 def _replace_seq(state: SessionState, seq: int) -> SessionState:
@@ -420,9 +425,14 @@ def _replace_batch(state: RunState, batch: int) -> RunState:
     return msgspec.structs.replace(state, batch=batch)
 
 
+def checksum(data: bytes) -> int:
+    """What a row keeps of its blob, so that a flipped byte is found: 63 bits, SQLite's integers are signed."""
+    return xxh3_64_intdigest(data) >> 1
+
+
 def _checked(row: Any, what: str) -> bytes:
     record: bytes = row[0]
-    if xxh3_64_intdigest(record) >> 1 != row[1]:
+    if checksum(record) != row[1]:
         raise StoreError(f"{what} is damaged on the disk (checksum)", code="storage_read_failed")
     return record
 
@@ -438,7 +448,7 @@ def _open(path: Path) -> apsw.Connection:
     return db
 
 
-def _guard(work: Any, what: str, undo: Any = None) -> Any:
+def guard(work: Any, what: str, undo: Any = None) -> Any:
     """Run database work; its exceptions become StoreError, once, here."""
     try:
         return work()
@@ -453,4 +463,4 @@ def _guard(work: Any, what: str, undo: Any = None) -> Any:
         raise StoreError(f"cannot {what}: {exc}", code=code, details={"reason": type(exc).__name__}) from exc
 
 
-__all__ = ["LOCK_WAIT_MS", "WAL_BYTES_MAX", "Store", "StoredEvent"]
+__all__ = ["LOCK_WAIT_MS", "WAL_BYTES_MAX", "Store", "StoredEvent", "checksum", "guard"]

@@ -1,0 +1,179 @@
+"""The asyncio groups ``routes``, ``partitions`` and ``agents``. Every rule is in the plans; see there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mesh.client import _surface_routes as plans
+from mesh.client._aio_link import AsyncLink
+from mesh.client._protocol import READ, WRITE
+from mesh.client._surface import Key, Route, failure, place_route, resolution, route_record
+from mesh.core.records import Page, PartitionInfo, PruneResult, Resolution, RouteEntry, RouteRecord
+from mesh.errors import MeshError
+
+
+class AsyncRoutes:
+    """Where replies of a conversation go. A key is a ``SessionKey``, a 4-sequence or the key's text."""
+
+    def __init__(self, link: AsyncLink) -> None:
+        self._link = link
+
+    async def set(self, key: Key, route: Route, *, ttl_ms: int | None = None, timeout_s: float | None = None) -> None:
+        """Learn a route: a mapping with ``external_room_id``. It lives ``ttl_ms`` (None: the node's setting).
+
+        Raises:
+            InvalidArgument: ``invalid_session_key``, ``invalid_route``, ``invalid_ttl``; nothing was sent.
+        """
+        slot, call = plans.set_call(key, route, ttl_ms)
+        status, value = await self._link.call(WRITE, slot, call, timeout_s)
+        if status:
+            raise failure(value)
+
+    async def get(self, key: Key, *, timeout_s: float | None = None) -> RouteRecord:
+        """The route under exactly this key; never a fallback.
+
+        Raises:
+            NotFound: ``not_found``, or ``expired`` at the first look after its end.
+        """
+        text, slot = place_route(key)
+        status, value = await self._link.call(READ, slot, ("route.get", (text,)), timeout_s)
+        if status:
+            raise failure(value)
+        return route_record(value)
+
+    async def resolve(
+        self, key: Key, fallbacks: Route | Iterable[Route] = (), *, timeout_s: float | None = None
+    ) -> Resolution:
+        """Where to send: the key's route, else its room's, else the first usable fallback.
+
+        With fallbacks it waits at most the node's ``fallback_after_ms``, then answers from them
+        (``fallback_reason`` is ``session_unavailable``).
+
+        Raises:
+            NotFound: ``no_route``.
+        """
+        if fallbacks:
+            found: Resolution = await self._link.drive(plans.resolve(self._link, key, fallbacks, timeout_s), timeout_s)
+            return found
+        text, slot = place_route(key)
+        status, value = await self._link.call(READ, slot, ("route.resolve", (text,)), timeout_s)
+        if status:
+            raise failure(value)
+        return resolution(value, self._link.slot_map[slot], text)
+
+    async def delete(self, key: Key, *, timeout_s: float | None = None) -> bool:
+        """Forget a route; says whether there was one."""
+        text, slot = place_route(key)
+        status, value = await self._link.call(WRITE, slot, ("route.delete", (text,)), timeout_s)
+        if status:
+            raise failure(value)
+        return bool(value)
+
+    async def list(
+        self, bridge_id: str | None = None, room_id: str | None = None, limit: int = 100, cursor: str | None = None, *,
+        timeout_s: float | None = None,
+    ) -> Page[RouteEntry]:
+        """Live routes of all partitions, by key; go on with the page's ``cursor`` until it is None."""
+        page: Page[RouteEntry] = await self._link.drive(
+            plans.list_routes(bridge_id, room_id, limit, cursor, timeout_s), timeout_s
+        )
+        return page
+
+    async def prune(self, *, timeout_s: float | None = None) -> PruneResult:
+        """Remove expired routes now, in all partitions that answer."""
+        result: PruneResult = await self._link.drive(plans.prune(timeout_s), timeout_s)
+        return result
+
+    async def config(self, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """The node's route settings."""
+        status, value = await self._link.call(READ, 0, ("route.config", ()), timeout_s)
+        if status:
+            raise failure(value)
+        return dict(value)
+
+    async def set_many(self, pairs: Iterable[Any], *, timeout_s: float | None = None) -> list[MeshError | None]:
+        """Set many: items are (key, route) or (key, route, ttl_ms). Per item None, or what went wrong."""
+        results: list[MeshError | None] = await self._link.drive(plans.set_many(pairs, timeout_s), timeout_s)
+        return results
+
+    async def get_many(self, keys: Iterable[Key], *, timeout_s: float | None = None) -> list[RouteRecord | MeshError]:
+        """Get many, in order; a MeshError instance stands where one failed."""
+        results: list[RouteRecord | MeshError] = await self._link.drive(plans.get_many(keys, timeout_s), timeout_s)
+        return results
+
+    async def resolve_many(
+        self, keys: Iterable[Key], fallbacks: Route | Iterable[Route] = (), *, timeout_s: float | None = None
+    ) -> list[Resolution | MeshError]:
+        """Resolve many, in order; a MeshError instance stands where one failed."""
+        results: list[Resolution | MeshError] = await self._link.drive(
+            plans.resolve_many(self._link, keys, fallbacks, timeout_s), timeout_s
+        )
+        return results
+
+
+class AsyncPartitions:
+    """The node's partitions; answered by the router, so also while a partition is dead."""
+
+    def __init__(self, link: AsyncLink) -> None:
+        self._link = link
+
+    async def count(self, *, timeout_s: float | None = None) -> int:
+        """How many there are."""
+        number: int = await self._link.drive(plans.count(), timeout_s)
+        return number
+
+    async def of(self, key_or_session_id: Key, *, timeout_s: float | None = None) -> int:
+        """The index of the partition that a route key, a session id or a run id belongs to."""
+        index: int = await self._link.drive(plans.partition_of(key_or_session_id), timeout_s)
+        return index
+
+    async def pid(self, key_or_index: Key | int, *, timeout_s: float | None = None) -> int | None:
+        """The process that serves it now; None while there is none."""
+        pid: int | None = await self._link.drive(plans.partition_pid(key_or_index), timeout_s)
+        return pid
+
+    async def info(self, index: int, *, timeout_s: float | None = None) -> PartitionInfo:
+        """What is known of one partition, dead or alive."""
+        info: PartitionInfo = await self._link.drive(plans.partition_info(index), timeout_s)
+        return info
+
+    async def list(self, *, timeout_s: float | None = None) -> list[PartitionInfo]:
+        """All of them, by index."""
+        infos: list[PartitionInfo] = await self._link.drive(plans.partition_infos(), timeout_s)
+        return infos
+
+    async def restart(self, index: int, *, timeout_s: float | None = None) -> None:
+        """Have the supervisor restart one, also one that is down. Returns when the request was passed on."""
+        await self._link.drive(plans.restart(index), timeout_s)
+
+    async def prune(self, index: int, *, timeout_s: float | None = None) -> PruneResult:
+        """Remove the expired routes of one partition now."""
+        result: PruneResult = await self._link.drive(plans.prune_one(index, timeout_s), timeout_s)
+        return result
+
+
+class AsyncAgents:
+    """The agents that this node can run."""
+
+    def __init__(self, link: AsyncLink) -> None:
+        self._link = link
+
+    async def list(self, *, timeout_s: float | None = None) -> list[dict[str, Any]]:
+        """Name, provider, capabilities and problem (None, or why it cannot start) of each."""
+        status, value = await self._link.call(READ, 0, ("agent.list", ()), timeout_s)
+        if status:
+            raise failure(value)
+        agents: list[dict[str, Any]] = value
+        return agents
+
+    async def reload(self, *, timeout_s: float | None = None) -> list[dict[str, Any]]:
+        """Load config and agents' files anew in every runner; the same list afterwards."""
+        status, value = await self._link.call(WRITE, 0, ("agent.reload", ()), timeout_s)
+        if status:
+            raise failure(value)
+        agents: list[dict[str, Any]] = value
+        return agents
+
+
+__all__ = ["AsyncAgents", "AsyncPartitions", "AsyncRoutes"]

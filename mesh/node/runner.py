@@ -1,0 +1,313 @@
+"""The runner process: hosts live sessions and executes their runs, on one asyncio loop.
+
+Three conversations: commands come from the partitions, numbered, and are acknowledged; events go to them
+in batches that are kept until they are in the log; the router hears once a second that we are here. See
+``core/mailbox.py`` for the messages and ``core/runner.py`` for their bookkeeping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from mesh.core import mailbox, wire
+from mesh.core.runner import Inbox, Key, Outbox, RunLog
+from mesh.log import Log
+from mesh.node import reaper
+from mesh.node.child import Child
+from mesh.node.drive import CANCELLED, SHUTDOWN, Drive
+from mesh.node.printing import Marked, install
+from mesh.node.processes import RunProcesses
+from mesh.node.runner_link import Link
+from mesh.node.watch import Watch
+from mesh.providers.registry import Registry
+
+#: How often the router and the partitions are told what they may have forgotten.
+TELL_S = 1.0
+#: How long a runner that was told to stop waits for its last batches to be stored.
+STOP_S = 3.0
+_LOOK_S = 0.01
+
+
+def main(child: Child) -> None:
+    """Serve until told to stop; whatever the runs started is gone afterwards."""
+    streams = install()
+    _watch_children()
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    serving = loop.create_task(_serve(child, streams))
+    try:
+        while not serving.done():
+            try:
+                loop.run_until_complete(serving)
+            except (SystemExit, KeyboardInterrupt) as exc:  # an agent's task of its own; its run goes on without it
+                Log(child.name).write("an agent's background task tried to end the process", by=type(exc).__name__)
+    finally:
+        reaper.kill_tree()
+    serving.result()
+
+
+def _watch_children() -> None:
+    """Python 3.11 waits for each subprocess in a thread of its own unless it is told of pidfds."""
+    if sys.version_info < (3, 12) and hasattr(os, "pidfd_open"):
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+
+
+async def _serve(child: Child, streams: tuple[Marked, Marked]) -> None:
+    runner = Runner(child, streams)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, runner.stop)
+    runner.start()
+    await runner.served()
+
+
+class Runner:
+    """All state of one runner. Everything happens on its loop."""
+
+    def __init__(self, child: Child, streams: tuple[Marked, ...] = ()) -> None:
+        limits = child.config.limits
+        self.outbox = Outbox(limits.runner_unacked_bytes)
+        self.processes = RunProcesses()
+        self.registry = Registry(child.config.agents, processes=self.processes, on_change=self._tell_catalogue)
+        self.states: dict[str, dict[str, Any]] = {}
+        self.output_bytes_max = limits.output_bytes
+        self._child = child
+        self._streams = streams
+        self._log = Log(child.name)
+        self._loop = asyncio.get_running_loop()
+        self._link = Link(child, self._log, self._on_message, self._turn)
+        self._watch = Watch(child, self._log, on_stop=self.stop, on_unblocked=self._unblocked)
+        self._runs: dict[str, Drive] = {}  # until the settlement is stored
+        self._executing: set[Drive] = set()  # until the provider is done, also those that were dropped
+        self._inboxes: dict[int, Inbox] = {}
+        self._to_ack: set[int] = set()
+        self._changed: dict[Key, RunLog] = {}
+        self._waiting: list[asyncio.Future[None]] = []
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._reloading = asyncio.Lock()
+        self._boot: int | None = None
+        self._partitions = max(child.slot_map, default=0) + 1
+        self._stopping = asyncio.Event()
+        self._states_max = child.config.sessions.max_live
+
+    def start(self) -> None:
+        """Load the agents, say that we are here, and serve."""
+        self.registry.start()
+        self._watch.start()
+        self._child.control.send("ready", epoch=self._child.incarnation, pid=os.getpid())
+        self._tell()
+
+    def stop(self) -> None:
+        """Begin to stop: no new runs, the present ones are cancelled."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            for drive in list(self._executing):
+                drive.stop(SHUTDOWN)
+
+    async def served(self) -> None:
+        """Return when the runner was told to stop, and what it still had to say is stored, or time is over."""
+        await self._stopping.wait()
+        until_s = time.monotonic() + STOP_S
+        while (self._executing or self.outbox.logs) and time.monotonic() < until_s:
+            await asyncio.sleep(_LOOK_S)
+        self._link.tell_router(["bye"])
+        self._watch.end()
+        self._link.close()
+
+    # --- what a drive needs ---
+
+    def changed(self, log: RunLog) -> None:
+        """Send a log's new events at the end of this turn."""
+        self._changed[log.key] = log
+        self._link.wake()
+
+    async def room(self) -> None:
+        """Return when the partitions stored enough for more to be produced."""
+        while self.outbox.full:
+            waiter = self._loop.create_future()
+            self._waiting.append(waiter)
+            await waiter
+
+    def ended(self, drive: Drive) -> None:
+        """The provider of a drive is done."""
+        self._executing.discard(drive)
+        for stream in self._streams:
+            stream.finish(f"{drive.info.id} {drive.key[0]}")
+
+    # --- sending ---
+
+    def _turn(self) -> None:
+        """The end of a turn: batches from new events, and acknowledgements."""
+        now_s = time.monotonic()
+        for key, log in self._changed.items():
+            for message in self.outbox.close(log, now_s) if key in self.outbox.logs else ():
+                self._link.post(log.partition, message)
+        self._changed.clear()
+        for partition in self._to_ack:
+            inbox = self._inboxes[partition]
+            self._post(partition, ["acks", inbox.epoch, inbox.done])
+        self._to_ack.clear()
+
+    def _post(self, partition: int, message: list[Any]) -> None:
+        self._link.post(partition, wire.pack(message))
+
+    def _tell(self) -> None:
+        """Once a second: that we are here, our agents, and what was not stored for long."""
+        self._tell_router()
+        if not self._link.blocked:
+            self._tell_catalogue()
+            for partition, messages in self.outbox.overdue(time.monotonic()):
+                for message in messages:
+                    self._link.post(partition, message)
+        self.processes.collect(time.monotonic())
+        self._loop.call_later(TELL_S, self._tell)
+
+    def _tell_router(self) -> None:
+        child = self._child
+        self._link.tell_router([
+            "ready", mailbox.RUNNER.decode(), child.index, child.incarnation, os.getpid(), self._stats(),
+        ])
+
+    def _stats(self) -> dict[str, Any]:
+        return {
+            "runs": len(self._runs), "executing": len(self._executing), "unacked_bytes": self.outbox.bytes,
+            "lag_ms": self._watch.lag_ms, "sessions": len(self.states), "refused": self._link.refused,
+        }
+
+    def _tell_catalogue(self) -> None:
+        if self._boot is not None:
+            for partition in range(self._partitions):
+                self._post(partition, ["catalogue", None, self.registry.catalogue()])
+
+    def _resend(self, partition: int | None) -> None:
+        """What was sent to a partition (None: to all) and is not stored may have been lost with its mailbox."""
+        for index, messages in self.outbox.of_partition(partition, time.monotonic()):
+            for message in messages:
+                self._link.post(index, message)
+
+    # --- receiving ---
+
+    def _on_message(self, kind: bytes, index: int, incarnation: int, message: list[Any]) -> None:
+        if kind == mailbox.ROUTER:
+            if message[0] == "welcome":
+                self._welcomed(message[1], message[3])
+            return
+        if kind == mailbox.PARTITION and self._heard(index, message[1] if message[0] == "commands" else incarnation):
+            getattr(self, f"_on_{message[0]}")(index, *message[1:])
+
+    def _welcomed(self, boot: int, slot_map: bytes) -> None:
+        self._partitions = max(slot_map, default=0) + 1
+        if boot != self._boot:
+            self._boot = boot
+            self._tell_router()
+            self._tell_catalogue()
+            self._resend(None)
+
+    def _heard(self, partition: int, epoch: int) -> bool:
+        """Whether the sender is the present holder of its place; a new one is told everything."""
+        inbox = self._inboxes.setdefault(partition, Inbox())
+        if inbox.heard(epoch):
+            self._post(partition, ["catalogue", None, self.registry.catalogue()])
+            self._resend(partition)
+        return epoch == inbox.epoch
+
+    def _on_commands(self, partition: int, epoch: int, first: int, commands: list[list[Any]]) -> None:
+        inbox = self._inboxes[partition]
+        if self._stopping.is_set():
+            return  # unacknowledged, and so known not to be executed
+        self._to_ack.add(partition)
+        self._link.wake()
+        for name, *args in inbox.take(epoch, first, commands):
+            getattr(self, f"_do_{name}")(partition, *args)
+
+    def _on_stored(self, partition: int, run_id: str, attempt: int, n: int) -> None:  # noqa: ARG002
+        if self.outbox.stored((run_id, attempt), n):
+            drive = self._runs.get(run_id)
+            if drive is not None and drive.key[1] == attempt:
+                del self._runs[run_id]
+        self._make_room()
+
+    def _make_room(self) -> None:
+        if self._waiting and not self.outbox.full:
+            for waiter in self._waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._waiting.clear()
+
+    def _on_expected(self, partition: int, run_id: str, attempt: int, n: int) -> None:
+        log = self.outbox.logs.get((run_id, attempt))
+        again = None if log is None else log.since(n, time.monotonic())
+        if again is None:  # it wants what it told us to forget, or what we never had
+            self._forget(run_id, attempt)
+            self._post(partition, ["lost", [[run_id, attempt]]])
+        for message in again or ():
+            self._link.post(partition, message)
+
+    def _on_fenced(self, partition: int, run_id: str, attempt: int) -> None:  # noqa: ARG002
+        self._forget(run_id, attempt)
+
+    def _forget(self, run_id: str, attempt: int) -> None:
+        drive = self._runs.get(run_id)
+        if drive is not None and drive.key[1] == attempt:
+            del self._runs[run_id]
+            drive.drop()
+        self._make_room()
+
+    # --- commands ---
+
+    def _do_run(
+        self, partition: int, run_id: str, attempt: int, session: dict[str, Any], run_input: Any,
+        options: dict[str, Any] | None,
+    ) -> None:
+        present = self._runs.get(run_id)
+        if present is not None:
+            if present.key[1] >= attempt:
+                return
+            self._forget(run_id, present.key[1])
+        drive = Drive(self, (run_id, attempt), partition, session, run_input, options or {})
+        self._runs[run_id] = drive
+        self._executing.add(drive)
+        drive.start()
+
+    def _do_cancel(self, partition: int, run_id: str, attempt: int) -> None:
+        drive = self._runs.get(run_id)
+        if drive is None or drive.key[1] != attempt:
+            self._post(partition, ["lost", [[run_id, attempt]]])
+        else:
+            drive.stop(CANCELLED)
+
+    def _do_close(self, partition: int, session_id: str) -> None:  # noqa: ARG002
+        self.states.pop(session_id, None)
+
+    def _do_known(self, partition: int, pairs: list[list[Any]]) -> None:
+        lost = [[r, a] for r, a in pairs if r not in self._runs or self._runs[r].key[1] != a]
+        if lost:
+            self._post(partition, ["lost", lost])
+        self._resend(partition)
+
+    def _do_reload(self, partition: int, token: str) -> None:
+        task = self._loop.create_task(self._reload(partition, token))
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self, partition: int, token: str) -> None:
+        async with self._reloading:
+            await self.registry.reload()
+        self._post(partition, ["catalogue", token, self.registry.catalogue()])
+
+    # --- agents that block ---
+
+    def _unblocked(self, task: asyncio.Task[Any], where: str) -> None:
+        """The loop is free again: say in the log of the run that blocked it what it did."""
+        drive = next((drive for drive in self._executing if drive.task is task), None)
+        if drive is not None:
+            lag_ms = self._watch.lag_ms
+            drive.report("error_occurred", {
+                "error_message": f"the agent blocked its runner for {lag_ms / 1000:.1f} s at {where}", "lag_ms": lag_ms,
+            })
+
+
+__all__ = ["Runner", "main"]

@@ -1,0 +1,179 @@
+"""Moving slots between partitions, before a node with another number of partitions is READY.
+
+copy -> commit in the target -> flip the map -> delete at the source. Each step may be killed and is simply done
+again at the next start: until the flip, what lies in a target is a copy that nobody reads (deleted before it is
+copied again); after it, what lies in a source is a remainder that nobody reads (deleted).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import msgspec
+
+from mesh.core import run as runs
+from mesh.core import session as sessions
+from mesh.core.slots import moved_map
+from mesh.store.node_db import NodeDb
+from mesh.store.sqlite import Store, checksum, guard
+
+ROWS_PER_STEP = 2_000
+
+
+def resize(data_dir: Path, partitions: int) -> None:
+    """Move slots until the map has this many partitions; finishes a move that was killed first.
+
+    Raises:
+        StoreError: a file cannot be read or written; the next start goes on where this one ended.
+    """
+    with NodeDb(data_dir / "node.db") as node:
+        pending = node.pending_map()
+        if pending is not None:
+            _move(data_dir, node, pending)
+        owners, _, count = node.slot_map()
+        if count != partitions:
+            target = moved_map(owners, partitions)
+            node.set_pending(target)
+            _move(data_dir, node, target)
+
+
+def _move(data_dir: Path, node: NodeDb, target: bytes) -> None:
+    owners, _, count = node.slot_map()
+    if owners != target:
+        for source in range(count):
+            for goal in sorted(set(target) - {source}):
+                slots = [s for s in range(len(owners)) if owners[s] == source and target[s] == goal]
+                if slots:
+                    _copy(data_dir, source, goal, slots)
+        node.set_map(target)
+    for index in range(max(count, max(target) + 1)):
+        _sweep(data_dir, index, [s for s in range(len(target)) if target[s] != index])
+    node.set_pending(None)
+
+
+def _file(data_dir: Path, index: int) -> Path:
+    return data_dir / f"partition-{index}.db"
+
+
+def _copy(data_dir: Path, source: int, goal: int, slots: list[int]) -> None:
+    if not _file(data_dir, source).exists():
+        return
+    giver, taker = Store(_file(data_dir, source)), Store(_file(data_dir, goal))
+    try:
+        for store in (giver, taker):
+            store.acquire(boot_id="resize", offset_ms=0)
+        mover = _Mover(giver.connection, taker.connection, slots)
+        guard(mover.move, f"move slots from partition {source} to {goal}")
+    finally:
+        giver.close()
+        taker.close()
+
+
+def _sweep(data_dir: Path, index: int, slots: list[int]) -> None:
+    if not _file(data_dir, index).exists():
+        return
+    store = Store(_file(data_dir, index))
+    try:
+        store.acquire(boot_id="resize", offset_ms=0)
+        guard(lambda: _delete(store.connection, slots), f"sweep partition {index}")
+    finally:
+        store.close()
+
+
+def _delete(db: apsw.Connection, slots: list[int]) -> None:
+    """Delete everything of these slots, in one transaction."""
+    with db:
+        db.execute("CREATE TEMP TABLE IF NOT EXISTS moved (slot INTEGER PRIMARY KEY)")
+        db.execute("DELETE FROM moved")
+        db.executemany("INSERT INTO moved VALUES (?)", [(slot,) for slot in slots])
+        gone = "SELECT n FROM session WHERE slot IN moved"
+        pos = db.execute("SELECT max(pos) FROM event").fetchone()
+        db.execute("DELETE FROM route WHERE slot IN moved")
+        db.execute(f"DELETE FROM event WHERE session IN ({gone})")
+        db.execute(f"DELETE FROM progress WHERE run IN (SELECT n FROM run WHERE session IN ({gone}))")
+        db.execute(f"DELETE FROM run WHERE session IN ({gone})")
+        db.execute("DELETE FROM session WHERE slot IN moved")
+        former = db.execute("SELECT value FROM meta WHERE name = 'pos'").fetchone()
+        highest = max(pos[0] or 0, former[0] if former else 0)
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('pos', ?)", (highest,))
+
+
+class _Mover:
+    """Copies some slots from one open file to another, giving rows the target's own numbers."""
+
+    def __init__(self, giver: apsw.Connection, taker: apsw.Connection, slots: list[int]) -> None:
+        self.giver = giver
+        self.taker = taker
+        self.slots = slots
+
+    def move(self) -> None:
+        _delete(self.taker, self.slots)
+        with self.taker:
+            self.routes()
+            for record in list(self._rows("SELECT record FROM session WHERE slot = ? ORDER BY n")):
+                self.session(sessions.decode(record[0]))
+
+    def _rows(self, sql: str) -> Iterator[Any]:
+        for slot in self.slots:
+            yield from self.giver.execute(sql, (slot,))
+
+    def _next(self, table: str, column: str) -> int:
+        row = self.taker.execute(f"SELECT max({column}) FROM {table}").fetchone()  # noqa: S608 - our own names
+        kept = self.taker.execute("SELECT value FROM meta WHERE name = ?", (column,)).fetchone()
+        return max(row[0] or 0, kept[0] if kept else 0) + 1
+
+    def routes(self) -> None:
+        boots: dict[int, int] = {}
+        for number, boot_id, offset_ms in self.giver.execute("SELECT id, boot_id, offset_ms FROM boot"):
+            self.taker.execute("INSERT OR IGNORE INTO boot(boot_id, offset_ms) VALUES (?, ?)", (boot_id, offset_ms))
+            boots[number] = self.taker.execute("SELECT id FROM boot WHERE boot_id = ?", (boot_id,)).fetchone()[0]
+        rows = self._rows("SELECT key, slot, boot, record, sum FROM route WHERE slot = ?")
+        for step in _steps(rows):
+            self.taker.executemany(
+                "INSERT OR REPLACE INTO route VALUES (?, ?, ?, ?, ?)",
+                [(key, slot, boots[boot], record, total) for key, slot, boot, record, total in step],
+            )
+
+    def session(self, old: sessions.SessionState) -> None:
+        new = msgspec.structs.replace(old, n=self._next("session", "n"))
+        record = sessions.encode(new)
+        self.taker.execute("INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (
+            new.n, new.id, self.giver.execute("SELECT slot FROM session WHERE n = ?", (old.n,)).fetchone()[0],
+            sessions.STATUS_CODE[new.status], new.agent_id, int(new.live), record, checksum(record)))
+        numbers = {0: 0}
+        for (blob,) in self.giver.execute("SELECT record FROM run WHERE session = ? ORDER BY n", (old.n,)):
+            run = runs.decode(blob)
+            numbers[run.n] = self._next("run", "n")
+            moved = runs.encode(msgspec.structs.replace(run, n=numbers[run.n]))
+            self.taker.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?)", (
+                numbers[run.n], run.id, new.n, runs.STATUS_CODE[run.status], moved, checksum(moved)))
+            for attempt, batch in self.giver.execute("SELECT attempt, batch FROM progress WHERE run = ?", (run.n,)):
+                self.taker.execute("INSERT INTO progress VALUES (?, ?, ?)", (numbers[run.n], attempt, batch))
+        self._events(old.n, new.n, numbers)
+
+    def _events(self, old: int, new: int, numbers: dict[int, int]) -> None:
+        pos = self._next("event", "pos")
+        rows = self.giver.execute(
+            "SELECT seq, type, run, ts, fragment, sum FROM event WHERE session = ? ORDER BY seq", (old,))
+        for step in _steps(rows):
+            self.taker.executemany("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [
+                (pos + i, new, seq, kind, numbers[run], ts, fragment, total)
+                for i, (seq, kind, run, ts, fragment, total) in enumerate(step)])
+            pos += len(step)
+
+
+def _steps(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    step: list[Any] = []
+    for row in rows:
+        step.append(row)
+        if len(step) == ROWS_PER_STEP:
+            yield step
+            step = []
+    if step:
+        yield step
+
+
+__all__ = ["resize"]

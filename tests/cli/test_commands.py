@@ -1,0 +1,361 @@
+"""What each command asks of the client and how it shows the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from mesh.core.records import (
+    Event,
+    Handle,
+    Notification,
+    Page,
+    PartitionInfo,
+    Prompted,
+    PruneResult,
+    Resolution,
+    RouteEntry,
+    RouteRecord,
+    Run,
+    RunStatus,
+    Session,
+    SessionStatus,
+    Source,
+)
+
+Cli = Callable[..., Result]
+FakeClient = Any  # the fixture's class, tests/cli/conftest.py
+SESSION = Session("s1", "echo", "echo", SessionStatus.ACTIVE, seq=2, handle=Handle("s1", 0, 42, 1))
+RUN = "run_0" + "0" * 31
+
+
+def event(seq: int, kind: str, run_id: str | None = RUN, **data: Any) -> Event:
+    return Event(f"s1-{seq}", kind, "s1", run_id, seq, 1.0, data)
+
+
+def test_route_set_makes_a_route_of_a_room_id(cli: Cli, fake: FakeClient) -> None:
+    """If ROUTE is a plain text, then it is the external room's id; fields are added."""
+    done = cli("route", "set", "a:b:c", "room9", "--field", "team=T1", "--field", "n:=3", "--ttl-ms", "500")
+    assert done.exit_code == 0 and done.stdout == ""
+    route = {"external_room_id": "room9", "team": "T1", "n": 3}
+    assert fake.named("routes.set") == [(("a:b:c", route), {"ttl_ms": 500})]
+
+
+def test_route_set_takes_a_json_map(cli: Cli, fake: FakeClient) -> None:
+    """If ROUTE is a JSON map, then it is the route."""
+    cli("route", "set", "a:b:c", '{"external_room_id": 5, "x": [1]}')
+    assert fake.named("routes.set")[0][0] == ("a:b:c", {"external_room_id": 5, "x": [1]})
+
+
+@pytest.mark.parametrize("arguments", [("{no",), ("r", "--field", "x"), ("r", "--field", "x:=no")])
+def test_route_set_refuses_what_is_not_a_route(
+    cli: Cli, fake: FakeClient, arguments: tuple[str, ...]
+) -> None:
+    """If the route cannot be read, then it is a usage error and nothing is sent."""
+    assert cli("route", "set", "a:b:c", *arguments).exit_code == 2 and not fake.calls
+
+
+def test_route_get_as_json(cli: Cli, fake: FakeClient) -> None:
+    """If a route is read as JSON, then its record is one document."""
+    fake.answers["routes.get"] = RouteRecord({"external_room_id": "r"}, 5, 7)
+    assert json.loads(cli("route", "get", "a:b:c", "-o", "json").stdout) == {
+        "route": {"external_room_id": "r"},
+        "age_ms": 5,
+        "ttl_left_ms": 7,
+        "provenance": "learned",
+        "session_key": "a:b:c",
+    }
+
+
+def test_route_resolve_in_a_pipe_is_the_room_alone(cli: Cli, fake: FakeClient) -> None:
+    """If resolve is piped, then a script gets the room's id and nothing else."""
+    fake.answers["routes.resolve"] = Resolution("r9", {}, 0, "a:b:c", Source.STATE_HIT, False, False)
+    assert cli("route", "resolve", "a:b:c", "--fallback", "lobby").stdout == "r9\n"
+    assert fake.named("routes.resolve")[0][0] == ("a:b:c", [{"external_room_id": "lobby"}])
+
+
+def test_route_list_in_a_pipe_is_tab_separated(cli: Cli, fake: FakeClient) -> None:
+    """If a list is piped, then it is rows without a header, and what is missing is on stderr."""
+    fake.answers["routes.list"] = Page(
+        [RouteEntry("a:b:c", {"external_room_id": "r"}, 1000, 61000)], "next", [1]
+    )
+    done = cli("route", "list", "--bridge", "b")
+    assert done.stdout == "a:b:c\tr\t1s\t1m1s\tlearned\n"
+    assert "--cursor next" in done.stderr and "partitions 1 did not answer" in done.stderr
+
+
+def test_route_delete_of_nothing_is_not_found(cli: Cli, fake: FakeClient) -> None:
+    """If there was no route, then the exit code is 4."""
+    fake.answers["routes.delete"] = False
+    assert cli("route", "delete", "a:b:c").exit_code == 4
+
+
+def test_route_prune_prints_the_count(cli: Cli, fake: FakeClient) -> None:
+    """If routes are pruned, then their number is printed."""
+    fake.answers["routes.prune"] = PruneResult(3, 2)
+    assert cli("route", "prune").stdout == "3\n"
+
+
+@pytest.mark.parametrize("name", ["create", "start"])
+def test_new_session_prints_its_id_alone(cli: Cli, fake: FakeClient, name: str) -> None:
+    """If a session is made in a pipe, then its id is the whole output."""
+    fake.answers[f"sessions.{name}"] = SESSION
+    done = cli("session", name, "echo", "--id", "s1", "--tag", "a", "--tag", "b", "--context", "user=ann")
+    assert done.stdout == "s1\n"
+    (agent,), options = fake.named(f"sessions.{name}")[0]
+    assert agent == "echo"
+    assert options == {
+        "id": "s1",
+        "agent_id": None,
+        "context": {"user": "ann"},
+        "metadata": None,
+        "tags": ("a", "b"),
+        "parent_session_id": None,
+    }
+
+
+def test_session_list_as_json(cli: Cli, fake: FakeClient) -> None:
+    """If sessions are listed as JSON, then the page is one document."""
+    fake.answers["sessions.list"] = Page([SESSION], None, [])
+    listed = json.loads(cli("session", "list", "-o", "json").stdout)
+    assert listed["items"][0]["id"] == "s1" and listed["items"][0]["handle"]["pid"] == 42
+    assert listed["cursor"] is None and listed["missing"] == []
+
+
+def test_session_show_has_its_runs(cli: Cli, fake: FakeClient) -> None:
+    """If a session is shown as JSON, then its runs are in it."""
+    fake.answers |= {"sessions.get": SESSION, "sessions.runs": [Run(RUN, "s1", RunStatus.COMPLETED)]}
+    assert json.loads(cli("session", "show", "s1", "-o", "json").stdout)["runs"][0]["status"] == "completed"
+
+
+def test_session_prompt_prints_the_run(cli: Cli, fake: FakeClient) -> None:
+    """If a prompt is given, then the run's id is printed and the words are joined."""
+    fake.answers["sessions.prompt"] = Prompted(RUN, True)
+    assert cli("session", "prompt", "s1", "make", "test").stdout == f"{RUN}\n"
+    assert fake.named("sessions.prompt") == [(("s1", "make test"), {"queue": "follow_up"})]
+
+
+def test_prompt_from_standard_input(cli: Cli, fake: FakeClient) -> None:
+    """If the prompt is -, then it is read from standard input."""
+    fake.answers["sessions.prompt"] = Prompted(RUN, False)
+    cli("session", "prompt", "s1", "-", input="from a pipe\n")
+    assert fake.named("sessions.prompt")[0][0] == ("s1", "from a pipe\n")
+
+
+def test_an_empty_prompt_is_a_usage_error(cli: Cli, fake: FakeClient) -> None:
+    """If the prompt is empty, then nothing is sent."""
+    assert cli("session", "prompt", "s1", " ").exit_code == 2 and not fake.calls
+
+
+def test_session_events_are_json_lines(cli: Cli, fake: FakeClient) -> None:
+    """If events are wanted as JSON, then each one is a line."""
+    fake.answers["sessions.events"] = [event(1, "run_started"), event(2, "run_completed")]
+    lines = cli("session", "events", "s1", "--type", "x", "--after", "0", "-o", "json").stdout.splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == [1, 2]
+    assert fake.named("sessions.events")[0][1]["after"] == 0
+
+
+@pytest.mark.parametrize("name", ["abort", "stop", "resume", "complete"])
+def test_session_steps_are_quiet_in_a_pipe(cli: Cli, fake: FakeClient, name: str) -> None:
+    """If a step succeeds in a pipe, then nothing is printed."""
+    done = cli("session", name, "s1")
+    assert (done.exit_code, done.output) == (0, "") and fake.named(f"sessions.{name}") == [(("s1",), {})]
+
+
+def _stream(*events: Event, interrupted: bool = False) -> Callable[..., Any]:
+    def stream(*_: Any, after: int = 0, **__: Any) -> Any:
+        yield from (one for one in events if one.seq > after)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    return stream
+
+
+def test_attach_ends_with_the_session(cli: Cli, fake: FakeClient) -> None:
+    """If the session is over, then attach has shown everything and ends with 0."""
+    fake.answers |= {
+        "sessions.get": SESSION,
+        "sessions.stream": _stream(
+            event(1, "run_started"),
+            event(2, "message_streamed", content="he"),
+            event(3, "message_streamed", content="llo"),
+            event(4, "run_completed"),
+            event(5, "session_completed", None),
+        ),
+    }
+    done = cli("session", "attach", "s1", "--after", "1")
+    assert done.exit_code == 0
+    assert done.stdout == "hello\n[4] run_completed\n[5] session_completed\n"
+
+
+def test_attach_detaches_at_ctrl_c_and_says_how_to_go_on(cli: Cli, fake: FakeClient) -> None:
+    """If Ctrl-C comes, then nothing is cancelled and the resume line has the last event seen."""
+    fake.answers |= {
+        "sessions.get": SESSION,
+        "sessions.stream": _stream(event(7, "run_started"), interrupted=True),
+    }
+    done = cli("session", "attach", "s1", "--after", "0")
+    assert done.exit_code == 0 and "mesh session attach s1 --after 7" in done.stderr
+    assert {name for name, _, _ in fake.calls} == {"sessions.get", "sessions.stream"}
+
+
+def test_partition_list_shows_the_cause_of_death(cli: Cli, fake: FakeClient) -> None:
+    """If a partition died, then its row says of what."""
+    cause = {"exit_status": None, "signal": 9, "stderr": "a\nlast line", "at": 1.0}
+    fake.answers["partitions.list"] = [PartitionInfo(0, "ready", 9, 3, 1, 10, 2, cause=cause)]
+    done = cli("partition", "list")
+    assert done.stdout == "0\tready\t9\t3\t1\t10\t2\t0\t0\tsignal 9: last line\n"
+
+
+def test_status_joins_roster_and_counters(cli: Cli, fake: FakeClient) -> None:
+    """If the node is asked, then each process is one row, with what it counts."""
+    fake.answers["status"] = {
+        "node": "mesh",
+        "pid": 1,
+        "uptime_s": 5.0,
+        "data_dir": "/d",
+        "children": [
+            {
+                "name": "router",
+                "kind": "router",
+                "index": 0,
+                "state": "ready",
+                "pid": 2,
+                "incarnation": 1,
+                "restarts": 0,
+            },
+            {
+                "name": "partition-0",
+                "kind": "partition",
+                "index": 0,
+                "state": "ready",
+                "pid": 3,
+                "incarnation": 2,
+                "restarts": 1,
+                "cause": {"exit_status": 1, "signal": None, "stderr": ""},
+            },
+        ],
+        "partitions": [
+            {"index": 0, "state": "ready", "pid": 3, "epoch": 4, "routes": 8, "sessions": 2, "live": 1}
+        ],
+        "runners": [],
+    }
+    assert cli("status").stdout.splitlines() == [
+        "router\tready\t2\t1\t0\t-\t-\t-\t-",
+        "partition-0\tready\t3\t4\t1\t8\t2\t1\texit 1",
+    ]
+    assert json.loads(cli("status", "-o", "json").stdout)["partitions"][0]["epoch"] == 4
+
+
+def test_agent_list_names_the_problem(cli: Cli, fake: FakeClient) -> None:
+    """If an agent cannot be loaded, then its row ends with the reason."""
+    fake.answers["agents.list"] = [
+        {
+            "name": "a",
+            "provider": "python",
+            "capabilities": [{"name": "chat"}],
+            "problem": "Traceback\nSyntaxError: x",
+        },
+        {"name": "echo", "provider": "echo", "capabilities": ["chat"], "problem": None},
+    ]
+    assert cli("agent", "list").stdout == "a\tpython\tchat\tSyntaxError: x\necho\techo\tchat\t-\n"
+
+
+def test_listen_prints_json_lines_with_cursors(cli: Cli, fake: FakeClient) -> None:
+    """If messages come, then each is a line that holds the cursor to go on behind it."""
+
+    class Listener(list[Notification]):
+        def __enter__(self) -> Listener:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+    fake.answers["listen"] = Listener(Notification("node.head", {"n": i}, f"c{i}") for i in range(3))
+    lines = cli("listen", "node.", "-n", "2", "-o", "json").stdout.splitlines()
+    assert [json.loads(line)["cursor"] for line in lines] == ["c0", "c1"]
+
+
+def test_backup_prints_the_files(cli: Cli, fake: FakeClient) -> None:
+    """If a backup is made, then each file is a line."""
+    fake.answers["backup"] = ["/b/partition-0.db", "/b/node.db"]
+    assert cli("backup", "/b").stdout == "/b/partition-0.db\n/b/node.db\n"
+
+
+def test_run_streams_pieces_and_completes_its_session(cli: Cli, fake: FakeClient) -> None:
+    """If a run succeeds, then its pieces are the output, stderr apart, and its session is completed."""
+    _a_run(
+        fake,
+        RunStatus.COMPLETED,
+        event(4, "message_sent", content="x"),
+        event(5, "message_streamed", content="out\n", stream="stdout"),
+        event(6, "message_streamed", content="err\n", stream="stderr"),
+        event(7, "message_received", content="out\nerr\n"),
+        event(8, "run_completed"),
+    )
+    done = cli("run", "shell", "ls", "--address", "tcp://h:1", "--context", "cwd=/")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "out\n", "err\n")
+    assert fake.named("sessions.start") == [(("shell",), {"context": {"cwd": "/"}})]
+    assert fake.named("sessions.complete") == [(("s1",), {})]
+
+
+def test_run_of_an_agent_that_does_not_stream_prints_its_message(cli: Cli, fake: FakeClient) -> None:
+    """If there are no pieces, then the whole message is the output."""
+    _a_run(fake, RunStatus.COMPLETED, event(5, "message_received", content="all"), event(6, "run_completed"))
+    assert cli("run", "echo", "x", "--address", "a").stdout == "all"
+
+
+def test_run_as_json_lines(cli: Cli, fake: FakeClient) -> None:
+    """If JSON is wanted, then every event is a line."""
+    _a_run(fake, RunStatus.COMPLETED, event(5, "message_sent", content="x"), event(6, "run_completed"))
+    lines = cli("run", "echo", "x", "--address", "a", "-o", "json").stdout.splitlines()
+    assert [json.loads(line)["type"] for line in lines] == ["message_sent", "run_completed"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "code", "exit_code"),
+    [
+        ("run_failed", RunStatus.FAILED, "command_failed", 1),
+        ("run_timeout", RunStatus.TIMEOUT, "timeout", 5),
+        ("run_cancelled", RunStatus.CANCELLED, "cancelled", 1),
+    ],
+)
+def test_run_that_ends_badly(
+    cli: Cli, fake: FakeClient, kind: str, status: RunStatus, code: str, exit_code: int
+) -> None:
+    """If the run fails, then its error is on stderr and the exit code says so."""
+    _a_run(fake, status, event(5, kind), error={"code": code, "message": "no luck"})
+    done = cli("run", "shell", "x", "--address", "a")
+    assert done.exit_code == exit_code and f"error: no luck ({code})" in done.stderr
+
+
+def test_run_in_a_named_session_leaves_it_open(cli: Cli, fake: FakeClient) -> None:
+    """If --session names one, then it is used and stays."""
+    _a_run(fake, RunStatus.COMPLETED, event(5, "run_completed"))
+    cli("run", "echo", "x", "--session", "s1", "--address", "a", "--timeout", "3")
+    assert fake.named("sessions.start_or_get")[0][0] == ("s1", "echo")
+    assert fake.named("runs.submit") == [(("s1", {"prompt": "x"}), {"deadline_s": 3.0})]
+    assert not fake.named("sessions.complete")
+
+
+def test_ctrl_c_cancels_the_run_and_its_session(cli: Cli, fake: FakeClient) -> None:
+    """If Ctrl-C comes, then the run is cancelled, its session ends, the exit code is 130."""
+    _a_run(fake, RunStatus.CANCELLED)
+    fake.answers["sessions.stream"] = _stream(event(5, "run_started"), interrupted=True)
+    done = cli("run", "shell", "sleep 9", "--address", "a")
+    assert done.exit_code == 130
+    assert fake.named("runs.cancel") == [((RUN,), {})] and fake.named("sessions.cancel") == [(("s1",), {})]
+
+
+def _a_run(fake: FakeClient, status: RunStatus, *events: Event, error: dict[str, Any] | None = None) -> None:
+    fake.answers |= {
+        "sessions.start": SESSION,
+        "sessions.start_or_get": SESSION,
+        "runs.submit": Run(RUN, "s1", RunStatus.RUNNING),
+        "sessions.stream": _stream(*events),
+        "runs.get": Run(RUN, "s1", status, error=error),
+    }
