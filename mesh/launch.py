@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -143,6 +144,8 @@ def wait_ready(spawned: Spawned, timeout_s: float = START_TIMEOUT_S) -> dict[str
         abandon(spawned)
         raise MeshError(f"the node died while starting: {_last_line(spawned.log)}", code="node_unreachable")
     if "error" in answer:
+        with suppress(subprocess.TimeoutExpired):
+            spawned.process.wait(KILL_WAIT_S)  # it cleared up before it told us
         abandon(spawned)
         error = answer["error"]
         raise from_wire(error["code"], error["message"], error.get("details"))

@@ -66,7 +66,7 @@ def status_line(status: Mapping[str, Any]) -> str:
 class Screen:
     """What the terminal of a foreground node shows: the banner once, when it serves, then the status line.
 
-    Without a terminal the banner alone is written, so that a log stays readable.
+    Without a terminal (``line`` False) the banner alone is written, so that a log stays readable.
     """
 
     def __init__(self, out: TextIO, *, line: bool, facts: Mapping[str, Any], program: str = "mesh") -> None:

@@ -227,3 +227,17 @@ def test_the_readme_lists_each_error_code() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [code for code in CODES if f"`{code}`" not in readme]
     assert not missing, f"not in README.md: {', '.join(missing)}"
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """If two test files share a name, then pytest cannot import both (the folders are no packages)."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert not {name for name in names if names.count(name) > 1}
+
+
+def test_each_test_says_its_promise() -> None:
+    """If a test has no docstring, then a failure does not say what was promised."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"

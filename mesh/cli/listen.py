@@ -17,7 +17,8 @@ from mesh.cli.app import command, shell
 def listen(topics: tuple[str, ...], after: str | None, count: int | None) -> None:
     """Print what happens on the node, live.
 
-    Every message whose topic begins with one of TOPIC, without gaps, until Ctrl-C. Topics begin with lifecycle., session.ID., node. or route.
+    Every message whose topic begins with one of TOPIC, without gaps, until Ctrl-C. Topics begin with
+    lifecycle., session.ID., node. or route.
 
     Example: mesh listen lifecycle. node. -o json
     """

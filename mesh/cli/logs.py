@@ -36,11 +36,12 @@ def logs(name: str | None, session_id: str | None, follow: bool, lines: int, dat
     """
     folder = _folder(data_dir)
     files = _files(folder, name, session_id)
-    shown = deque(_last_lines(files), maxlen=lines) if lines else deque[tuple[Path, str]]()
+    mark = f"[{session_id} " if session_id else ""
+    shown = deque((pair for pair in _last_lines(files) if pair[1].startswith(mark)), maxlen=lines)
     for file, line in shown:
         _print(file, line, many=len(files) > 1)
     if follow:
-        _follow(files)
+        _follow(files, mark)
 
 
 def _folder(data_dir: str | None) -> Path:
@@ -56,7 +57,8 @@ def _folder(data_dir: str | None) -> Path:
 
 def _files(folder: Path, name: str | None, session_id: str | None) -> list[Path]:
     if session_id is not None:
-        wanted = [folder / "sessions" / f"{session_id}.log"]
+        # Runners mark each line that an agent prints with its session and run.
+        wanted = sorted(folder.glob("runner-*.log"))
     elif name is not None:
         wanted = [folder / f"{name}.log"]
     else:
@@ -64,7 +66,7 @@ def _files(folder: Path, name: str | None, session_id: str | None) -> list[Path]
     files = [file for file in wanted if file.is_file()]
     if not files:
         there = ", ".join(file.stem for file in sorted(folder.glob("*.log"))) or "none"
-        what = f"session {session_id!r}" if session_id else repr(name) if name else "the node"
+        what = repr(name) if name else "the runners" if session_id else "the node"
         raise NotFound(f"no log of {what} in {folder} (there: {there})")
     return files
 
@@ -85,7 +87,7 @@ def _print(file: Path, line: str, *, many: bool) -> None:
         click.echo(f"{file.stem}: {line}" if many else line)
 
 
-def _follow(files: list[Path]) -> None:
+def _follow(files: list[Path], mark: str) -> None:
     places = {file: file.stat().st_size for file in files}
     rests = dict.fromkeys(files, "")
     try:
@@ -94,7 +96,8 @@ def _follow(files: list[Path]) -> None:
                 text, places[file] = _new_text(file, places[file])
                 *lines, rests[file] = (rests[file] + text).split("\n")
                 for line in lines:
-                    _print(file, line, many=len(files) > 1)
+                    if line.startswith(mark):
+                        _print(file, line, many=len(files) > 1)
             time.sleep(LOOK_S)
     except KeyboardInterrupt:
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from asyncio import get_running_loop
 from collections.abc import Iterable
 from time import monotonic
 from typing import Any
@@ -51,12 +52,12 @@ class AsyncLink:
 
     def call(self, kind: int, slot: int, call: Call, timeout_s: float | None = None) -> asyncio.Future[Pair]:
         """Queue a call; it leaves with the others of this loop turn. The future gets its pair, never an error."""
-        loop = asyncio.get_running_loop()
+        loop = get_running_loop()
         if loop is not self._loop:
             self._bind(loop)
         if timeout_s is not None:
             check_timeout(timeout_s)
-        future: asyncio.Future[Pair] = loop.create_future()
+        future: asyncio.Future[Pair] = asyncio.Future(loop=loop)
         if not self._flushing:
             self._flushing = True
             loop.call_soon(self._flush)
@@ -65,11 +66,11 @@ class AsyncLink:
 
     def control(self, kind: int, partition: int = 0, timeout_s: float | None = None) -> asyncio.Future[Pair]:
         """Queue a request to the router itself."""
-        loop = asyncio.get_running_loop()
+        loop = get_running_loop()
         if loop is not self._loop:
             self._bind(loop)
         check_timeout(timeout_s)
-        future: asyncio.Future[Pair] = loop.create_future()
+        future: asyncio.Future[Pair] = asyncio.Future(loop=loop)
         if not self._flushing:
             self._flushing = True
             loop.call_soon(self._flush)
@@ -91,7 +92,7 @@ class AsyncLink:
             RemoteProtocolError: it is not one, or of another version.
         """
         known = self._protocol.known
-        if known is None or self._loop is not asyncio.get_running_loop():
+        if known is None or self._loop is not get_running_loop():
             status, known = await self.control(HELLO, 0, timeout_s)
             if status:
                 raise failure(known)

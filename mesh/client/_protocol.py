@@ -50,6 +50,8 @@ HELLO, STATUS, RESTART, PING, NOTE = (
     int(Kind.HELLO), int(Kind.STATUS), int(Kind.RESTART), int(Kind.PING), int(Kind.NOTE)
 )
 
+_LISTS, _TWO = {list}, {2}
+
 Completion = tuple[Sequence[Any], Iterable[Pair]]
 
 
@@ -308,7 +310,8 @@ class Protocol:
             if not payload.calls:
                 return ((0, _body(frame)),)
             pairs: Sequence[Pair] = _body(frame)
-            if type(pairs) is not list or len(pairs) != len(payload.calls) or not all(map(_is_pair, pairs)):
+            if type(pairs) is not list or len(pairs) != len(payload.calls) or set(map(type, pairs)) != _LISTS \
+                    or set(map(len, pairs)) != _TWO:
                 raise RemoteProtocolError(f"not the answers to {len(payload.calls)} calls")
         except RemoteProtocolError as error:
             return repeat(error_pair(error), len(payload.tokens))
@@ -566,10 +569,6 @@ class Protocol:
 
 def _body(frame: bytes) -> Any:
     return wire.unpack(memoryview(frame)[wire.HEADER_BYTES:]) if len(frame) > wire.HEADER_BYTES else None
-
-
-def _is_pair(pair: Any) -> bool:
-    return type(pair) is list and len(pair) == 2
 
 
 def _facts(values: dict[str, Any]) -> Facts:

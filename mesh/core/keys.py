@@ -185,4 +185,6 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-__all__ = ["KEY_BYTES_MAX", "SessionKey", "check_text", "encode", "encode_field", "parse", "room_text", "validate"]
+__all__ = [
+    "KEY_BYTES_MAX", "SessionKey", "check_text", "encode", "encode_field", "parse", "room_text", "validate",
+]

@@ -160,6 +160,6 @@ def _invalid(reason: str) -> InvalidArgument:
 
 __all__ = [
     "GUESSED", "HEADER", "HEADER_BYTES", "PROVENANCES", "ROOM", "ROUTE_DEPTH_MAX", "SLOT", "TIMES",
-    "TTL_MS_MAX", "Body", "Record", "check_ttl", "decode_record", "encode_ages", "encode_record", "encode_route",
-    "first_fallback", "header_of", "rebase",
+    "TTL_MS_MAX", "Body", "Record", "check_ttl", "decode_record", "encode_ages", "encode_record",
+    "encode_route", "first_fallback", "header_of", "rebase",
 ]

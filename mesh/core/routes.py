@@ -193,7 +193,6 @@ class RouteTable(RouteState):
             return OK_FALSE
         undo.append(self._before(key, record, HOT))
         self._remove(key, record)
-        self._expired.pop(key, None)
         return OK_FALSE if is_expired(record, now_ms) else OK_TRUE
 
     def prune(self, args: Args, now_ms: int, undo: Undo) -> bytes:

@@ -15,14 +15,13 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
 from mesh.core.events import RUN_TERMINAL_EVENT, TYPE_CODE, FragmentEncoder
 from mesh.core.runner import Key, Outbox, RunLog, encode_event
 from mesh.core.wire import check_depth, pack
-from mesh.errors import InvalidArgument, MeshError, RunError
+from mesh.errors import InvalidArgument, LocalProtocolError, MeshError, RunError
 from mesh.providers.base import OUTPUT, PROVIDER_EVENTS, Output, Provider, RunContext, SessionInfo
 from mesh.providers.registry import Registry
 
@@ -66,24 +65,27 @@ class Ending(NamedTuple):
     data: dict[str, Any] | None = None  #: of the terminal event, when it is not made from the error
 
 
-CANCELLED = Ending("cancelled", {"code": "cancelled", "message": "the run was cancelled", "details": {}}, data={})
-SHUTDOWN = CANCELLED._replace(error={"code": "cancelled", "message": "node shutdown", "details": {}})
+def _cancelled(message: str) -> Ending:
+    return Ending("cancelled", {"code": "cancelled", "message": message, "details": {}}, data={})
+
+
+CANCELLED = _cancelled("the run was cancelled")
+SHUTDOWN = _cancelled("node shutdown")
 
 
 class Drive:
     """Drives one attempt. Everything happens on the runner's loop."""
 
     def __init__(
-        self, host: Host, key: Key, partition: int, session: dict[str, Any], run_input: Any, options: dict[str, Any]
+        self, host: Host, key: Key, *, partition: int, session: dict[str, Any], run_input: Any,
+        options: dict[str, Any],
     ) -> None:
         self.key = key
         self.log = host.outbox.begin(key, partition)
-        self.info = SessionInfo(
-            session["id"], session["agent"], session.get("agent_id") or "", session.get("incarnation") or 0,
-            session.get("context") or {}, session.get("metadata") or {}, tuple(session.get("tags") or ()),
-        )
+        self.info = _info(session)
         self.context = RunContext(
-            key[0], self.info, run_input, attempt=key[1], options=options.get("provider_opts"), states=host.states
+            key[0], self.info, run_input, attempt=key[1], options=options.get("provider_opts"),
+            states=host.states,
         )
         self.settled = False
         self.ending: Ending | None = None
@@ -152,9 +154,7 @@ class Drive:
         try:
             self._begin(provider, provider.started(self.context))
             await self._pull(provider)
-        except GeneratorExit:  # the loop is gone, and nobody listens
-            raise
-        except asyncio.CancelledError:
+        except (GeneratorExit, asyncio.CancelledError):  # the loop is gone; the run is over
             raise
         except BaseException as exc:  # noqa: BLE001  rule 4
             return _failure(exc) if isinstance(exc, RunError) else _raised(exc)
@@ -165,7 +165,9 @@ class Drive:
         name = None if provider is None else provider.name
         self._encoder = FragmentEncoder(self.info.id, self.key[0], name)
         self._begun = True
-        self._emit("run_started", {"agent": self.info.agent, "provider": name, "attempt": self.key[1], **data})
+        self._emit("run_started", {
+            "agent": self.info.agent, "provider": name, "attempt": self.key[1], **data,
+        })
 
     async def _pull(self, provider: Provider) -> None:
         """Take every piece the provider yields, as fast as they are stored elsewhere."""
@@ -199,7 +201,8 @@ class Drive:
             self._output = piece
         elif not isinstance(piece, dict):
             raise InvalidArgument(
-                f'an agent yields str or {{"type", "data"}}, not {type(piece).__name__}', code="invalid_event_type"
+                f'an agent yields str or {{"type", "data"}}, not {type(piece).__name__}',
+                code="invalid_event_type",
             )
         elif piece.get("type") == OUTPUT:
             self._output = Output(data=_map(piece, "data"))
@@ -237,7 +240,7 @@ class Drive:
             raise InvalidArgument(f"{event_type!r:.60} {why}", code="invalid_event_type")
         strange = piece.keys() - _EVENT_KEYS
         if strange:
-            raise InvalidArgument(f"an event has no key {min(map(str, strange))!r:.60}", code="validation_error")
+            raise InvalidArgument(f"an event has no key {min(map(str, strange))!r:.60}")
         data, metadata = _map(piece, "data"), _map(piece, "metadata")
         check_depth(data)
         check_depth(metadata)
@@ -248,7 +251,7 @@ class Drive:
         elif event_type == "message_received":
             self._unreceived = False
         elif event_type == "token_usage_updated":
-            self._usage = {k: v for k, v in data.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+            self._usage = {key: value for key, value in data.items() if type(value) in (int, float)}
         self._emit(event_type, data, metadata, piece.get("correlation_id"))
 
     def _emit(
@@ -333,12 +336,20 @@ class Drive:
         self._host.ended(self)
 
 
+def _info(session: dict[str, Any]) -> SessionInfo:
+    return SessionInfo(
+        id=session["id"], agent=session["agent"], agent_id=session.get("agent_id") or "",
+        incarnation=session.get("incarnation") or 0, context=session.get("context") or {},
+        metadata=session.get("metadata") or {}, tags=tuple(session.get("tags") or ()),
+    )
+
+
 def _map(piece: dict[str, Any], key: str) -> dict[str, Any]:
     value = piece.get(key)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise InvalidArgument(f"{key} of an event is a map, not {type(value).__name__}", code="validation_error")
+        raise InvalidArgument(f"{key} of an event is a map, not {type(value).__name__}")
     return value
 
 
@@ -348,12 +359,13 @@ def _error(code: str, message: str, details: dict[str, Any] | None = None) -> di
 
 def _failure(exc: MeshError) -> Ending:
     """The ending of a run whose failure has a code of its own."""
-    error = _error(exc.code, exc.message, exc.details)
+    code = "provider_error" if isinstance(exc, LocalProtocolError) else exc.code
+    error = _error(code, exc.message, exc.details)
     provider_error = getattr(exc, "provider_error", None)
     if provider_error is not None:
         error["provider_error"] = provider_error
     output = getattr(exc, "output", None)
-    return Ending("failed", error, output=None if output is None else Output(data=output))
+    return Ending("failed", error, None if output is None else Output(data=output))
 
 
 def _raised(exc: BaseException | None) -> Ending:

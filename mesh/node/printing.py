@@ -23,20 +23,17 @@ LINE_CHARS_MAX = 16 * 1024
 class Marked(io.TextIOBase):
     """A text stream that marks lines and writes each in one go."""
 
+    encoding = "utf-8"
+
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._partial: dict[str, str] = {}
         self._lock = threading.Lock()
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]  # a constant here
-        """Always UTF-8."""
-        return "utf-8"
-
-    @property
     def buffer(self) -> BinaryIO:
         """The unmarked bytes, for those who write bytes."""
-        return open(self._fd, "wb", buffering=0, closefd=False)  # type: ignore[return-value]  # noqa: SIM115, PTH123
+        return open(self._fd, "wb", buffering=0, closefd=False)
 
     def writable(self) -> bool:
         """It is."""

@@ -12,6 +12,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from mesh.core import mailbox, wire
@@ -30,7 +32,8 @@ from mesh.providers.registry import Registry
 TELL_S = 1.0
 #: How long a runner that was told to stop waits for its last batches to be stored.
 STOP_S = 3.0
-_LOOK_S = 0.01
+#: How soon the router is told again when that failed, or when it may be a new one.
+RETRY_S = 0.02
 
 
 def main(child: Child) -> None:
@@ -44,8 +47,8 @@ def main(child: Child) -> None:
         while not serving.done():
             try:
                 loop.run_until_complete(serving)
-            except (SystemExit, KeyboardInterrupt) as exc:  # an agent's task of its own; its run goes on without it
-                Log(child.name).write("an agent's background task tried to end the process", by=type(exc).__name__)
+            except (SystemExit, KeyboardInterrupt) as exc:  # raised in a task of the agent's own making
+                Log(child.name).write("an agent's task tried to end the process", by=type(exc).__name__)
     finally:
         reaper.kill_tree()
     serving.result()
@@ -71,14 +74,18 @@ class Runner:
         limits = child.config.limits
         self.outbox = Outbox(limits.runner_unacked_bytes)
         self.processes = RunProcesses()
-        self.registry = Registry(child.config.agents, processes=self.processes, on_change=self._tell_catalogue)
+        self.registry = Registry(
+            child.config.agents, processes=self.processes, on_change=self._tell_catalogue
+        )
         self.states: dict[str, dict[str, Any]] = {}
         self.output_bytes_max = limits.output_bytes
         self._child = child
         self._streams = streams
         self._log = Log(child.name)
         self._loop = asyncio.get_running_loop()
-        self._link = Link(child, self._log, self._on_message, self._turn)
+        self._link = Link(
+            child, self._log, on_message=self._on_message, on_turn=self._turn, on_wake=self._woken
+        )
         self._watch = Watch(child, self._log, on_stop=self.stop, on_unblocked=self._unblocked)
         self._runs: dict[str, Drive] = {}  # until the settlement is stored
         self._executing: set[Drive] = set()  # until the provider is done, also those that were dropped
@@ -91,7 +98,17 @@ class Runner:
         self._boot: int | None = None
         self._partitions = max(child.slot_map, default=0) + 1
         self._stopping = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._told_s = 0.0
         self._states_max = child.config.sessions.max_live
+        self._messages: dict[str, Callable[..., None]] = {
+            "commands": self._on_commands, "stored": self._on_stored, "expected": self._on_expected,
+            "fenced": self._on_fenced,
+        }
+        self._commands: dict[str, Callable[..., None]] = {
+            "run": self._do_run, "cancel": self._do_cancel, "close": self._do_close, "known": self._do_known,
+            "reload": self._do_reload,
+        }
 
     def start(self) -> None:
         """Load the agents, say that we are here, and serve."""
@@ -106,16 +123,21 @@ class Runner:
             self._stopping.set()
             for drive in list(self._executing):
                 drive.stop(SHUTDOWN)
+            self._check_quiet()
 
     async def served(self) -> None:
-        """Return when the runner was told to stop, and what it still had to say is stored, or time is over."""
+        """Return when the runner was told to stop and what it had to say is stored, or time is over."""
         await self._stopping.wait()
-        until_s = time.monotonic() + STOP_S
-        while (self._executing or self.outbox.logs) and time.monotonic() < until_s:
-            await asyncio.sleep(_LOOK_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                await self._quiet.wait()
         self._link.tell_router(["bye"])
         self._watch.end()
         self._link.close()
+
+    def _check_quiet(self) -> None:
+        if self._stopping.is_set() and not self._executing and not self.outbox.logs:
+            self._quiet.set()
 
     # --- what a drive needs ---
 
@@ -136,6 +158,7 @@ class Runner:
         self._executing.discard(drive)
         for stream in self._streams:
             stream.finish(f"{drive.info.id} {drive.key[0]}")
+        self._check_quiet()
 
     # --- sending ---
 
@@ -167,9 +190,17 @@ class Runner:
 
     def _tell_router(self) -> None:
         child = self._child
-        self._link.tell_router([
+        self._told_s = time.monotonic()
+        told = self._link.tell_router([
             "ready", mailbox.RUNNER.decode(), child.index, child.incarnation, os.getpid(), self._stats(),
         ])
+        if not told and not self._quiet.is_set():  # not connected yet, or no more
+            self._loop.call_later(RETRY_S, self._woken)
+
+    def _woken(self) -> None:
+        """The socket stirred: perhaps it met a router that does not know us yet."""
+        if time.monotonic() - self._told_s >= RETRY_S:
+            self._tell_router()
 
     def _stats(self) -> dict[str, Any]:
         return {
@@ -179,11 +210,12 @@ class Runner:
 
     def _tell_catalogue(self) -> None:
         if self._boot is not None:
+            message = wire.pack(["catalogue", None, self.registry.catalogue()])
             for partition in range(self._partitions):
-                self._post(partition, ["catalogue", None, self.registry.catalogue()])
+                self._link.post(partition, message)
 
     def _resend(self, partition: int | None) -> None:
-        """What was sent to a partition (None: to all) and is not stored may have been lost with its mailbox."""
+        """What a partition (None: any) was sent and did not store may have been lost with its mailbox."""
         for index, messages in self.outbox.of_partition(partition, time.monotonic()):
             for message in messages:
                 self._link.post(index, message)
@@ -195,8 +227,9 @@ class Runner:
             if message[0] == "welcome":
                 self._welcomed(message[1], message[3])
             return
-        if kind == mailbox.PARTITION and self._heard(index, message[1] if message[0] == "commands" else incarnation):
-            getattr(self, f"_on_{message[0]}")(index, *message[1:])
+        epoch = message[1] if message[0] == "commands" else incarnation
+        if kind == mailbox.PARTITION and self._heard(index, epoch):
+            self._messages[message[0]](index, *message[1:])
 
     def _welcomed(self, boot: int, slot_map: bytes) -> None:
         self._partitions = max(slot_map, default=0) + 1
@@ -221,7 +254,11 @@ class Runner:
         self._to_ack.add(partition)
         self._link.wake()
         for name, *args in inbox.take(epoch, first, commands):
-            getattr(self, f"_do_{name}")(partition, *args)
+            try:
+                self._commands[name](partition, *args)
+            except Exception as exc:  # noqa: BLE001  one bad command must not take the next ones along
+                why = f"{type(exc).__name__}: {exc}"[:300]
+                self._log.write("a command was refused", command=str(name)[:40], why=why)
 
     def _on_stored(self, partition: int, run_id: str, attempt: int, n: int) -> None:  # noqa: ARG002
         if self.outbox.stored((run_id, attempt), n):
@@ -231,6 +268,7 @@ class Runner:
         self._make_room()
 
     def _make_room(self) -> None:
+        self._check_quiet()
         if self._waiting and not self.outbox.full:
             for waiter in self._waiting:
                 if not waiter.done():
@@ -259,18 +297,29 @@ class Runner:
     # --- commands ---
 
     def _do_run(
-        self, partition: int, run_id: str, attempt: int, session: dict[str, Any], run_input: Any,
-        options: dict[str, Any] | None,
+        self, partition: int, run_id: str, attempt: int, *rest: Any,  # session map, input, options
     ) -> None:
+        session, run_input, options = rest
         present = self._runs.get(run_id)
         if present is not None:
             if present.key[1] >= attempt:
                 return
             self._forget(run_id, present.key[1])
-        drive = Drive(self, (run_id, attempt), partition, session, run_input, options or {})
+        self._bound_states()
+        drive = Drive(
+            self, (run_id, attempt), partition=partition, session=session, run_input=run_input,
+            options=options or {},
+        )
         self._runs[run_id] = drive
         self._executing.add(drive)
         drive.start()
+
+    def _bound_states(self) -> None:
+        """Sessions whose end was never told (their partition died) must not add up."""
+        while len(self.states) > self._states_max:
+            session_id = next(iter(self.states))
+            del self.states[session_id]
+            self._log.write("the state of the oldest session was dropped", session=session_id)
 
     def _do_cancel(self, partition: int, run_id: str, attempt: int) -> None:
         drive = self._runs.get(run_id)
@@ -286,7 +335,6 @@ class Runner:
         lost = [[r, a] for r, a in pairs if r not in self._runs or self._runs[r].key[1] != a]
         if lost:
             self._post(partition, ["lost", lost])
-        self._resend(partition)
 
     def _do_reload(self, partition: int, token: str) -> None:
         task = self._loop.create_task(self._reload(partition, token))
@@ -305,9 +353,8 @@ class Runner:
         drive = next((drive for drive in self._executing if drive.task is task), None)
         if drive is not None:
             lag_ms = self._watch.lag_ms
-            drive.report("error_occurred", {
-                "error_message": f"the agent blocked its runner for {lag_ms / 1000:.1f} s at {where}", "lag_ms": lag_ms,
-            })
+            message = f"the agent blocked its runner for {lag_ms / 1000:.1f} s at {where}"
+            drive.report("error_occurred", {"error_message": message, "lag_ms": lag_ms})
 
 
 __all__ = ["Runner", "main"]

@@ -28,17 +28,25 @@ OnMessage = Callable[[bytes, int, int, list[Any]], None]
 
 
 class Link:
-    """Sends to partitions and to the router, and hands over what arrives: (kind, index, incarnation, message)."""
+    """Sends to partitions and to the router; hands on what arrives as (kind, index, incarnation, message).
 
-    def __init__(self, child: Child, log: Log, on_message: OnMessage, on_turn: Callable[[], None]) -> None:
+    ``on_turn`` is called before what was posted leaves; ``on_wake`` when the socket stirred without a
+    message: perhaps it is connected anew, to a router that does not know us.
+    """
+
+    def __init__(
+        self, child: Child, log: Log, *, on_message: OnMessage, on_turn: Callable[[], None],
+        on_wake: Callable[[], None],
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._log = log
         self._on_message = on_message
         self._on_turn = on_turn
+        self._on_wake = on_wake
         self._context = sockets.context()
+        identity = mailbox.identity(mailbox.RUNNER, child.index, child.incarnation)
         self._socket = sockets.dealer_socket(
-            self._context, child.back_endpoint, mailbox.identity(mailbox.RUNNER, child.index, child.incarnation),
-            frame_bytes=child.config.limits.frame_bytes,
+            self._context, child.back_endpoint, identity, frame_bytes=child.config.limits.frame_bytes,
         )
         self._fd = self._socket.fileno()
         self._posted: dict[int, list[bytes]] = {}
@@ -46,7 +54,7 @@ class Link:
         self._scheduled = False
         self._retry: asyncio.TimerHandle | None = None
         self.refused = 0
-        self._loop.add_reader(self._fd, self._drain)
+        self._loop.add_reader(self._fd, self._readable)
 
     @property
     def blocked(self) -> bool:
@@ -102,14 +110,22 @@ class Link:
         # A send may have swallowed the edge that says "there is something to read".
         self._loop.call_soon(self._drain)
 
-    def _drain(self) -> None:
-        for _ in range(FRAMES_PER_TURN):
+    def _readable(self) -> None:
+        if not self._drain():
+            self._on_wake()
+
+    def _drain(self) -> int:
+        """Take what is there; returns how many frames it was."""
+        for count in range(FRAMES_PER_TURN):
+            if self._socket.closed:
+                return count
             try:
                 frame = self._socket.recv(sockets.NOWAIT)
             except sockets.Again:
-                return
+                return count
             self._take(frame)
         self._loop.call_soon(self._drain)
+        return FRAMES_PER_TURN
 
     def _take(self, frame: bytes) -> None:
         try:
@@ -119,7 +135,8 @@ class Link:
                 self._on_message(kind, index, incarnation, one)
         except (ProtocolError, ValueError, TypeError, IndexError, KeyError, AttributeError) as exc:
             self.refused += 1
-            self._log.write("a message was refused", why=f"{type(exc).__name__}: {exc}"[:300], bytes=len(frame))
+            why = f"{type(exc).__name__}: {exc}"[:300]
+            self._log.write("a message was refused", why=why, bytes=len(frame))
 
 
 __all__ = ["Link"]

@@ -14,7 +14,7 @@ import os
 import selectors
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -294,10 +294,11 @@ class Supervisor:
             self._family.bound_logs()
         if self._status is not None and now_s - self._status_s >= STATUS_EVERY_S:
             self._status_s = now_s
-            self._status({
-                **self._address(), "serving": self._served, "uptime_s": now_s - self._began_s,
-                "children": self._core.roster(),
-            })
+            with suppress(OSError):  # the terminal may be gone
+                self._status({
+                    **self._address(), "serving": self._served, "uptime_s": now_s - self._began_s,
+                    "children": self._core.roster(),
+                })
 
     def _address(self) -> dict[str, Any]:
         folder = self._ground.runtime_dir

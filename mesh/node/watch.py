@@ -60,10 +60,10 @@ class Watch:
         lag_s = time.monotonic() - self._ticked_s
         blocked, self._blocked = self._blocked, None
         self._ticked_s = time.monotonic()
-        if blocked is not None:
-            self.lag_ms = int(lag_s * 1000)
-            self._on_unblocked(blocked[0], blocked[1])
         self._timer = self._loop.call_later(TICK_S, self._tick)
+        if blocked is not None and lag_s >= BLOCKED_S:
+            self.lag_ms = int(lag_s * 1000)
+            self._on_unblocked(*blocked)
 
     def _watch(self) -> None:
         control = self._child.control

@@ -224,7 +224,8 @@ def _capability(item: Any) -> dict[str, Any]:
     if item.get("type") not in CAPABILITY_TYPES:
         known = nearest_name(str(item.get("type")), CAPABILITY_TYPES)
         raise ConfigError(
-            f"capability {item['name']!r}: no type {item.get('type')!r:.40}{known}", code="invalid_capability_type"
+            f"capability {item['name']!r}: no type {item.get('type')!r:.40}{known}",
+            code="invalid_capability_type",
         )
     return {"enabled": True, **item}
 

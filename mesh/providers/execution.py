@@ -184,10 +184,7 @@ class Execution:
             raise ProviderFailure(f"cwd: no such folder: {command.cwd}", code="validation_error")
         self._started = True
         try:
-            await asyncio.get_running_loop().subprocess_exec(
-                lambda: self._link, *command.argv, stdin=asyncio.subprocess.DEVNULL,
-                cwd=command.cwd, env=command.env, start_new_session=True,
-            )
+            await self._spawn(command)
         except OSError as exc:
             self._over = True
             code = "command_not_found" if isinstance(exc, FileNotFoundError) else "command_failed"
@@ -195,9 +192,26 @@ class Execution:
             raise ProviderFailure(
                 message, code=code, provider_error=provider_error("shell", "process_error", message)
             ) from exc
-        leader = self._leader()
-        if leader is not None:
-            self._processes.begin(leader)
+        finally:
+            leader = self._leader()
+            if leader is not None:
+                self._processes.begin(leader)
+
+    async def _spawn(self, command: Command) -> None:
+        """Start the process; a cancellation waits until that is done.
+
+        asyncio, cancelled in between, waits for the ends of pipes that it never closes when a grandchild
+        holds them (seen with 3.11).
+        """
+        starting = asyncio.ensure_future(asyncio.get_running_loop().subprocess_exec(
+            lambda: self._link, *command.argv, stdin=asyncio.subprocess.DEVNULL,
+            cwd=command.cwd, env=command.env, start_new_session=True,
+        ))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait((starting,))
+            raise
 
     def _leader(self) -> int | None:
         return None if self._link.transport is None else self._link.transport.get_pid()
@@ -247,14 +261,16 @@ class Execution:
         """SIGTERM for ``patience_s`` (0: none), then SIGKILL, until all processes of the run are gone."""
         began_s = time.monotonic()
         leader = self._leader()
-        asked = False
+        asked: set[Any] = set()
         while living := self._processes.living(leader, self._run_id):
             spent_s = time.monotonic() - began_s
             if spent_s >= patience_s + GONE_S:
                 break  # in uninterruptible sleep: the kernel will end it, nobody else can
-            if spent_s >= patience_s or not asked:
-                self._processes.signal(living, signal.SIGTERM if spent_s < patience_s else signal.SIGKILL)
-                asked = True
+            if spent_s >= patience_s:
+                self._processes.signal(living, signal.SIGKILL)
+            else:
+                self._processes.signal([proc for proc in living if proc not in asked], signal.SIGTERM)
+                asked.update(living)
             await asyncio.sleep(_LOOK_S)
         until_s = began_s + patience_s + GONE_S
         while leader is not None and not self._link.exited and time.monotonic() < until_s:

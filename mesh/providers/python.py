@@ -189,17 +189,23 @@ async def _thread(function: Callable[[RunContext], Any], run: RunContext) -> Asy
                 yield value
             elif kind == "raised":
                 raise value
-            elif inspect.isasyncgen(value):
-                async for piece in value:
-                    yield piece
-                return
             else:
-                returned = output_of(await value if inspect.isawaitable(value) else value)
-                if returned is not None:
-                    yield returned
+                async for piece in _returned(value):
+                    yield piece
                 return
     finally:
         handover.close()
+
+
+async def _returned(value: Any) -> AsyncIterator[Piece]:
+    """What a plain function returned: a value, or something that has to be awaited or iterated here."""
+    if isinstance(value, AsyncIterator):
+        async for piece in value:
+            yield piece
+        return
+    returned = output_of(await value if inspect.isawaitable(value) else value)
+    if returned is not None:
+        yield returned
 
 
 _CALLS: dict[str, Callable[[Callable[[RunContext], Any], RunContext], AsyncIterator[Piece]]] = {

@@ -86,11 +86,12 @@ class Registry:
 
     def _entry(self, name: str, table: Mapping[str, Any]) -> dict[str, Any]:
         provider = self._providers.get(name)
+        loading = name in self._loading and provider is None
         return {
             "name": name,
             "provider": table.get("provider"),
             "capabilities": [] if provider is None else provider.capabilities,
-            "problem": LOADING if name in self._loading else self._problems.get(name),
+            "problem": LOADING if loading else self._problems.get(name),
             "idempotent": provider is not None and provider.idempotent,
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -280,10 +281,21 @@ def test_listen_prints_json_lines_with_cursors(cli: Cli, fake: FakeClient) -> No
     assert [json.loads(line)["cursor"] for line in lines] == ["c0", "c1"]
 
 
-def test_backup_prints_the_files(cli: Cli, fake: FakeClient) -> None:
-    """If a backup is made, then each file is a line."""
-    fake.answers["backup"] = ["/b/partition-0.db", "/b/node.db"]
-    assert cli("backup", "/b").stdout == "/b/partition-0.db\n/b/node.db\n"
+def test_backup_prints_the_files_and_copies_the_map(cli: Cli, fake: FakeClient, tmp_path: Path) -> None:
+    """If a backup is made, then each file is a line, the placement map's included."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "node.db").write_text("map")
+    (tmp_path / "b").mkdir()
+    fake.answers |= {"status": {"data_dir": str(tmp_path / "data")}, "backup": ["/b/partition-0.db"]}
+    assert cli("backup", str(tmp_path / "b")).stdout == f"/b/partition-0.db\n{tmp_path}/b/node.db\n"
+    assert (tmp_path / "b" / "node.db").read_text() == "map"
+
+
+def test_backup_of_another_machine_warns(cli: Cli, fake: FakeClient, tmp_path: Path) -> None:
+    """If the node's folder is not here, then the one file that is missing is named."""
+    fake.answers |= {"status": {"data_dir": "/not/here"}, "backup": ["/b/partition-0.db"]}
+    done = cli("backup", str(tmp_path))
+    assert done.exit_code == 0 and "node.db" in done.stderr
 
 
 def test_run_streams_pieces_and_completes_its_session(cli: Cli, fake: FakeClient) -> None:

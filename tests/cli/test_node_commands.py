@@ -130,7 +130,7 @@ def test_doctor_stops_at_a_broken_config(cli: Cli, tmp_path: Path) -> None:
 
 
 def _logs(folder: Path) -> Path:
-    (folder / "logs" / "sessions").mkdir(parents=True)
+    (folder / "logs").mkdir(parents=True)
     (folder / "logs" / "router.log").write_text("r1\nr2\n")
     (folder / "logs" / "runner-0.log.1").write_text("old\n")
     (folder / "logs" / "runner-0.log").write_text("new\n")
@@ -156,6 +156,13 @@ def test_logs_as_json_lines(cli: Cli, tmp_path: Path) -> None:
         {"log": "router", "line": "r1"},
         {"log": "router", "line": "r2"},
     ]
+
+
+def test_logs_of_a_session_are_the_lines_marked_with_it(cli: Cli, tmp_path: Path) -> None:
+    """If a session is named, then only what its agent printed is shown."""
+    file = _logs(tmp_path) / "logs" / "runner-0.log"
+    file.write_text("[s1 run_a] mine\n[s12 run_b] another's\nnobody's\n")
+    assert cli("logs", "--session", "s1", "--data-dir", str(tmp_path)).stdout == "[s1 run_a] mine\n"
 
 
 def test_logs_of_nobody_name_those_there_are(cli: Cli, tmp_path: Path) -> None:

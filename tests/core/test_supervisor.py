@@ -131,7 +131,8 @@ def test_restart_by_hand_of_a_living_child_stops_it_first() -> None:
         Announce("partition-0", ChildState.RESTARTING), Stop("partition-0"),
     ]
     assert core.restart("partition-0", 5.1) == []
-    assert Spawn("partition-0") in core.exited("partition-0", {**KILLED, "signal": None, "exit_status": 0}, 5.2)
+    ended = {**KILLED, "signal": None, "exit_status": 0}
+    assert Spawn("partition-0") in core.exited("partition-0", ended, 5.2)
     assert entry(core, "partition-0")["cause"]["reason"] == "stopped by hand"
 
 
@@ -167,7 +168,7 @@ def silent(core: Supervision, until_s: float, *, heard: tuple[str, ...] = ()) ->
 
 
 def test_silent_child_is_killed_once_and_replaced_after_its_death() -> None:
-    """If a child is silent for longer than hang_timeout_s, then it is killed, and replaced when it is dead."""
+    """If a child is silent for too long, then it is killed, and replaced when it is dead."""
     core = supervision()
     kills = silent(core, 12.0, heard=("router", "partition-1", "runner-0"))
     assert kills == [Kill("partition-0", "silent for more than 10 s")]
