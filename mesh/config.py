@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from mesh.core.slots import PARTITIONS_MAX
+from mesh.core.wire import FRAME_BYTES_MAX
 from mesh.errors import ConfigError
 
 DURABILITIES = ("power", "process")
@@ -114,11 +115,14 @@ _RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("sessions", "queue_max"): (0, 10**6),
     ("routes", "expired_memory_max"): (0, 10**7),
     ("routes", "ttl_ms"): (1, 10**13),
+    ("limits", "frame_bytes"): (1024, FRAME_BYTES_MAX),
 }
 _CHOICES = {("routes", "durability"): DURABILITIES, ("sessions", "durability"): DURABILITIES}
 _ENV_PREFIX = "MESH_"
 #: MESH_ variables that are not settings.
-_ENV_OTHER = frozenset(("MESH_ADDRESS", "MESH_CONFIG", "MESH_MARK", "MESH_RUN", "MESH_RUNTIME_DIR", "MESH_PYTHON"))
+_ENV_OTHER = frozenset(
+    ("MESH_ADDRESS", "MESH_CONFIG", "MESH_MARK", "MESH_RUN", "MESH_RUNTIME_DIR", "MESH_PYTHON")
+)
 
 
 def load(
@@ -178,7 +182,8 @@ def _merge(into: dict[str, dict[str, Any]], values: Mapping[str, Any], origin: s
         if not isinstance(keys, Mapping):
             raise ConfigError(f"{origin}: [{section}] must be a table, not {type(keys).__name__}")
         if section == "agents":
-            into.setdefault("agents", {}).update({name: _agent(name, table, origin) for name, table in keys.items()})
+            agents = {name: _agent(name, table, origin) for name, table in keys.items()}
+            into.setdefault("agents", {}).update(agents)
             continue
         fields = {f.name: f for f in msgspec.structs.fields(known[section])}
         for key, value in keys.items():
@@ -188,24 +193,32 @@ def _merge(into: dict[str, dict[str, Any]], values: Mapping[str, Any], origin: s
 
 
 def _value(section: str, key: str, value: Any, wanted: Any, origin: str) -> Any:
-    name = f"{origin}: {section}.{key}"
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if wanted is float and type(value) is int:
+    name = f"{origin}: {section}.{key} = {_shown(value)}"
+    if wanted is float and type(value) is int and abs(value) <= 10**15:
         value = float(value)
     if type(value) is not wanted:
-        raise ConfigError(f"{name} = {value!r:.80}: expected {_TYPE_NAMES[wanted]}, not {type(value).__name__}")
+        raise ConfigError(f"{name}: expected {_TYPE_NAMES[wanted]}, not {type(value).__name__}")
     choices = _CHOICES.get((section, key))
     if choices and value not in choices:
-        raise ConfigError(f"{name} = {value!r:.80}: expected one of {', '.join(choices)}{_nearest(value, choices)}")
+        raise ConfigError(f"{name}: expected one of {', '.join(choices)}{_nearest(value, choices)}")
     if wanted is not str:
         lowest, highest = _RANGES.get((section, key), (None, 10**15))
         if not ((value > 0 if lowest is None else value >= lowest) and value <= highest):
             bound = "more than 0" if lowest is None else f"from {lowest:g} to {highest:g}"
-            raise ConfigError(f"{name} = {value!r:.80}: expected a number {bound}")
+            raise ConfigError(f"{name}: expected a number {bound}")
     if section == "node" and key == "name" and not value.replace("-", "").replace("_", "").isalnum():
-        raise ConfigError(f"{name} = {value!r:.80}: expected letters, digits, - and _")
+        raise ConfigError(f"{name}: expected letters, digits, - and _")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; an integer of thousands of digits has no repr."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:
+        return "a number too large to print"
 
 
 _TYPE_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text"}
@@ -213,7 +226,7 @@ _TYPE_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a
 
 def _agent(name: str, table: Any, origin: str) -> dict[str, Any]:
     if not isinstance(table, Mapping) or not isinstance(table.get("provider"), str):
-        raise ConfigError(f"{origin}: [agents.{name}] needs provider = \"...\" (for example \"shell\" or \"python\")")
+        raise ConfigError(f'{origin}: [agents.{name}] needs provider = "..." (for example "shell" or "python")')
     return dict(table)
 
 

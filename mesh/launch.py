@@ -153,7 +153,7 @@ def wait_ready(spawned: Spawned, timeout_s: float = START_TIMEOUT_S) -> dict[str
 
 
 def abandon(spawned: Spawned, *, timeout_s: float = KILL_WAIT_S) -> None:
-    """End a node for sure: ask, wait ``timeout_s``, kill; its children die with it. Harmless when repeated."""
+    """End a node for sure: ask, wait ``timeout_s``, kill; its children die with it. Repeating is harmless."""
     if spawned.parent_fd is not None:
         os.close(spawned.parent_fd)
         spawned.parent_fd = None

@@ -32,7 +32,8 @@ EVENT_TYPES: tuple[str, ...] = (
 )
 TYPE_CODE: dict[str, int] = {name: code for code, name in enumerate(EVENT_TYPES)}
 RUN_TERMINAL_EVENT: dict[str, str] = {
-    "completed": "run_completed", "failed": "run_failed", "cancelled": "run_cancelled", "timeout": "run_timeout",
+    "completed": "run_completed", "failed": "run_failed", "cancelled": "run_cancelled",
+    "timeout": "run_timeout",
 }
 
 FRAGMENT_PAIRS = 9
@@ -58,7 +59,8 @@ def type_code(name: Any) -> int:
     """
     code = TYPE_CODE.get(name) if isinstance(name, str) else None
     if code is None:
-        raise InvalidArgument(f"unknown event type {name!r:.60}", code="invalid_event_type")
+        shown = repr(name[:60]) if isinstance(name, str) else f"of type {type(name).__name__}"
+        raise InvalidArgument(f"unknown event type {shown}", code="invalid_event_type")
     return code
 
 

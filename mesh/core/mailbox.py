@@ -4,15 +4,17 @@ Three conversations, none of them visible to a client:
 
 **Supervisor and child**, over an inherited socket pair, one JSON object per line, ``{"t": kind, ...}``.
 
-    child -> supervisor   ready {epoch, pid}        serving; ``epoch`` is the incarnation it serves under
+    child -> supervisor   ready {epoch, pid}        serving; ``epoch`` is the incarnation it serves under;
+                                                    the router adds its endpoints {address, feed}
                           beat {lag_ms}             once a second; silence means it hangs
                           progress {done}           still recovering, keeps the start limit away
                           restart {name}            (router) a client asked for it
+                          fatal {message, code?, details?}   this node cannot start here
     supervisor -> child   stop {}                   drain and exit; SIGTERM says the same
                           roster {children: [...]}  to the router, the whole truth at each change
 
-    a roster entry: {name, kind, index, state, pid, incarnation, restarts, cause}; state is one of
-    ChildState; cause is None or {exit_status, signal, stderr, at} of the last death.
+    a roster entry: {name, kind, index, state, pid, incarnation, epoch, restarts, cause}; state is one of
+    ChildState; cause is None or {exit_status, signal, stderr, at, reason} of the last death.
 
 **Router and actors**, bodies of messages with peer ROUTER_ID, msgpack arrays ``[kind, ...]``.
 

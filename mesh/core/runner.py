@@ -231,17 +231,21 @@ class Outbox:
         if log is not None:
             self.bytes -= log.bytes
 
-    def of_partition(self, partition: int | None, now_s: float) -> Iterator[tuple[int, list[bytes]]]:
+    def of_partition(self, partition: int | None, now_s: float) -> list[tuple[int, list[bytes]]]:
         """Everything unconfirmed of one partition (None: of all), because its mailbox may have lost it."""
-        for log in self.logs.values():
-            if log.batches and (partition is None or log.partition == partition):
-                yield log.partition, log.since(log.batches[0].n, now_s) or []
+        return [
+            (log.partition, log.since(log.batches[0].n, now_s) or [])
+            for log in self.logs.values()
+            if log.batches and (partition is None or log.partition == partition)
+        ]
 
-    def overdue(self, now_s: float) -> Iterator[tuple[int, list[bytes]]]:
+    def overdue(self, now_s: float) -> list[tuple[int, list[bytes]]]:
         """What was sent and not confirmed for ``RESEND_AFTER_S``."""
-        for log in self.logs.values():
-            if log.batches and (again := log.overdue(now_s)):
-                yield log.partition, again
+        return [
+            (log.partition, again)
+            for log in self.logs.values()
+            if log.batches and (again := log.overdue(now_s))
+        ]
 
 
 def encode_event(code: int, ts: float, fragment: bytes) -> bytes:

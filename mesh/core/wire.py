@@ -23,7 +23,8 @@ such error map. HELLO, STATUS, RESTART, PING and NOTE have an empty body and are
 Inside the node (one frame behind the ZeroMQ identity): ``peer (16 bytes) + deadline_ms (8 bytes) + payload``
 towards an actor, ``peer (16 bytes) + payload`` from an actor. A peer is a client id (first byte not 0)
 or an actor address: 0, kind letter (``P`` partition, ``R`` runner, ``X`` the router itself), index (u16),
-incarnation (u64), four zero bytes. ``deadline_ms`` is CLOCK_MONOTONIC, which all processes of a machine share.
+incarnation (u64), four zero bytes. ``deadline_ms`` is CLOCK_MONOTONIC, which all processes of a machine
+share.
 
 Rules: the router unpacks a header and never a body; time limits travel as REMAINING milliseconds, because
 the clocks of two machines never meet; every size has a limit with a name.
@@ -107,10 +108,10 @@ def encode_header(
     number: int = 0,
     done_below: int = 0,
 ) -> bytes:
-    """Pack a header; a remaining time over 49 days is cut to what the field holds."""
+    """Pack a header; a remaining time below 0 or over 49 days is cut to what the field holds."""
     return HEADER.pack(
         MAGIC, VERSION, kind, flags, answers, address, map_version,
-        min(remaining_ms, 0xFFFFFFFF), request_id, number, done_below,
+        max(0, min(remaining_ms, 0xFFFFFFFF)), request_id, number, done_below,
     )
 
 
@@ -139,7 +140,13 @@ def actor_id(kind: bytes, index: int, incarnation: int = 0) -> bytes:
 
 
 def parse_actor_id(peer: bytes) -> tuple[bytes, int, int]:
-    """(kind letter, index, incarnation) of an actor's peer."""
+    """(kind letter, index, incarnation) of an actor's peer.
+
+    Raises:
+        RemoteProtocolError: not 16 bytes.
+    """
+    if len(peer) != CLIENT_ID_BYTES:
+        raise RemoteProtocolError(f"a peer has {CLIENT_ID_BYTES} bytes, not {len(peer)}")
     _, kind, index, incarnation = _ACTOR.unpack(peer)
     return kind, index, incarnation
 
@@ -273,8 +280,8 @@ def join_replies(parts: Sequence[bytes]) -> bytes:
 
 __all__ = [
     "ACTOR_PREFIX_BYTES", "CALLS_PER_PAYLOAD_MAX", "CLIENT_ID_BYTES", "DEADLINE", "DEPTH_MAX", "ERROR",
-    "FRAME_BYTES_MAX", "HEADER", "HEADER_BYTES", "MAGIC", "OK", "OK_FALSE", "OK_NIL", "OK_TRUE", "ROUTER_ID",
-    "VERSION", "WAIT_MS_MAX", "Flag", "Header", "Kind", "actor_id", "array_header", "check_depth", "decode_calls",
-    "decode_header", "encode_body", "encode_header", "failure", "join_replies", "map_header", "ok", "pack",
-    "parse_actor_id", "unpack",
+    "FRAME_BYTES_MAX", "HEADER", "HEADER_BYTES", "MAGIC", "OK", "OK_FALSE", "OK_NIL", "OK_TRUE",
+    "ROUTER_ID", "VERSION", "WAIT_MS_MAX", "Flag", "Header", "Kind", "actor_id", "array_header",
+    "check_depth", "decode_calls", "decode_header", "encode_body", "encode_header", "failure",
+    "join_replies", "map_header", "ok", "pack", "parse_actor_id", "unpack",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,10 @@ def _foreground(launch: dict[str, Any], config: NodeConfig, data_dir: Path) -> i
         log=_file_log(data_dir) if terminal else None,
         complain=_complain if terminal else None,
     )
-    if terminal:
-        sys.stdout.write("\n" if status == 0 else "")
-        sys.stdout.flush()
+    if terminal and status == 0:
+        with suppress(OSError):  # it may have been closed: that is how many nodes are stopped
+            sys.stdout.write("\n")
+            sys.stdout.flush()
     return status
 
 

@@ -41,13 +41,13 @@ class RouterProcess:
         self.front = sockets.router_socket(ctx, frame_bytes=limits.frame_bytes)
         self.back = sockets.router_socket(ctx, hwm=limits.inflight_per_partition * 2)
         node = child.config.node
-        self.address = bind(self.front, f"tcp://{node.host}:{node.port}")
+        # A router that was started again binds where its predecessor did: remote clients know nothing else.
+        self.address = bind(self.front, child.address or f"tcp://{node.host}:{node.port}")
         bind(self.front, child.front_endpoint)
         bind(self.back, child.back_endpoint)
-        feed_port = int(self.address.rpartition(":")[2]) + 1 if node.port else 0
-        _, bound = start_proxy(
-            ctx, [child.feed_in_endpoint], [f"tcp://{node.host}:{feed_port}", child.feed_endpoint]
-        )
+        feed_port = node.port + 1 if node.port else 0
+        feed = child.feed or f"tcp://{node.host}:{feed_port}"
+        _, bound = start_proxy(ctx, [child.feed_in_endpoint], [feed, child.feed_endpoint])
         self.feed_address = bound[0]
         self.publisher = sockets.announcer_socket(ctx, child.feed_in_endpoint)
         self.poller = sockets.Poller()

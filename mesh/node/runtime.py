@@ -70,6 +70,9 @@ class DataLock:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as exc:
+            os.close(self._fd)
+            raise ConfigError(f"node.data_dir: files there cannot be locked: {exc.strerror}") from exc
         return True
 
     def _holder(self) -> Proc | None:

@@ -238,6 +238,8 @@ class Supervisor:
 
     def _announce(self, name: str, state: ChildState) -> None:
         self._roster_due = True
+        if state is ChildState.READY and self._served:
+            self._log.write("child serves again", child=name, pid=self._core.pids()[name])
         if state is ChildState.DOWN:
             self._log.write("child is down", child=name)
             if name == ROUTER:

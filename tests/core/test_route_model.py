@@ -171,8 +171,12 @@ class Routes(RuleBasedStateMachine):
                 break
         assert seen == sorted(k for k, e in self.model.entries.items() if e.expires > self.now)
 
-    @rule(writes=st.lists(st.tuples(key_names, st.sampled_from(["set", "delete", "prune"]), rooms, ttls), max_size=6),
-          drained=st.booleans())
+    @rule(
+        writes=st.lists(
+            st.tuples(key_names, st.sampled_from(["set", "delete", "prune"]), rooms, ttls), max_size=6
+        ),
+        drained=st.booleans(),
+    )
     def fail(self, writes: list[Any], drained: bool) -> None:
         """A batch of writes whose transaction fails leaves no trace but the order of use."""
         before, dirty, memory = self.content(), dict(self.table.dirty), set(self.table._expired)
@@ -191,7 +195,9 @@ class Routes(RuleBasedStateMachine):
             self.model.entries.move_to_end(key)
         touched = {key for key, *_ in writes}
         untouched = [key for key in self.table.entries if key not in touched]
-        if not any(what == "prune" or before[key].expires_ms <= self.now for key in before for _, what, *_ in writes):
+        if not any(
+            what == "prune" or before[key].expires_ms <= self.now for key in before for _, what, *_ in writes
+        ):
             assert untouched == [key for key in order if key not in touched]
 
     @rule()
@@ -209,8 +215,10 @@ class Routes(RuleBasedStateMachine):
 
     @invariant()
     def the_table_is_the_model(self) -> None:
-        entries = [(key, Entry(r.route["room"], r.updated_ms, r.expires_ms, r.provenance))
-                   for key, r in self.content().items()]
+        entries = [
+            (key, Entry(r.route["room"], r.updated_ms, r.expires_ms, r.provenance))
+            for key, r in self.content().items()
+        ]
         assert entries == [*self.model.entries.items()]
         assert set(self.table._expired) == self.model.expired
 
@@ -280,8 +288,10 @@ def test_a_restart_cannot_be_seen(before: list[Any], after: list[Any]) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(steps=st.lists(st.tuples(st.sampled_from("frx"), st.integers(0, 5), st.integers(-50, 400)), max_size=60),
-       width=st.sampled_from([1, 7, 100]))
+@given(
+    steps=st.lists(st.tuples(st.sampled_from("frx"), st.integers(0, 5), st.integers(-50, 400)), max_size=60),
+    width=st.sampled_from([1, 7, 100]),
+)
 def test_the_expiry_index_finds_exactly_what_expired(steps: list[tuple[str, int, int]], width: int) -> None:
     """If keys are filed, moved and removed, then what is taken out at a time is what expired by then."""
     index, slots, expires, now = ExpiryIndex(width), {}, {}, 0

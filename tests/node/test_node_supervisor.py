@@ -75,7 +75,7 @@ class Node:
             roster = json.loads((self.data_dir / "roster.json").read_text())
         except (OSError, ValueError):
             return {}
-        return next(entry for entry in roster if entry["name"] == name)
+        return next((entry for entry in roster if entry["name"] == name), {})
 
     def wait_child(self, name: str, **wanted: Any) -> dict[str, Any]:
         """Wait until the router has heard that a child looks like this."""

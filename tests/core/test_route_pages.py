@@ -1,0 +1,246 @@
+"""The route table: many keys at once, pages, prune and sweep; and what is said about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from route_cases import (
+    EXPIRED,
+    KT,
+    TTL,
+    F,
+    G,
+    K,
+    R,
+    arrange,
+    code,
+    notes_of,
+    put,
+    resolve,
+    run,
+    table,
+    value,
+)
+
+from mesh.config import RoutesSection
+from mesh.core import wire
+from mesh.core.routes import LIST_BYTES_MAX, LIST_LIMIT_MAX, MANY_MAX, RouteTable
+
+# --- many, list, prune, sweep ---
+
+
+def test_many_answer_item_by_item() -> None:
+    """If some items are refused, then each has its own error, in order, and the others stand."""
+    t = table()
+    replies = value(t.set_many([[[K, R], [K], ["bad", R], [KT, {}], 7, [KT, F, 0], [KT, F, 50]]], 0, []))
+    assert [status if status == 0 else result["code"] for status, result in replies] == [
+        0,
+        "invalid_argument",
+        "invalid_session_key",
+        "invalid_route",
+        "invalid_argument",
+        "invalid_ttl",
+        0,
+    ]
+    gets = value(t.get_many([[KT, "c:b:none", None, K]], 50))
+    assert [result["code"] if status else result[0] for status, result in gets] == [
+        "expired",
+        "not_found",
+        "invalid_session_key",
+        R,
+    ]
+    resolved = value(t.resolve_many([["c:b:1", K, "bad"], F], 50))
+    assert [result["code"] if status else result[0] for status, result in resolved] == [
+        "ext-f",
+        "ext-r",
+        "invalid_session_key",
+    ]
+    assert wire.unpack(t.resolve_many([["c:b:2"]], 50))[1][0][1]["code"] == "no_route"
+
+
+def test_many_have_a_bound() -> None:
+    """If a list is longer than the bound, or no list, then the whole call is refused."""
+    t = table()
+    assert code(t.get_many, [[K] * (MANY_MAX + 1)], 0) == "limit_exceeded"
+    assert code(t.set_many, ["x"], 0, []) == "invalid_argument"
+    assert len(value(t.get_many([[K] * 20], 0))) == 20
+
+
+def test_list_pages_through_live_routes_in_key_order() -> None:
+    """If routes are listed page by page, then each live one comes once, and the use order is not disturbed."""
+    t = table()
+    names = [f"c:b:{index:02d}" for index in range(7)]
+    for name in reversed(names):
+        put(t, name, {"external_room_id": name}, 0)
+    put(t, "c:b:zz", R, 0, 5)
+    order, seen, after = list(t.entries), [], None
+    while True:
+        rows, after = value(t.list([None, None, 3, after], 10))
+        seen += [row[0] for row in rows]
+        if after is None:
+            break
+    assert seen == names
+    assert rows[-1] == [names[-1], {"external_room_id": names[-1]}, 10, TTL - 10, "learned"]
+    assert list(t.entries) == order
+
+
+def test_list_filters_by_decoded_fields() -> None:
+    """If a bridge or a room is asked for, then their fields are compared, not their encoded text."""
+    t = table()
+    for key in ("m:bot:!a%3Asrv", "m:bot:!a%3Asrv:t", "m:bot:b", "m:bot%25:b", "m:x:!a%3Asrv"):
+        put(t, key, R, 0)
+
+    def listed(bridge: Any, room: Any) -> list[str]:
+        return [row[0] for row in value(t.list([bridge, room, 10, None], 0))[0]]
+
+    assert listed("bot", "!a:srv") == ["m:bot:!a%3Asrv", "m:bot:!a%3Asrv:t"]
+    assert listed("bot%", None) == ["m:bot%25:b"]
+    assert listed(None, "b") == ["m:bot%25:b", "m:bot:b"]
+    assert listed("", None) == []
+
+
+def test_list_ends_a_page_before_it_grows_too_large() -> None:
+    """If the routes are large, then a page holds fewer than the limit, and at least one."""
+    t = RouteTable(RoutesSection(), route_bytes_max=LIST_BYTES_MAX * 2, partition=0)
+    for index in range(3):
+        put(t, f"c:b:{index}", {"external_room_id": "x", "big": "y" * (LIST_BYTES_MAX * (index + 1) // 2)}, 0)
+    pages, after = [], None
+    for _ in range(3):
+        rows, after = value(t.list([None, None, 10, after], 0))
+        pages.append(len(rows))
+    assert (pages, after) == ([1, 1, 1], None)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [None, None, 0],
+        [None, None, LIST_LIMIT_MAX + 1],
+        [None, None, True],
+        [None, None, None],
+        [1, None, 5],
+        [None, [], 5],
+        [None, None, 5, 7],
+        [None, None],
+    ],
+)
+def test_bad_list_arguments_are_refused(args: list[Any]) -> None:
+    """If a filter, a limit or a cursor is of a wrong kind, then it is refused."""
+    assert code(table().list, args, 0) in {"invalid_argument", "invalid_cursor"}
+
+
+def test_prune_removes_what_expired_and_nothing_else() -> None:
+    """If entries expired, then prune counts and removes them, and says pruned to nobody."""
+    t = table()
+    t.watched = True
+    for index in range(10):
+        put(t, f"c:b:{index}", R, 0, 10 * (index + 1))
+    t.notes.clear()
+    assert value(t.prune([], 50, [])) == 5
+    assert value(t.prune([], 50, [])) == 0
+    assert t.count == 5
+    assert [what for what, _ in t.notes] == ["stale"] * 5
+
+
+def test_a_sweep_in_pieces_gives_one_pruned_note() -> None:
+    """If a sweep needs several calls, then its note comes with the last one; an empty sweep gives none (R28)."""
+    t = table()
+    t.watched = True
+    for index in range(5):
+        put(t, f"c:b:{index}", R, 0, 10)
+    put(t, K, R, 0)
+    t.notes.clear()
+    assert [t.sweep(10, 2) for _ in range(3)] == [2, 2, 1]
+    assert t.sweep(20, 2) == 0
+    pruned = [fields for what, fields in t.notes if what == "pruned"]
+    assert pruned == [{"count": 5, "entries": 1, "component": "session_manager", "partition": 3}]
+    assert t.sweep(5_000, 2) == 1
+
+
+# --- telemetry (2.7) ---
+
+
+def test_notes_of_one_resolve_come_in_order() -> None:
+    """If one resolve removes, evicts and falls back, then: stale, evicted, fallback, resolved."""
+    t = table(2)
+    put(t, KT, R, 0, 10)
+    put(t, "c:b:x", G, 0)
+    put(t, K, R, 0, 10)
+    put(t, "c:b:y", G, 0)
+    t.entries_max = 1
+    t.watched = True
+    resolve(t, K, 20, F)
+    assert notes_of(t) == [
+        ("stale", {"session_key": K}),
+        (
+            "evicted",
+            {"entries": 1, "session_key": "c:b:y", "reason": "capacity", "external_room_id": "ext-g"},
+        ),
+        ("fallback", {"source": "provided_fallback", "reason": "stale", "stale": True, "session_key": K}),
+        (
+            "resolved",
+            {
+                "outcome": "fallback",
+                "stale": True,
+                "fallback": True,
+                "source": "provided_fallback",
+                "reason": "stale",
+                "session_key": K,
+            },
+        ),
+    ]
+
+
+def test_notes_of_a_hit_and_of_a_miss() -> None:
+    """If a resolve hits, then reason is None; if it misses, there is neither source nor reason."""
+    t = table()
+    t.watched = True
+    put(t, K, R, 0)
+    resolve(t, K, 0)
+    assert code(t.resolve, ["c:b:x"], 0) == "no_route"
+    assert notes_of(t)[1:] == [
+        (
+            "resolved",
+            {
+                "outcome": "hit",
+                "stale": False,
+                "fallback": False,
+                "source": "state_hit",
+                "reason": None,
+                "session_key": K,
+            },
+        ),
+        ("resolved", {"outcome": "miss", "stale": False, "fallback": False, "session_key": "c:b:x"}),
+    ]
+
+
+def test_a_thread_and_its_room_both_stale_give_two_notes() -> None:
+    """If the thread's and the room's entry both expired, then each removal is said once."""
+    t, now = arrange(EXPIRED, EXPIRED, KT)
+    t.watched = True
+    assert code(t.resolve, [KT], now) == "no_route"
+    assert [fields["session_key"] for what, fields in notes_of(t) if what == "stale"] == [KT, K]
+
+
+def test_nobody_watching_collects_nothing() -> None:
+    """If nobody listens, then no note is made."""
+    t = table(1)
+    put(t, K, R, 0, 5)
+    resolve(t, KT, 0, F)
+    resolve(t, K, 10, F)
+    t.sweep(5_000, 10)
+    assert t.notes == []
+
+
+def test_an_undone_write_takes_its_notes_back() -> None:
+    """If a write is undone before anybody saw its notes, then they are gone; those of reads stay."""
+    t = table(1)
+    t.watched = True
+    put(t, K, R, 0)
+    notes_of(t)
+    undo: list[Any] = []
+    t.set(["c:b:x", R], 0, undo)
+    resolve(t, "c:b:x", 0)
+    run(undo)
+    assert [what for what, _ in t.notes] == ["resolved"]

@@ -1,0 +1,150 @@
+"""Runs an agent as a runner does, without sockets: what it leaves in the log, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mesh.core import wire
+from mesh.core.events import EVENT_TYPES
+from mesh.core.runner import Outbox, RunLog
+from mesh.node.drive import CANCELLED, Drive
+from mesh.node.processes import RunProcesses
+from mesh.providers.registry import Registry
+
+LIMIT_S = 20.0
+
+
+class Result(NamedTuple):
+    """What a run left."""
+
+    events: list[dict[str, Any]]
+    settle: dict[str, Any]
+
+    @property
+    def types(self) -> list[str]:
+        return [event["type"] for event in self.events]
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return self.settle["error"]
+
+    @property
+    def output(self) -> dict[str, Any]:
+        return self.settle["output"]
+
+    def data(self, event_type: str) -> list[dict[str, Any]]:
+        return [event["data"] for event in self.events if event["type"] == event_type]
+
+
+class Bench:
+    """A drive's host."""
+
+    def __init__(self, agents: dict[str, Any], *, output_bytes: int = 4 * 1024 * 1024, bytes_max: int = 10**9) -> None:
+        self.outbox = Outbox(bytes_max)
+        self.processes = RunProcesses()
+        self.registry = Registry(agents, processes=self.processes)
+        self.states: dict[str, dict[str, Any]] = {}
+        self.output_bytes_max = output_bytes
+        self.done: dict[str, asyncio.Event] = {}
+        self.spoke = asyncio.Event()
+        self.stored: dict[str, list[Any]] = {}
+        self.registry.start()
+
+    def changed(self, log: RunLog) -> None:
+        self.spoke.set()
+
+    async def room(self) -> None:
+        while self.outbox.full:
+            self.store()
+            await asyncio.sleep(0)
+
+    def store(self) -> None:
+        """Take everything that is there into the log."""
+        for key, log in list(self.outbox.logs.items()):
+            for message in self.outbox.close(log, 0.0):
+                batch = wire.unpack(message)
+                self.stored.setdefault(key[0], []).append(batch)
+                self.outbox.stored(key, batch[3])
+
+    def ended(self, drive: Drive) -> None:
+        self.done[drive.key[0]].set()
+
+    def begin(self, agent: str, run_input: Any, *, session: str = "ses_1", attempt: int = 1, **options: Any) -> Drive:
+        run_id = "run_" + os.urandom(16).hex()
+        self.done[run_id] = asyncio.Event()
+        record = {"id": session, "agent": agent, "agent_id": "me", "incarnation": 3, "context": {"k": "v"},
+                  "metadata": {}, "tags": ["t"]}
+        drive = Drive(
+            self, (run_id, attempt), partition=0, session=record, run_input=run_input, options=options
+        )
+        drive.start()
+        return drive
+
+    async def result(self, drive: Drive) -> Result:
+        async with asyncio.timeout(LIMIT_S):
+            await self.done[drive.key[0]].wait()
+        return self.so_far(drive)
+
+    def so_far(self, drive: Drive) -> Result:
+        self.store()
+        batches = self.stored.get(drive.key[0], [])
+        events = []
+        for batch in batches:
+            for code, _, fragment in batch[4]:
+                event = wire.unpack(wire.map_header(9) + fragment)
+                assert event["type"] == EVENT_TYPES[code]
+                events.append(event)
+        return Result(events, batches[-1][5] if batches else {})
+
+    async def until(self, drive: Drive, condition: Callable[[Result], bool]) -> Result:
+        """Wait until what the run said so far is as wanted."""
+        async with asyncio.timeout(LIMIT_S):
+            while not condition(result := self.so_far(drive)):
+                self.spoke.clear()
+                await self.spoke.wait()
+        return result
+
+
+def drive(agents: dict[str, Any], play: Callable[[Bench], Awaitable[Any]], **settings: Any) -> Any:
+    """Run a play on a bench; no task, no process, no transport is left."""
+    async def main() -> Any:
+        bench = Bench(agents, **settings)
+        await bench.registry.loaded()
+        return await play(bench)
+
+    return asyncio.run(main())
+
+
+def run(table: dict[str, Any], run_input: Any, *, settings: dict[str, Any] | None = None, **options: Any) -> Result:
+    """One run of one agent, to its end."""
+    async def play(bench: Bench) -> Result:
+        return await bench.result(bench.begin("agent", run_input, **options))
+
+    result = drive({"agent": table}, play, **(settings or {}))
+    assert isinstance(result, Result)
+    return result
+
+
+async def cancelled(bench: Bench, running: Drive) -> Result:
+    """Cancel a run and wait until its provider is done."""
+    running.stop(CANCELLED)
+    return await bench.result(running)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ended; one that only waits to be collected did."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def python_agent(folder: Path, source: str, function: str = "agent", **table: Any) -> dict[str, Any]:
+    """The table of a python agent whose file holds this source."""
+    file = folder / f"agent_{os.urandom(4).hex()}.py"
+    file.write_text(source)
+    return {"provider": "python", "target": f"{file}:{function}", **table}
