@@ -226,7 +226,7 @@ _TYPE_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a
 
 def _agent(name: str, table: Any, origin: str) -> dict[str, Any]:
     if not isinstance(table, Mapping) or not isinstance(table.get("provider"), str):
-        raise ConfigError(f'{origin}: [agents.{name}] needs provider = "..." (for example "shell" or "python")')
+        raise ConfigError(f'{origin}: [agents.{name}] needs provider = "..." (such as "shell" or "python")')
     return dict(table)
 
 

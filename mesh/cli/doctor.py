@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -228,10 +227,8 @@ def _round_trip() -> Check:
         if not address and local_node() is None:
             address, whose = stack.enter_context(mesh.LocalNode(partitions=1)).address, "a node of its own"
         client = stack.enter_context(open_client(address or None, options.timeout_s))
-        client.ping()
-        began_s = time.perf_counter()
-        client.ping()
-        taken_us = (time.perf_counter() - began_s) * 1e6
+        client.ping()  # the first one says hello, too
+        taken_us = client.ping() * 1e6
     return Check("round trip", "ok", f"{taken_us:.0f} us to {whose}")
 
 

@@ -140,9 +140,9 @@ async def run_once(client: mesh.AsyncClient, count: int) -> Figure:
 async def delivered_events(client: mesh.AsyncClient, agent: str, count: int) -> Figure:
     """Events of one run, stored and then received by a listener in order and without a gap."""
     session = await client.sessions.start(agent)
-    listener = client.listen(f"session.{session.id}.")
+    listener = await client.listen(f"session.{session.id}.")
     seen, first_s, last_s, late_ms = 0, 0.0, 0.0, []
-    async with listener:
+    try:
         await client.runs.submit(session.id, {"prompt": str(count)})
         async for note in listener:
             last_s = time.perf_counter()
@@ -152,6 +152,8 @@ async def delivered_events(client: mesh.AsyncClient, agent: str, count: int) -> 
                 late_ms.append((time.time() - note.data["ts"]) * 1000)
             elif note.data["type"] in ("run_completed", "run_failed"):
                 break
+    finally:
+        await listener.aclose()
     await client.sessions.complete(session.id)
     late_ms.sort()
     details = {

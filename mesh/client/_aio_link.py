@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from asyncio import get_running_loop
+from asyncio import Future, get_running_loop
 from collections.abc import Iterable
 from time import monotonic
 from typing import Any
@@ -17,7 +17,7 @@ from mesh.client import _link
 from mesh.client._payload import Call, Pair
 from mesh.client._protocol import FOREVER, HELLO, Completion, Facts, Protocol
 from mesh.client._surface import Ask, Emit, Pause, Plan, Request, check_timeout, failure, result_of
-from mesh.errors import ClientClosed, InvalidState, MeshError
+from mesh.errors import ClientClosed, InvalidState, MeshError, NodeUnreachable
 from mesh.net import sockets
 
 #: Frames taken in one go before other callbacks of the loop have their turn.
@@ -34,13 +34,15 @@ class AsyncLink:
         self.closed = False
         self.endpoint = ""
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._sockets: _link.Sockets | None = None
         self._forget_link()
         _link.register(self)
 
     def _forget_link(self) -> None:
         """Drop loop and sockets without touching them: they are the parent's, or their loop is closed."""
         self._loop = None
-        self._sockets: _link.Sockets | None = None
+        _link.keep(self._sockets)
+        self._sockets = None
         self._watched: dict[bytes, Any] = {}
         self._protocol = Protocol(_link.new_client_id, str(self.address), self.timeout_s)
         self._flushing = False
@@ -57,11 +59,11 @@ class AsyncLink:
             self._bind(loop)
         if timeout_s is not None:
             check_timeout(timeout_s)
-        future: asyncio.Future[Pair] = asyncio.Future(loop=loop)
+        future: asyncio.Future[Pair] = Future(loop=loop)
+        self._protocol.add(kind, slot, call, future, timeout_s)
         if not self._flushing:
             self._flushing = True
             loop.call_soon(self._flush)
-        self._protocol.add(kind, slot, call, future, timeout_s)
         return future
 
     def control(self, kind: int, partition: int = 0, timeout_s: float | None = None) -> asyncio.Future[Pair]:
@@ -70,7 +72,7 @@ class AsyncLink:
         if loop is not self._loop:
             self._bind(loop)
         check_timeout(timeout_s)
-        future: asyncio.Future[Pair] = asyncio.Future(loop=loop)
+        future: asyncio.Future[Pair] = Future(loop=loop)
         if not self._flushing:
             self._flushing = True
             loop.call_soon(self._flush)
@@ -114,20 +116,17 @@ class AsyncLink:
     # --- plans ---
 
     async def drive(self, plan: Plan, timeout_s: float | None = None) -> Any:
-        """Perform a plan: the caller's limit holds for all its steps together."""
+        """Perform a plan. ``timeout_s`` is the limit of each question that does not name its own."""
         check_timeout(timeout_s)
-        limit_s = timeout_s
-        deadline_s = monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         try:
             request = next(plan)
             while True:
                 try:
-                    answer = await self._perform(request, limit_s)
+                    answer = await self._perform(request, timeout_s)
                 except MeshError as error:
                     request = plan.throw(error)
                 else:
                     request = plan.send(answer)
-                limit_s = max(0.001, deadline_s - monotonic())
         except StopIteration as stop:
             return stop.value
         finally:
@@ -141,10 +140,13 @@ class AsyncLink:
         if isinstance(request, Emit):
             answer = request.callback(request.value)
             return await answer if inspect.isawaitable(answer) else None
-        return await self.facts(limit_s)
+        return await self.facts(limit_s if request.timeout_s is None else request.timeout_s)
 
     async def _ask_all(self, asks: list[Ask], limit_s: float | None) -> list[Any]:
-        futures = [self._ask(ask, limit_s) for ask in asks]
+        try:
+            futures = [self._ask(ask, limit_s) for ask in asks]
+        except NodeUnreachable as error:
+            return [error] * len(asks)
         results: list[Any] = []
         try:
             for ask, future in zip(asks, futures, strict=True):
@@ -267,6 +269,7 @@ class AsyncLink:
                 self._loop.remove_reader(dealer.fileno())
         if self._sockets is not None:
             self._sockets.close()
+            self._sockets = None
 
     def close(self) -> None:
         """Close the sockets; what is waiting ends with ``client_closed``. Idempotent."""

@@ -59,6 +59,12 @@ def register(client: Forkable) -> None:
     _shared.clients.add(client)
 
 
+def keep(parents: Any) -> None:
+    """Never collect these sockets in a child: they are the parent's."""
+    if parents is not None:
+        _shared.lost.append(parents)
+
+
 class Sockets:
     """The links of one client: usually one DEALER; a second while an expired identity runs out."""
 
@@ -169,6 +175,6 @@ def feed_endpoint(endpoint: str, facts: dict[str, Any]) -> str:
 
 
 __all__ = [
-    "Forkable", "Sockets", "endpoint_of", "feed_endpoint", "new_client_id", "register", "release_context",
+    "Forkable", "Sockets", "endpoint_of", "feed_endpoint", "keep", "new_client_id", "register", "release_context",
     "use_context",
 ]

@@ -4,7 +4,7 @@ A method that is one call has a function that checks and places its arguments, a
 answer. A method of several calls is a *plan*: a generator that yields what it needs and is sent what came:
 
     list[Ask]        -> a list of results in the same order: values, MeshErrors, or REPLACE
-    FACTS            -> what HELLO said (Facts); raised into the plan when there is no node
+    NeedFacts()      -> what HELLO said (Facts); raised into the plan when there is no node
     Pause(seconds)   -> None, later
     Emit(callback, event) -> None, after the callback (awaited, if it is a coroutine function)
 
@@ -33,7 +33,7 @@ Route = Mapping[str, Any]
 PLACES_MAX = 16_384
 #: How long a question to all partitions waits for each of them.
 EVERY_S = 1.0
-PAGE_MAX = 10_000
+PAGE_MAX = 1_000
 
 
 class Ask(NamedTuple):
@@ -59,12 +59,14 @@ class Emit(NamedTuple):
     value: Any
 
 
-class _Facts:
+class NeedFacts(NamedTuple):
     """Ask for what HELLO said."""
 
+    timeout_s: float | None = None
 
-FACTS = _Facts()
-Request = list[Ask] | Pause | Emit | _Facts
+
+FACTS = NeedFacts()
+Request = list[Ask] | Pause | Emit | NeedFacts
 Plan = Generator[Request, Any, Any]
 
 
@@ -211,7 +213,7 @@ def value_of(result: Any) -> Any:
 
 
 __all__ = [
-    "EVERY_S", "FACTS", "PAGE_MAX", "READ", "REPLACE", "WRITE", "Ask", "Emit", "Key", "Pause", "Plan", "Request", "Route",
+    "EVERY_S", "FACTS", "PAGE_MAX", "READ", "REPLACE", "WRITE", "Ask", "Emit", "Key", "NeedFacts", "Pause", "Plan", "Request", "Route",
     "check_route", "check_timeout", "check_ttl", "decode_cursor", "encode_cursor", "failure", "place_route",
     "resolution", "result_of", "route_entry", "route_record", "valid_fallbacks", "value_of",
 ]

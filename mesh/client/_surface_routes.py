@@ -14,6 +14,7 @@ from mesh.client._surface import (
     PAGE_MAX,
     REPLACE,
     Ask,
+    NeedFacts,
     Plan,
     check_route,
     check_ttl,
@@ -118,7 +119,7 @@ class _Many:
             if not rows:
                 break
             try:
-                facts: Facts = yield FACTS
+                facts: Facts = yield NeedFacts(limit_s)
             except MeshError as error:
                 self._fail(rows, error)
                 return self.results

@@ -101,8 +101,8 @@ class FragmentEncoder:
         """The fragment of one event."""
         if metadata or correlation_id is not None:
             return encode_fragment(
-                event_type, self._session_id, self._run_id, data, ts=ts, provider=self.provider, metadata=metadata,
-                correlation_id=correlation_id,
+                event_type, self._session_id, self._run_id, data, ts=ts, provider=self.provider,
+                metadata=metadata, correlation_id=correlation_id,
             )
         return b"".join((_TS, pack(ts), _TYPE[event_type], self._middle, pack(data), self._tail))
 

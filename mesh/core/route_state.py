@@ -13,7 +13,7 @@ Rules of this file:
 5. Expired entries go when a read meets them, when room is needed (before any live one) and in a sweep.
    The key is remembered for a while (``expired_memory_max`` keys), so ``resolve`` can still say "stale".
 
-Measured: ``tests/core/test_routes.py::test_a_route_costs_at_most_450_bytes``.
+Measured: ``tests/core/test_route_state.py::test_a_route_costs_at_most_450_bytes``.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from mesh.core.wire import unpack
 Undo = list[Callable[[], None]]
 Note = tuple[str, dict[str, Any]]
 
+#: Changes that may wait for the store beyond one per entry; with more, guesses are not written back.
+DIRTY_SPARE_MAX = 65_536
 #: Buckets of the expiry index per default time to live: fine enough that one bucket is no pause.
 _BUCKETS_PER_TTL = 1024
 #: The mark of a key whose row in the store is as the memory says; no record is empty.
@@ -86,6 +88,11 @@ class RouteState:
     def count(self) -> int:
         """Entries in memory, the expired ones that nobody met yet included."""
         return len(self.entries)
+
+    @property
+    def may_guess(self) -> bool:
+        """Whether a fallback may be written back: not while the store takes nothing for long."""
+        return len(self.dirty) < self.entries_max + DIRTY_SPARE_MAX
 
     # --- storing and loading ---
 
@@ -279,4 +286,4 @@ def is_expired(record: bytes, now_ms: int) -> bool:
     return expires <= now_ms
 
 
-__all__ = ["HOT", "Note", "RouteSettings", "RouteState", "Undo", "is_expired"]
+__all__ = ["DIRTY_SPARE_MAX", "HOT", "Note", "RouteSettings", "RouteState", "Undo", "is_expired"]

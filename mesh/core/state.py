@@ -23,7 +23,10 @@ from mesh.core import events as ev
 from mesh.core import wire
 from mesh.core.run import RunState
 from mesh.core.session import SessionState, handle_map
-from mesh.errors import NotFound
+from mesh.errors import InvalidArgument, NotFound
+
+#: Cached sessions and runs looked at per call of ``trim``: more than a batch adds, so it keeps up.
+TRIM_STEP = 4_096
 
 
 class EventRow(NamedTuple):
@@ -109,10 +112,11 @@ class State:
 
         Raises:
             NotFound: ``session_not_found``.
+            InvalidArgument: not a text.
         """
-        found = self.sessions.get(session_id)
+        found = self.sessions.get(_checked_text(session_id, "session id"))
         if found is None:
-            found = self.loader.session(session_id) if type(session_id) is str else None
+            found = self.loader.session(session_id)
             if found is None:
                 raise NotFound(f"no session {session_id!r:.140}", code="session_not_found")
             self.sessions[session_id] = found
@@ -123,10 +127,11 @@ class State:
 
         Raises:
             NotFound: ``run_not_found``.
+            InvalidArgument: not a text.
         """
-        found = self.runs.get(run_id)
+        found = self.runs.get(_checked_text(run_id, "run id"))
         if found is None:
-            found = self.loader.run(run_id) if type(run_id) is str else None
+            found = self.loader.run(run_id)
             if found is None:
                 raise NotFound(f"no run {run_id!r:.60}", code="run_not_found")
             self.runs[run_id] = found
@@ -157,8 +162,14 @@ class State:
 
     def put_session(self, session: SessionState) -> SessionState:
         """Replace a session; undone with the batch."""
-        former = self.sessions.get(session.id)
-        self.undo.append(lambda: self._place_session(session.id, former))
+        former, clean = self.sessions.get(session.id), session.id not in self.dirty_sessions
+
+        def undo() -> None:
+            self._place_session(session.id, former)
+            if clean:
+                del self.dirty_sessions[session.id]
+
+        self.undo.append(undo)
         self.dirty_sessions[session.id] = None
         self._place_session(session.id, session)
         return session
@@ -166,7 +177,6 @@ class State:
     def _place_session(self, session_id: str, session: SessionState | None) -> None:
         if session is None:
             self.sessions.pop(session_id, None)
-            self.dirty_sessions.pop(session_id, None)
         else:
             self.sessions[session_id] = session
         if session is not None and session.runner is not None:
@@ -177,37 +187,35 @@ class State:
 
     def put_run(self, run: RunState) -> RunState:
         """Replace a run; undone with the batch."""
-        former = self.runs.get(run.id)
-        self.undo.append(lambda: self._place_run(run.id, former))
+        former, clean = self.runs.get(run.id), run.id not in self.dirty_runs
+
+        def undo() -> None:
+            _place(self.runs, run.id, former)
+            if clean:
+                del self.dirty_runs[run.id]
+
+        self.undo.append(undo)
         self.dirty_runs[run.id] = None
         self.runs[run.id] = run
         return run
 
-    def _place_run(self, run_id: str, run: RunState | None) -> None:
-        if run is None:
-            self.runs.pop(run_id, None)
-            self.dirty_runs.pop(run_id, None)
-        else:
-            self.runs[run_id] = run
-
     def put_progress(self, run: RunState, batch: int) -> None:
         """Remember the runner's last batch: a small row of its own, since the run's row holds its input."""
-        former = self.runs[run.id]
-        self.undo.append(lambda: self._place_run(run.id, former))
+        former, progress = self.runs[run.id], self.progress.get(run.n)
+
+        def undo() -> None:
+            _place(self.runs, run.id, former)
+            _place(self.progress, run.n, progress)
+
+        self.undo.append(undo)
         self.runs[run.id] = msgspec.structs.replace(run, batch=batch)
         self.progress[run.n] = (run.attempt, batch)
 
     def put_work(self, session_id: str, work: Work) -> None:
         """Replace what a session has to do; undone with the batch."""
         former = self.work.get(session_id)
-        self.undo.append(lambda: self._place_work(session_id, former))
-        self._place_work(session_id, None if work == _IDLE else work)
-
-    def _place_work(self, session_id: str, work: Work | None) -> None:
-        if work is None:
-            self.work.pop(session_id, None)
-        else:
-            self.work[session_id] = work
+        self.undo.append(lambda: _place(self.work, session_id, former))
+        _place(self.work, session_id, None if work == _IDLE else work)
 
     def touch(self, session_id: str) -> None:
         """The live session did something: its idle time begins anew."""
@@ -277,19 +285,23 @@ class State:
         self._reset()
 
     def trim(self, keep_max: int) -> None:
-        """Forget cached sessions and runs that nothing needs, oldest first; a bounded step per call."""
-        for _ in range(min(256, len(self.runs) - keep_max)):
-            run_id, run = next(iter(self.runs.items()))
+        """Forget cached sessions and runs that nothing needs, oldest first; a bounded step per call.
+
+        Only between batches: what is not committed must stay.
+        """
+        runs, sessions = self.runs, self.sessions
+        for _ in range(min(TRIM_STEP, len(runs) - keep_max)):
+            run_id, run = next(iter(runs.items()))
             if run.ended_at is None and run.session_id in self.work:
-                self.runs.move_to_end(run_id)
+                runs.move_to_end(run_id)
             else:
-                del self.runs[run_id]
-        for _ in range(min(256, len(self.sessions) - keep_max)):
-            session_id, session = next(iter(self.sessions.items()))
+                del runs[run_id]
+        for _ in range(min(TRIM_STEP, len(sessions) - keep_max)):
+            session_id, session = next(iter(sessions.items()))
             if session.live or session_id in self.work:
-                self.sessions.move_to_end(session_id)
+                sessions.move_to_end(session_id)
             else:
-                del self.sessions[session_id]
+                del sessions[session_id]
 
 
 def topic_id(identifier: str) -> str:
@@ -301,4 +313,18 @@ def _text(value: Any) -> str | None:
     return value if type(value) is str else None
 
 
-__all__ = ["EventRow", "Loader", "RunnerEntry", "State", "Work", "topic_id"]
+def _checked_text(value: Any, what: str) -> str:
+    if type(value) is not str:
+        raise InvalidArgument(f"a {what} is a text, not {type(value).__name__}", code="invalid_id")
+    return value
+
+
+def _place(table: dict[Any, Any], key: Any, value: Any) -> None:
+    """Put a value where it was; None means that nothing was there."""
+    if value is None:
+        table.pop(key, None)
+    else:
+        table[key] = value
+
+
+__all__ = ["TRIM_STEP", "EventRow", "Loader", "RunnerEntry", "State", "Work", "topic_id"]

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from mesh.core.events import RUN_TERMINAL_EVENT, TYPE_CODE, FragmentEncoder
 from mesh.core.runner import Key, Outbox, RunLog, encode_event
 from mesh.core.wire import check_depth, pack
-from mesh.errors import InvalidArgument, LocalProtocolError, MeshError, RunError
+from mesh.errors import InvalidArgument, MeshError, RunError
+from mesh.node.ending import CANCELLED, Ending, error_map, failure, raised, terminal_data
 from mesh.providers.base import OUTPUT, PROVIDER_EVENTS, Output, Provider, RunContext, SessionInfo
 from mesh.providers.registry import Registry
 
@@ -31,8 +31,6 @@ CANCEL_S = 4.0
 TEXT_CHARS_MAX = 256 * 1024
 #: After so many pieces in one go the other runs get their turn.
 PIECES_PER_TURN = 32
-TRACEBACK_FRAMES_MAX = 12
-MESSAGE_CHARS_MAX = 2_000
 #: ``session_id run_id`` of what executes now; what it prints is marked with it.
 RUN_TAG: ContextVar[str] = ContextVar("mesh_run", default="")
 _EVENT_KEYS = frozenset(("type", "data", "metadata", "correlation_id"))
@@ -54,23 +52,6 @@ class Host(Protocol):
 
     def ended(self, drive: Drive) -> None:
         """The provider of a drive is done; nothing of it executes any more."""
-
-
-class Ending(NamedTuple):
-    """How a run ended."""
-
-    status: str
-    error: dict[str, Any] | None = None
-    output: Output | None = None
-    data: dict[str, Any] | None = None  #: of the terminal event, when it is not made from the error
-
-
-def _cancelled(message: str) -> Ending:
-    return Ending("cancelled", {"code": "cancelled", "message": message, "details": {}}, data={})
-
-
-CANCELLED = _cancelled("the run was cancelled")
-SHUTDOWN = _cancelled("node shutdown")
 
 
 class Drive:
@@ -140,9 +121,9 @@ class Drive:
         try:
             ending = await self._execute()
         except asyncio.CancelledError:
-            ending = Ending("failed", _error("provider_error", "the agent cancelled its own task"))
+            ending = Ending("failed", error_map("provider_error", "the agent cancelled its own task"))
         except MeshError as exc:
-            ending = _failure(exc)
+            ending = failure(exc)
         self._settle(ending)
 
     async def _execute(self) -> Ending:
@@ -157,7 +138,7 @@ class Drive:
         except (GeneratorExit, asyncio.CancelledError):  # the loop is gone; the run is over
             raise
         except BaseException as exc:  # noqa: BLE001  rule 4
-            return _failure(exc) if isinstance(exc, RunError) else _raised(exc)
+            return failure(exc) if isinstance(exc, RunError) else raised(exc)
         return self._completed()
 
     def _begin(self, provider: Provider | None, data: dict[str, Any]) -> None:
@@ -181,7 +162,7 @@ class Drive:
                 try:
                     self._take(piece)
                 except MeshError as exc:
-                    self._give_up(_failure(exc))
+                    self._give_up(failure(exc))
                     return
                 count += 1
                 if count % PIECES_PER_TURN == 0:
@@ -309,11 +290,12 @@ class Drive:
             self._begin(None, {})
         try:
             settlement = self._settlement(ending)
-            self._emit(RUN_TERMINAL_EVENT[ending.status], _terminal_data(ending))
+            self._emit(RUN_TERMINAL_EVENT[ending.status], terminal_data(ending))
         except MeshError as exc:
-            ending = Ending("failed", _error(exc.code, f"the run's result cannot be kept: {exc.message}"))
+            code = (failure(exc).error or {})["code"]
+            ending = Ending("failed", error_map(code, f"the run's result cannot be kept: {exc.message}"))
             settlement = self._settlement(ending)
-            self._emit("run_failed", _terminal_data(ending))
+            self._emit("run_failed", terminal_data(ending))
         self._host.outbox.settle(self.log, settlement)
         self.settled = True
 
@@ -331,7 +313,7 @@ class Drive:
     def _done(self, task: asyncio.Task[None]) -> None:
         """The task is over. One that was cancelled before its first step settles here."""
         if not task.cancelled() and task.exception() is not None:
-            self._settle(_raised(task.exception()))
+            self._settle(raised(task.exception()))
         self._settle(CANCELLED)
         self._host.ended(self)
 
@@ -353,46 +335,4 @@ def _map(piece: dict[str, Any], key: str) -> dict[str, Any]:
     return value
 
 
-def _error(code: str, message: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"code": code, "message": message[:MESSAGE_CHARS_MAX], "details": details or {}}
-
-
-def _failure(exc: MeshError) -> Ending:
-    """The ending of a run whose failure has a code of its own."""
-    code = "provider_error" if isinstance(exc, LocalProtocolError) else exc.code
-    error = _error(code, exc.message, exc.details)
-    provider_error = getattr(exc, "provider_error", None)
-    if provider_error is not None:
-        error["provider_error"] = provider_error
-    output = getattr(exc, "output", None)
-    return Ending("failed", error, None if output is None else Output(data=output))
-
-
-def _raised(exc: BaseException | None) -> Ending:
-    """The ending of a run whose agent raised: the exception's name and text, and where it came from."""
-    name = type(exc).__name__
-    frames = traceback.extract_tb(exc.__traceback__ if exc is not None else None)
-    theirs = [frame for frame in frames if "/mesh/node/" not in frame.filename.replace("\\", "/")]
-    lines = [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in theirs[-TRACEBACK_FRAMES_MAX:]]
-    text = _text_of(exc)
-    return Ending("failed", _error(
-        "provider_error", f"{name}: {text}" if text else name, {"exception": name, "traceback": lines}
-    ))
-
-
-def _text_of(exc: BaseException | None) -> str:
-    try:
-        return str(exc).encode(errors="replace").decode()
-    except Exception:  # noqa: BLE001  an exception whose text raises
-        return ""
-
-
-def _terminal_data(ending: Ending) -> dict[str, Any]:
-    if ending.data is not None:
-        return ending.data
-    error = ending.error or {}
-    data = {"error_code": error.get("code"), "error_message": error.get("message")}
-    return data | {key: error[key] for key in ("details", "provider_error") if error.get(key)}
-
-
-__all__ = ["CANCELLED", "CANCEL_S", "RUN_TAG", "SHUTDOWN", "Drive", "Ending", "Host"]
+__all__ = ["CANCEL_S", "RUN_TAG", "Drive", "Host"]

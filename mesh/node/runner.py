@@ -21,7 +21,8 @@ from mesh.core.runner import Inbox, Key, Outbox, RunLog
 from mesh.log import Log
 from mesh.node import reaper
 from mesh.node.child import Child
-from mesh.node.drive import CANCELLED, SHUTDOWN, Drive
+from mesh.node.drive import Drive
+from mesh.node.ending import CANCELLED, SHUTDOWN
 from mesh.node.printing import Marked, install
 from mesh.node.processes import RunProcesses
 from mesh.node.runner_link import Link

@@ -44,6 +44,7 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
         self._ended = False
         self.lag_ms = 0
+        self._worst_ms = 0  # since the last beat
 
     def start(self) -> None:
         """Begin to tick and to watch."""
@@ -85,11 +86,13 @@ class Watch:
                 self._look(now_s)
             if now_s - beat_s >= period_s:
                 beat_s = now_s
-                control.send("beat", lag_ms=self.lag_ms)
+                control.send("beat", lag_ms=self._worst_ms)
+                self._worst_ms = 0
 
     def _look(self, now_s: float) -> None:
         lag_s = max(0.0, now_s - self._ticked_s - TICK_S)
         self.lag_ms = int(lag_s * 1000)
+        self._worst_ms = max(self._worst_ms, self.lag_ms)
         if lag_s < BLOCKED_S or self._blocked is not None:
             return
         task = asyncio.current_task(self._loop)

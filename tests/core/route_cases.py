@@ -1,4 +1,4 @@
-"""What the tests of the route table share: a table, short calls, and the keys and routes of the specification."""
+"""What the tests of the route table share: a table, short calls, the specification's keys and routes."""
 
 from __future__ import annotations
 

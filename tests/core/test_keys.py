@@ -107,7 +107,7 @@ def test_two_keys_have_two_texts(one: SessionKey, other: SessionKey) -> None:
     ],
 )
 def test_what_is_no_text_of_a_key_is_refused(text: str) -> None:
-    """If a text has other fields than three or four, an empty one, or is not canonical, then invalid_format."""
+    """If a text has not three or four fields, an empty one, or is not canonical, then invalid_format."""
     for call in (parse, validate, SessionKey.parse):
         with pytest.raises(InvalidArgument) as caught:
             call(text)

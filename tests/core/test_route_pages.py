@@ -68,7 +68,7 @@ def test_many_have_a_bound() -> None:
 
 
 def test_list_pages_through_live_routes_in_key_order() -> None:
-    """If routes are listed page by page, then each live one comes once, and the use order is not disturbed."""
+    """If routes are listed page by page, then each live one comes once; the order of use stays."""
     t = table()
     names = [f"c:b:{index:02d}" for index in range(7)]
     for name in reversed(names):
@@ -144,7 +144,7 @@ def test_prune_removes_what_expired_and_nothing_else() -> None:
 
 
 def test_a_sweep_in_pieces_gives_one_pruned_note() -> None:
-    """If a sweep needs several calls, then its note comes with the last one; an empty sweep gives none (R28)."""
+    """If a sweep needs several calls, then its note comes with the last; an empty one gives none (R28)."""
     t = table()
     t.watched = True
     for index in range(5):

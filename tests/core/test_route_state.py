@@ -21,7 +21,7 @@ from route_cases import (
     table,
 )
 
-from mesh.core import wire
+from mesh.core import route_state, wire
 from mesh.core.route_record import (
     HEADER_BYTES,
     decode_record,
@@ -207,6 +207,20 @@ def test_a_lazy_change_is_dirty_but_not_undone() -> None:
     assert decode_record(t.dirty[K] or b"").provenance == "guessed"
 
 
+def test_a_store_that_takes_nothing_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If too many changes wait for the store, then fallbacks are answered but not written back."""
+    monkeypatch.setattr(route_state, "DIRTY_SPARE_MAX", 3)
+    t = table(2)
+    put(t, K, R, 0)
+    for index in range(20):
+        assert resolve(t, f"c:b:{index}", 0, F)[0] == "ext-f"
+        assert resolve(t, KT, 0)[0] == "ext-r"
+        assert len(t.dirty) <= 6
+    t.take_dirty()
+    resolve(t, "c:b:x", 0, F)
+    assert set(t.dirty) >= {"c:b:x"}
+
+
 def test_put_back_does_not_overwrite_what_came_later() -> None:
     """If a key changed after the marks were taken, then the later mark stays."""
     t = table()
@@ -282,7 +296,7 @@ def test_loaded_rows_are_colder_than_everything_used() -> None:
 
 
 def test_rows_over_the_capacity_leave_the_store() -> None:
-    """If more rows are stored than fit, then the surplus is evicted, said and deleted, and not fetched again."""
+    """If more rows are stored than fit, then the surplus is evicted, said, deleted and not fetched."""
     rows = stored(*((f"c:b:{index}", R, 0, 500) for index in range(3)))
     t = loading(rows, capacity=2)
     t.watched = True
@@ -322,7 +336,7 @@ def test_a_reboot_moves_the_times(shift: int, now: int, age: int, left: int) -> 
 
 
 def test_a_reboot_long_ago_leaves_expired_routes() -> None:
-    """If the machine was off for longer than the time to live, then the route is expired, before time 0 even."""
+    """If the machine was off for longer than the time to live, then the route is expired."""
     rows = stored((K, R, 10_000, 500))
     t = table()
     t.load(rows.items(), -1_000_000, now_ms=50)

@@ -30,7 +30,7 @@ from mesh.core.route_record import (
     ROUTE_DEPTH_MAX,
     TTL_MS_MAX,
 )
-from mesh.errors import NotFound
+from mesh.errors import InvalidArgument, NotFound
 
 ROWS = [
     ("D1", KT, LIVE, MISSING, F, ["ext-e", "state_hit", False, False, None]),
@@ -65,7 +65,7 @@ def test_resolve_follows_the_decision_table(
 def test_resolve_after_a_fallback_is_a_hit(
     row: str, key: str, e: str, r: str, fallback: dict[str, Any], expected: list[Any]
 ) -> None:
-    """If a key was resolved, then the next resolve of it hits what was answered, whatever is offered (R10)."""
+    """If a key was resolved, then the next resolve hits what was answered, whatever is offered (R10)."""
     t, now = arrange(e, r, key)
     resolve(t, key, now, fallback)
     assert resolve(t, key, now, G) == [
@@ -81,7 +81,7 @@ def test_resolve_after_a_fallback_is_a_hit(
 @pytest.mark.parametrize("fallbacks", [None, [], "junk", 7, [{}], [None, 1, {"external_room_id": None}], {}])
 @pytest.mark.parametrize(("e", "stale"), [(MISSING, False), (EXPIRED, True), (GONE, True)])
 def test_resolve_with_nothing_is_no_route(fallbacks: Any, e: str, stale: bool) -> None:
-    """If neither an entry nor a usable fallback is there, then the answer is no_route (D9), and says stale."""
+    """If neither an entry nor a usable fallback is there, then no_route (D9), which says stale."""
     t, now = arrange(e, MISSING, KT)
     with pytest.raises(NotFound) as caught:
         t.resolve([KT, fallbacks], now)
@@ -311,6 +311,21 @@ def test_a_key_that_is_not_canonical_is_refused_everywhere(key: Any) -> None:
     calls = [(t.get, [key], 0), (t.resolve, [key, F], 0), (t.set, [key, R], 0, []), (t.delete, [key], 0, [])]
     assert {code(*call) for call in calls} == {"invalid_session_key"}
     assert (t.count, t.dirty) == (0, {})
+
+
+def test_a_key_of_another_partition_is_refused_item_by_item() -> None:
+    """If the owner check raises for a key, then no operation takes it, and the others of a list stand."""
+
+    def check(key: str) -> None:
+        if key == K:
+            raise InvalidArgument("elsewhere", code="invalid_argument")
+
+    t = table()
+    t.check_owner = check
+    calls = [(t.get, [K], 0), (t.resolve, [K, F], 0), (t.set, [K, R], 0, []), (t.delete, [K], 0, [])]
+    assert {code(*call) for call in calls} == {"invalid_argument"}
+    assert [status for status, _ in value(t.set_many([[[K, R], [KT, R]]], 0, []))] == [1, 0]
+    assert list(t.entries) == [KT]
 
 
 @pytest.mark.parametrize("args", [[], [K, R, 1, 2, 3]])

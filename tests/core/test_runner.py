@@ -50,7 +50,9 @@ def test_new_epoch_counts_from_one_and_old_epoch_is_not_heard() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 8), st.integers(0, 5)), max_size=40))
-def test_whatever_arrives_each_epoch_executes_a_prefix_of_its_commands(messages: list[tuple[int, int, int]]) -> None:
+def test_whatever_arrives_each_epoch_executes_a_prefix_of_its_commands(
+    messages: list[tuple[int, int, int]],
+) -> None:
     """If messages are lost, repeated and mixed over epochs, then each epoch's commands run once, in order."""
     inbox = Inbox()
     executed: list[tuple[int, int]] = []
@@ -226,5 +228,7 @@ def test_messages_are_joined_and_cut_by_size() -> None:
     one, two = wire.pack(["acks", 1, 2]), wire.pack(["lost", []])
     assert wire.unpack(join_many([one])) == ["acks", 1, 2]
     assert wire.unpack(join_many([one, two])) == ["many", [["acks", 1, 2], ["lost", []]]]
-    sizes: list[list[Any]] = [[len(m) for m in group] for group in groups([b"x" * n for n in (3, 3, 9, 1)], 6)]
+    sizes: list[list[Any]] = [
+        [len(m) for m in group] for group in groups([b"x" * n for n in (3, 3, 9, 1)], 6)
+    ]
     assert sizes == [[3, 3], [9], [1]]

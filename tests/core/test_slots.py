@@ -159,7 +159,7 @@ def test_the_first_map_is_even(partitions: int) -> None:
 
 @given(st.lists(st.integers(1, PARTITIONS_MAX), min_size=2, max_size=5))
 def test_a_resize_moves_as_few_slots_as_possible(sizes: list[int]) -> None:
-    """If the number of partitions changes, then the new map is even and no even map moves fewer slots (WR9)."""
+    """If the number of partitions changes, then the map is even, and no even map moves fewer slots (WR9)."""
     current = even_map(sizes[0])
     for before, after in pairwise(sizes):
         result = moved_map(current, after)

@@ -206,7 +206,7 @@ def test_garbage_raises_nothing_but_a_mesh_error(data: bytes) -> None:
     ids=lambda data: data[:6].hex() or "empty",
 )
 def test_a_body_that_lies_is_refused(data: bytes) -> None:
-    """If a body announces what is not there, nests too deeply, or holds what the protocol has not, it is refused."""
+    """If a body announces what is not there, nests too deeply, or holds an extension, it is refused."""
     with pytest.raises(RemoteProtocolError):
         wire.unpack(data)
 

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from mesh.core import mailbox, wire
+from mesh.core import wire
+from mesh.core.events import EVENT_TYPES
 from mesh.core.slots import even_map, run_id_for
 from mesh.net import sockets
 from mesh.node.child import Control
@@ -54,11 +55,19 @@ class RunnerBench:
         self.router = self._open_router()
         ours, theirs = socket.socketpair()
         self.control = Control(ours)
-        given = {"incarnation": INCARNATION, "config": self._config, "dir": str(self.folder), "fd": theirs.fileno()}
+        given = {
+            "incarnation": INCARNATION,
+            "config": self._config,
+            "dir": str(self.folder),
+            "fd": theirs.fileno(),
+        }
         self.log = (self.folder / "runner.log").open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(given)], pass_fds=[theirs.fileno()],
-            stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL,
+            [sys.executable, "-c", _START, json.dumps(given)],
+            pass_fds=[theirs.fileno()],
+            stdout=self.log,
+            stderr=self.log,
+            stdin=subprocess.DEVNULL,
         )
         theirs.close()
         self.identity = b"?"
@@ -106,12 +115,28 @@ class RunnerBench:
         self.numbers[partition] += len(commands)
         self.send(partition, ["commands", self.epochs[partition], first, list(commands)])
 
-    def run(self, run_input: Any, *, agent: str = "echo", run_id: str | None = None, attempt: int = 1,
-            session: str = "ses_1", partition: int = 0, **options: Any) -> str:
+    def run(
+        self,
+        run_input: Any,
+        *,
+        agent: str = "echo",
+        run_id: str | None = None,
+        attempt: int = 1,
+        session: str = "ses_1",
+        partition: int = 0,
+        **options: Any,
+    ) -> str:
         """Send a run command and return the run's id."""
         run_id = run_id or run_id_for(session, os.urandom(16).hex())
-        record = {"id": session, "agent": agent, "agent_id": agent, "incarnation": 1, "context": {}, "metadata": {},
-                  "tags": ["a"]}
+        record = {
+            "id": session,
+            "agent": agent,
+            "agent_id": agent,
+            "incarnation": 1,
+            "context": {},
+            "metadata": {},
+            "tags": ["a"],
+        }
         self.command(["run", run_id, attempt, record, run_input, options], partition=partition)
         return run_id
 
@@ -144,7 +169,9 @@ class RunnerBench:
     def batch(self, run_id: str, n: int | None = None, partition: int = 0) -> list[Any]:
         return self.expect("batch", partition=partition, where=lambda m: m[1] == run_id and n in (None, m[3]))
 
-    def follow(self, run_id: str, partition: int = 0, attempt: int = 1) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def follow(
+        self, run_id: str, partition: int = 0, attempt: int = 1
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Store every batch of a run to its end; (events, settlement)."""
         events: list[dict[str, Any]] = []
         n = 1
@@ -157,14 +184,13 @@ class RunnerBench:
             if settle is not None:
                 return events, settle
 
-    def drained(self) -> list[tuple[int, list[Any]]]:
-        """What comes until the router has heard the runner twice more: two seconds of its talk."""
+    def silent(self, kind: str) -> bool:
+        """Whether no message of a kind comes over one repetition, which is a second."""
+        self.expect("ready", partition=-1)
         self.inbox.clear()
-        seen: list[tuple[int, list[Any]]] = []
-        for _ in range(2):
-            self.expect("ready", partition=-1)
-        seen += self.inbox
-        return seen
+        self.expect("ready", partition=-1)
+        self.expect("catalogue", partition=1)
+        return not [message for _, message in self.inbox if message[0] == kind]
 
     def heard(self, kind: str) -> dict[str, Any]:
         """The next message of a kind on the control pipe."""
@@ -188,8 +214,6 @@ def decode(row: list[Any]) -> dict[str, Any]:
     code, ts, fragment = row
     event = wire.unpack(wire.map_header(9) + fragment)
     assert event["ts"] == ts
-    from mesh.core.events import EVENT_TYPES
-
     assert event["type"] == EVENT_TYPES[code]
     return event
 
@@ -211,6 +235,3 @@ def wait_until(condition: Any, what: str = "the condition") -> None:
     while not condition():
         assert time.monotonic() < until_s, f"{what} never came"
         time.sleep(0.01)
-
-
-assert mailbox.RUNNER == b"R"

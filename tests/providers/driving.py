@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from mesh.core import wire
 from mesh.core.events import EVENT_TYPES
 from mesh.core.runner import Outbox, RunLog
-from mesh.node.drive import CANCELLED, Drive
+from mesh.node.drive import Drive
+from mesh.node.ending import CANCELLED
 from mesh.node.processes import RunProcesses
 from mesh.providers.registry import Registry
 
@@ -43,7 +44,9 @@ class Result(NamedTuple):
 class Bench:
     """A drive's host."""
 
-    def __init__(self, agents: dict[str, Any], *, output_bytes: int = 4 * 1024 * 1024, bytes_max: int = 10**9) -> None:
+    def __init__(
+        self, agents: dict[str, Any], *, output_bytes: int = 4 * 1024 * 1024, bytes_max: int = 10**9
+    ) -> None:
         self.outbox = Outbox(bytes_max)
         self.processes = RunProcesses()
         self.registry = Registry(agents, processes=self.processes)
@@ -73,11 +76,20 @@ class Bench:
     def ended(self, drive: Drive) -> None:
         self.done[drive.key[0]].set()
 
-    def begin(self, agent: str, run_input: Any, *, session: str = "ses_1", attempt: int = 1, **options: Any) -> Drive:
+    def begin(
+        self, agent: str, run_input: Any, *, session: str = "ses_1", attempt: int = 1, **options: Any
+    ) -> Drive:
         run_id = "run_" + os.urandom(16).hex()
         self.done[run_id] = asyncio.Event()
-        record = {"id": session, "agent": agent, "agent_id": "me", "incarnation": 3, "context": {"k": "v"},
-                  "metadata": {}, "tags": ["t"]}
+        record = {
+            "id": session,
+            "agent": agent,
+            "agent_id": "me",
+            "incarnation": 3,
+            "context": {"k": "v"},
+            "metadata": {},
+            "tags": ["t"],
+        }
         drive = Drive(
             self, (run_id, attempt), partition=0, session=record, run_input=run_input, options=options
         )
@@ -111,6 +123,7 @@ class Bench:
 
 def drive(agents: dict[str, Any], play: Callable[[Bench], Awaitable[Any]], **settings: Any) -> Any:
     """Run a play on a bench; no task, no process, no transport is left."""
+
     async def main() -> Any:
         bench = Bench(agents, **settings)
         await bench.registry.loaded()
@@ -119,8 +132,11 @@ def drive(agents: dict[str, Any], play: Callable[[Bench], Awaitable[Any]], **set
     return asyncio.run(main())
 
 
-def run(table: dict[str, Any], run_input: Any, *, settings: dict[str, Any] | None = None, **options: Any) -> Result:
+def run(
+    table: dict[str, Any], run_input: Any, *, settings: dict[str, Any] | None = None, **options: Any
+) -> Result:
     """One run of one agent, to its end."""
+
     async def play(bench: Bench) -> Result:
         return await bench.result(bench.begin("agent", run_input, **options))
 

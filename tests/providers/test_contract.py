@@ -56,21 +56,33 @@ class Case:
     """How one provider is made to succeed, to fail and to wait."""
 
     def __init__(
-        self, table: Callable[[Path], dict[str, Any]], *, good: Any, bad: Any, slow: Any, code: str = "provider_error",
-        text: str = "hello", streams: bool = True,
+        self,
+        table: Callable[[Path], dict[str, Any]],
+        *,
+        good: Any,
+        bad: Any,
+        slow: Any,
+        code: str = "provider_error",
+        text: str = "hello",
+        streams: bool = True,
     ) -> None:
         self.table, self.good, self.bad, self.slow = table, good, bad, slow
         self.code, self.text, self.streams = code, text, streams
 
 
 def python(source: str, *, streams: bool) -> Case:
-    return Case(lambda folder: python_agent(folder, source), good="hel lo", bad="fail", slow="a wait", streams=streams)
+    return Case(
+        lambda folder: python_agent(folder, source), good="hel lo", bad="fail", slow="a wait", streams=streams
+    )
 
 
 CASES = {
     "echo": Case(lambda _: {"provider": "echo"}, good="hello", bad=None, slow="a"),
     "shell": Case(
-        lambda _: {"provider": "shell"}, good="printf hello", bad="echo some; exit 3", slow="echo a; sleep 1000",
+        lambda _: {"provider": "shell"},
+        good="printf hello",
+        bad="echo some; exit 3",
+        slow="echo a; sleep 1000",
         code="command_failed",
     ),
     "async generator": python(ASYNC_GENERATOR, streams=True),
@@ -137,6 +149,7 @@ def play_slow(name: str, how: Callable[[Bench, Any], Any], folder: Path) -> Resu
 
 def test_cancelled_run_is_settled_soon_and_once(name: str, tmp_path: Path) -> None:
     """If a run is cancelled, then its provider ends within a second and run_cancelled is its last event."""
+
     async def how(bench: Bench, running: Any) -> Result:
         async with asyncio.timeout(1.0):
             return await cancelled(bench, running)
@@ -151,6 +164,7 @@ def test_cancelled_run_is_settled_soon_and_once(name: str, tmp_path: Path) -> No
 
 def test_cancel_before_the_first_step_leaves_a_whole_story(name: str, tmp_path: Path) -> None:
     """If a run is cancelled in the turn it was begun, then it still starts, and ends, in the log."""
+
     async def play(bench: Bench) -> Result:
         return await cancelled(bench, bench.begin("agent", CASES[name].slow, **options(name, "slow")))
 
@@ -161,8 +175,11 @@ def test_cancel_before_the_first_step_leaves_a_whole_story(name: str, tmp_path: 
 
 def test_deadline_ends_a_run_as_timeout(name: str, tmp_path: Path) -> None:
     """If a run takes longer than deadline_s, then it is stopped, and its status is timeout."""
+
     async def play(bench: Bench) -> Result:
-        return await bench.result(bench.begin("agent", CASES[name].slow, deadline_s=0.3, **options(name, "slow")))
+        return await bench.result(
+            bench.begin("agent", CASES[name].slow, deadline_s=0.3, **options(name, "slow"))
+        )
 
     result = drive({"agent": CASES[name].table(tmp_path)}, play)
     assert (result.settle["status"], result.error["code"]) == ("timeout", "timeout")
@@ -172,6 +189,7 @@ def test_deadline_ends_a_run_as_timeout(name: str, tmp_path: Path) -> None:
 
 def test_capabilities_are_honest(name: str, tmp_path: Path) -> None:
     """If a provider says that it streams, then it does, and one that cannot does not say so."""
+
     async def play(bench: Bench) -> Any:
         return bench.registry.catalogue()
 

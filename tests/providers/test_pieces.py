@@ -18,13 +18,21 @@ def run_source(folder: Path, source: str, run_input: Any = "go", **more: Any) ->
     return run(python_agent(folder, source), run_input, **more)
 
 
-@pytest.mark.parametrize(("returned", "output"), [
-    ('"text"', {"content": "text"}), ('{"a": 1}', {"a": 1}), ("None", {"content": ""}), ("[1, 2]", {"content": [1, 2]}),
-    ('{"content": "c", "n": 1}', {"content": "c", "n": 1}), ("3", {"content": 3}),
-])
+@pytest.mark.parametrize(
+    ("returned", "output"),
+    [
+        ('"text"', {"content": "text"}),
+        ('{"a": 1}', {"a": 1}),
+        ("None", {"content": ""}),
+        ("[1, 2]", {"content": [1, 2]}),
+        ('{"content": "c", "n": 1}', {"content": "c", "n": 1}),
+        ("3", {"content": 3}),
+    ],
+)
 @pytest.mark.parametrize("prefix", ["async ", ""])
 def test_returned_value_becomes_the_output(tmp_path: Path, prefix: str, returned: str, output: Any) -> None:
-    """If a function returns a value, then text is the content, a map is the output, and None the joined text."""
+    """If a function returns a value, then text is the content, a map is the output, and None the joined
+    text."""
     result = run_source(tmp_path, f"{prefix}def agent(run):\n    return {returned}")
     assert result.output == output
     assert result.types[-1] == "run_completed"
@@ -41,38 +49,54 @@ def test_generator_may_return_its_output(tmp_path: Path) -> None:
 def test_output_map_wins_over_the_joined_text(tmp_path: Path) -> None:
     """If an agent yields a map of type output, then that is the output."""
     result = run_source(
-        tmp_path, "async def agent(run):\n    yield 'a'\n    yield {'type': 'output', 'data': {'x': 1}}")
+        tmp_path, "async def agent(run):\n    yield 'a'\n    yield {'type': 'output', 'data': {'x': 1}}"
+    )
     assert result.output == {"x": 1}
     assert result.data("message_received")[0]["content"] == "a"
 
 
 def test_own_events_are_written_with_their_metadata(tmp_path: Path) -> None:
-    """If an agent yields maps, then each is an event; the totals of token_usage_updated reach the settlement."""
+    """If an agent yields maps, then each is an event; the totals of token_usage_updated reach the
+    settlement."""
     source = """
 async def agent(run):
-    yield {"type": "tool_call_started", "data": {"tool_name": "t"}, "metadata": {"m": 1}, "correlation_id": "c"}
+    about = {"metadata": {"m": 1}, "correlation_id": "c"}
+    yield {"type": "tool_call_started", "data": {"tool_name": "t"}, **about}
     yield {"type": "token_usage_updated", "data": {"input_tokens": 1, "output_tokens": 2, "model": "x"}}
     yield {"type": "message_received", "data": {"role": "assistant", "content": "mine"}}
 """
     result = run_source(tmp_path, source)
-    assert result.types == ["run_started", "tool_call_started", "token_usage_updated", "message_received", "run_completed"]
+    assert result.types == [
+        "run_started",
+        "tool_call_started",
+        "token_usage_updated",
+        "message_received",
+        "run_completed",
+    ]
     assert (result.events[1]["metadata"], result.events[1]["correlation_id"]) == ({"m": 1}, "c")
     assert result.settle["token_usage"] == {"input_tokens": 1, "output_tokens": 2}
 
 
-@pytest.mark.parametrize(("piece", "code"), [
-    ('{"type": "no_such"}', "invalid_event_type"), ('{"type": "run_completed"}', "invalid_event_type"),
-    ("3", "invalid_event_type"), ("b'x'", "invalid_event_type"), ("{}", "invalid_event_type"),
-    ('{"type": "turn_completed", "data": 3}', "validation_error"),
-    ('{"type": "turn_completed", "dta": {}}', "validation_error"),
-    ('{"type": "turn_completed", "data": {"x": object()}}', "provider_error"),
-    ('{"type": "turn_completed", "data": {"x": 1 << 70}}', "provider_error"),
-    ('{"type": "turn_completed", "data": {"x": "y" * 50_000_000}}', "limit_exceeded"),
-    ('{"type": "output", "data": {"x": "y" * 10_000_000}}', "limit_exceeded"),
-    ('{"type": "output", "data": {"x": object()}}', "provider_error"),
-])
+@pytest.mark.parametrize(
+    ("piece", "code"),
+    [
+        ('{"type": "no_such"}', "invalid_event_type"),
+        ('{"type": "run_completed"}', "invalid_event_type"),
+        ("3", "invalid_event_type"),
+        ("b'x'", "invalid_event_type"),
+        ("{}", "invalid_event_type"),
+        ('{"type": "turn_completed", "data": 3}', "validation_error"),
+        ('{"type": "turn_completed", "dta": {}}', "validation_error"),
+        ('{"type": "turn_completed", "data": {"x": object()}}', "provider_error"),
+        ('{"type": "turn_completed", "data": {"x": 1 << 70}}', "provider_error"),
+        ('{"type": "turn_completed", "data": {"x": "y" * 50_000_000}}', "limit_exceeded"),
+        ('{"type": "output", "data": {"x": "y" * 10_000_000}}', "limit_exceeded"),
+        ('{"type": "output", "data": {"x": object()}}', "provider_error"),
+    ],
+)
 def test_wrong_piece_fails_the_run_and_closes_the_agent(tmp_path: Path, piece: str, code: str) -> None:
-    """If an agent yields what cannot be an event, then its run fails with the reason, and its cleanup runs."""
+    """If an agent yields what cannot be an event, then its run fails with the reason, and its
+    cleanup runs."""
     file = tmp_path / "closed"
     source = f"""
 async def agent(run):
@@ -97,19 +121,30 @@ def test_text_is_made_fit_to_travel(tmp_path: Path) -> None:
 
 
 def test_joined_text_is_bounded_and_events_go_on(tmp_path: Path) -> None:
-    """If an agent says more than output_bytes, then the output says truncated, and every piece is an event."""
+    """If an agent says more than output_bytes, then the output says truncated, and every piece is
+    an event."""
     source = "async def agent(run):\n    for _ in range(10):\n        yield 'ä' * 100"
     result = run_source(tmp_path, source, settings={"output_bytes": 501})
     assert result.output == {"content": "ä" * 250, "truncated": True}
     assert len(result.data("message_streamed")) == 10
 
 
-@pytest.mark.parametrize("raised", [
-    "raise SystemExit(3)", "raise KeyboardInterrupt", "raise BaseException('x')", "raise GeneratorExit", "1 / 0",
-    "import asyncio; raise asyncio.CancelledError", "raise StopIteration",
-])
-@pytest.mark.parametrize("kind", ["async def agent(run):\n    yield 'a'", "async def agent(run):\n    pass",
-                                  "def agent(run):\n    pass"])
+@pytest.mark.parametrize(
+    "raised",
+    [
+        "raise SystemExit(3)",
+        "raise KeyboardInterrupt",
+        "raise BaseException('x')",
+        "raise GeneratorExit",
+        "1 / 0",
+        "import asyncio; raise asyncio.CancelledError",
+        "raise StopIteration",
+    ],
+)
+@pytest.mark.parametrize(
+    "kind",
+    ["async def agent(run):\n    yield 'a'", "async def agent(run):\n    pass", "def agent(run):\n    pass"],
+)
 def test_whatever_an_agent_raises_is_its_run_s_failure(tmp_path: Path, kind: str, raised: str) -> None:
     """If an agent raises anything at all, then its run fails and the process goes on."""
     if "GeneratorExit" in raised and "yield" in kind:
@@ -119,8 +154,11 @@ def test_whatever_an_agent_raises_is_its_run_s_failure(tmp_path: Path, kind: str
 
 
 def test_exception_is_described_without_data(tmp_path: Path) -> None:
-    """If an agent raises, then the error holds the exception's name and text, and the lines it came through."""
-    result = run_source(tmp_path, "def agent(run):\n    secret = 'hunter2'\n    raise ValueError('bad ' + run.prompt)")
+    """If an agent raises, then the error holds the exception's name and text, and the lines it came
+    through."""
+    result = run_source(
+        tmp_path, "def agent(run):\n    secret = 'hunter2'\n    raise ValueError('bad ' + run.prompt)"
+    )
     assert result.error["message"] == "ValueError: bad go"
     details = result.error["details"]
     assert details["exception"] == "ValueError"
@@ -130,7 +168,11 @@ def test_exception_is_described_without_data(tmp_path: Path) -> None:
 
 def test_run_error_of_an_agent_keeps_its_code(tmp_path: Path) -> None:
     """If an agent raises mesh's RunError with a code, then the run fails with that code."""
-    source = "from mesh.errors import RunError\nasync def agent(run):\n    raise RunError('later', code='provider_rate_limited')"
+    source = """
+from mesh.errors import RunError
+async def agent(run):
+    raise RunError('later', code='provider_rate_limited')
+"""
     assert run_source(tmp_path, source).error["code"] == "provider_rate_limited"
 
 
@@ -143,18 +185,38 @@ def agent(run):
             "transcript": run.transcript, "cancelled": bool(run.cancelled), "options": run.options,
             "attempt": run.attempt}
 """
-    given = {"messages": [{"role": "System", "content": "s"}, {"content": "u"}, {"role": "user", "content": ""}]}
-    result = run(python_agent(tmp_path, source, options={"a": 1, "b": 1}), given, provider_opts={"b": 2}, attempt=2)
+    given = {
+        "messages": [{"role": "System", "content": "s"}, {"content": "u"}, {"role": "user", "content": ""}]
+    }
+    result = run(
+        python_agent(tmp_path, source, options={"a": 1, "b": 1}), given, provider_opts={"b": 2}, attempt=2
+    )
     assert result.output == {
-        "input": given, "prompt": "u", "id": "ses_1", "agent": "agent", "incarnation": 3, "tags": ["t"],
-        "context": {"k": "v"}, "cancelled": False, "options": {"a": 1, "b": 2}, "attempt": 2,
+        "input": given,
+        "prompt": "u",
+        "id": "ses_1",
+        "agent": "agent",
+        "incarnation": 3,
+        "tags": ["t"],
+        "context": {"k": "v"},
+        "cancelled": False,
+        "options": {"a": 1, "b": 2},
+        "attempt": 2,
         "transcript": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
     }
 
 
-@pytest.mark.parametrize(("given", "prompt", "count"), [
-    ("hi", "hi", 1), ({"prompt": "p"}, "p", 1), ({"x": 1}, "", 0), (None, "", 0), ("", "", 0), ([1], "", 0),
-])
+@pytest.mark.parametrize(
+    ("given", "prompt", "count"),
+    [
+        ("hi", "hi", 1),
+        ({"prompt": "p"}, "p", 1),
+        ({"x": 1}, "", 0),
+        (None, "", 0),
+        ("", "", 0),
+        ([1], "", 0),
+    ],
+)
 def test_prompt_of_every_input_shape(given: Any, prompt: str, count: int) -> None:
     """If the input has any of the known shapes, then the prompt is its text; else it is empty."""
     context = RunContext("run_1", SessionInfo("ses_1"), given)
@@ -162,18 +224,28 @@ def test_prompt_of_every_input_shape(given: Any, prompt: str, count: int) -> Non
 
 
 def test_state_lives_from_run_to_run_of_a_session(tmp_path: Path) -> None:
-    """If an agent keeps something in run.state, then the session's next run finds it, and no other session."""
+    """If an agent keeps something in run.state, then the session's next run finds it, and no other
+    session."""
     source = "def agent(run):\n    run.state['n'] = run.state.get('n', 0) + 1\n    return run.state"
 
     async def play(bench: Bench) -> list[Any]:
-        return [(await bench.result(bench.begin("agent", "x", session=s))).output["n"] for s in ("a", "a", "b")]
+        return [
+            (await bench.result(bench.begin("agent", "x", session=s))).output["n"] for s in ("a", "a", "b")
+        ]
 
     assert drive({"agent": python_agent(tmp_path, source)}, play) == [1, 2, 1]
 
 
 def test_deaf_thread_is_abandoned_and_its_late_word_refused(tmp_path: Path) -> None:
-    """If a plain function does not look at cancelled, then its run is settled at once, and nothing follows."""
-    source = "import threading\nlet_go = threading.Event()\ndef agent(run):\n    let_go.wait(20)\n    return 'late'"
+    """If a plain function does not look at cancelled, then its run is settled at once, and nothing
+    follows."""
+    source = """
+import threading
+let_go = threading.Event()
+def agent(run):
+    let_go.wait(20)
+    return 'late'
+"""
 
     async def play(bench: Bench) -> Result:
         import sys
@@ -181,7 +253,9 @@ def test_deaf_thread_is_abandoned_and_its_late_word_refused(tmp_path: Path) -> N
         running = bench.begin("agent", "x")
         await bench.until(running, lambda result: bool(result.events))
         result = await cancelled(bench, running)
-        [module] = [m for name, m in sys.modules.items() if name.startswith("mesh_agent_") and hasattr(m, "let_go")]
+        [module] = [
+            m for name, m in sys.modules.items() if name.startswith("mesh_agent_") and hasattr(m, "let_go")
+        ]
         threads = [t for t in threading.enumerate() if t.name.startswith("run run_")]
         module.let_go.set()
         while any(thread.is_alive() for thread in threads):
@@ -196,7 +270,8 @@ def test_deaf_thread_is_abandoned_and_its_late_word_refused(tmp_path: Path) -> N
 def test_agent_that_swallows_its_cancellation_is_settled_anyway(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a coroutine goes on after CancelledError, then the run is settled without it when its time is over."""
+    """If a coroutine goes on after CancelledError, then the run is settled without it when its time is
+    over."""
     monkeypatch.setattr("mesh.node.drive.CANCEL_S", 0.1)
     source = """
 import asyncio
@@ -236,11 +311,14 @@ def test_busy_generator_lets_others_run(tmp_path: Path) -> None:
         return [other.settle["status"], (await cancelled(bench, busy)).settle["status"]]
 
     assert drive({"agent": python_agent(tmp_path, source), "echo": {"provider": "echo"}}, play) == [
-        "completed", "cancelled"]
+        "completed",
+        "cancelled",
+    ]
 
 
 def test_dropped_run_says_nothing_more(tmp_path: Path) -> None:
     """If an attempt is fenced, then its provider is stopped, and nothing of it is kept."""
+
     async def play(bench: Bench) -> Any:
         running = bench.begin("agent", "a b", provider_opts={"delay_s": 1000})
         await bench.until(running, lambda result: bool(result.events))

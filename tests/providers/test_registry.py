@@ -24,7 +24,8 @@ def test_unknown_provider_is_named_with_the_nearest() -> None:
 
 
 def test_broken_import_is_a_problem_with_its_traceback(tmp_path: Path) -> None:
-    """If an agent's file raises while it is imported, then the problem is the traceback, its own lines only."""
+    """If an agent's file raises while it is imported, then the problem is the traceback, its own lines
+    only."""
     table = python_agent(tmp_path, "def agent(run):\n    pass\n1 / 0\n")
     problem = catalogue({"bad": table, "echo": {"provider": "echo"}})["bad"]["problem"]
     assert "ZeroDivisionError" in problem
@@ -33,11 +34,17 @@ def test_broken_import_is_a_problem_with_its_traceback(tmp_path: Path) -> None:
     assert "registry.py" not in problem
 
 
-@pytest.mark.parametrize(("source", "function", "said"), [
-    ("def agent():\n    pass", "agent", "one argument"), ("x = 1", "agent", "no function"), ("x = 1", "x", "no function"),
-    ("def agent(run:", "agent", "SyntaxError"), ("import sys; sys.exit(3)", "agent", "SystemExit"),
-    ("import no_such_module_x", "agent", "ModuleNotFoundError"),
-])
+@pytest.mark.parametrize(
+    ("source", "function", "said"),
+    [
+        ("def agent():\n    pass", "agent", "one argument"),
+        ("x = 1", "agent", "no function"),
+        ("x = 1", "x", "no function"),
+        ("def agent(run:", "agent", "SyntaxError"),
+        ("import sys; sys.exit(3)", "agent", "SystemExit"),
+        ("import no_such_module_x", "agent", "ModuleNotFoundError"),
+    ],
+)
 def test_agent_that_cannot_be_loaded_says_why(tmp_path: Path, source: str, function: str, said: str) -> None:
     """If the target is not a function of one argument, then the problem says what it is."""
     assert said in catalogue({"a": python_agent(tmp_path, source, function)})["a"]["problem"]
@@ -52,7 +59,8 @@ def test_wrong_target_is_a_problem(target: str) -> None:
 def test_module_and_nested_targets_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the target is a module's function or a method of an object in it, then it is loaded."""
     (tmp_path / "agents_of_test.py").write_text(
-        "class Team:\n    async def one(self, run):\n        yield 'team'\nteam = Team()\n")
+        "class Team:\n    async def one(self, run):\n        yield 'team'\nteam = Team()\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     entry = catalogue({"a": {"provider": "python", "target": "agents_of_test:team.one"}})["a"]
     assert (entry["problem"], entry["capabilities"][0]["name"]) == (None, "streaming")
@@ -82,7 +90,12 @@ def test_reload_reads_the_file_anew_and_mends_or_breaks(tmp_path: Path) -> None:
 
     async def play(bench: Bench) -> list[Any]:
         said = []
-        for source in (None, "def agent(run):\n    return 2", "def agent(run:", "def agent(run):\n    return 3"):
+        for source in (
+            None,
+            "def agent(run):\n    return 2",
+            "def agent(run:",
+            "def agent(run):\n    return 3",
+        ):
             if source is not None:
                 file.write_text(source)
                 await bench.registry.reload()
@@ -114,6 +127,7 @@ def test_run_that_comes_early_waits_for_the_import(tmp_path: Path) -> None:
 
 def test_unknown_agent_fails_its_run() -> None:
     """If a run names an agent that is not there, then it fails with unknown_agent."""
+
     async def play(bench: Bench) -> Any:
         return (await bench.result(bench.begin("shel", "x"))).error
 
@@ -124,8 +138,17 @@ def test_unknown_agent_fails_its_run() -> None:
 
 def test_capabilities_and_idempotence_come_from_the_table() -> None:
     """If an agent's table states capabilities and idempotence, then the catalogue repeats them."""
-    entry = catalogue({"a": {
-        "provider": "shell", "idempotent": True, "capabilities": ["bash", {"name": "read", "type": "file_access"}],
-    }})["a"]
+    entry = catalogue(
+        {
+            "a": {
+                "provider": "shell",
+                "idempotent": True,
+                "capabilities": ["bash", {"name": "read", "type": "file_access"}],
+            }
+        }
+    )["a"]
     assert entry["idempotent"] is True
-    assert [(c["name"], c["type"]) for c in entry["capabilities"]] == [("bash", "tool"), ("read", "file_access")]
+    assert [(c["name"], c["type"]) for c in entry["capabilities"]] == [
+        ("bash", "tool"),
+        ("read", "file_access"),
+    ]

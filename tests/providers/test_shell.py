@@ -35,7 +35,8 @@ def test_two_full_pipes_do_not_block_each_other() -> None:
 
 
 def test_output_beyond_the_bound_is_read_and_dropped() -> None:
-    """If a command writes more than max_output_bytes, then it runs to its end and the output says truncated."""
+    """If a command writes more than max_output_bytes, then it runs to its end and the output says
+    truncated."""
     result = run(SHELL | {"max_output_bytes": 1000}, "head -c 5000000 /dev/zero | tr '\\0' a; echo end >&2")
     assert result.settle["status"] == "completed"
     assert (result.output["content"], result.output["truncated"]) == ("a" * 1000, True)
@@ -44,15 +45,21 @@ def test_output_beyond_the_bound_is_read_and_dropped() -> None:
 
 
 def test_invalid_utf8_becomes_replacement_characters() -> None:
-    """If a command writes bytes that are no text, then they are replaced, and whole characters survive cuts."""
+    """If a command writes bytes that are no text, then they are replaced, and whole characters survive
+    cuts."""
     result = run(SHELL, r"printf 'a\377b\303'; sleep 0.05; printf '\244c\342\202'")
     assert result.output["content"] == "a\ufffdb\u00e4c\ufffd"
 
 
-@pytest.mark.parametrize(("line", "code", "exit_code"), [
-    ("exit 3", "command_failed", 3), ("kill -9 $$", "command_failed", 137), ("no-such-command-x", "command_not_found", 127),
-    ("/etc/passwd", "command_failed", 126),
-])
+@pytest.mark.parametrize(
+    ("line", "code", "exit_code"),
+    [
+        ("exit 3", "command_failed", 3),
+        ("kill -9 $$", "command_failed", 137),
+        ("no-such-command-x", "command_not_found", 127),
+        ("/etc/passwd", "command_failed", 126),
+    ],
+)
 def test_exit_code_decides_how_a_run_failed(line: str, code: str, exit_code: int) -> None:
     """If a command does not succeed, then the code tells why and the exit code is in error and output."""
     result = run(SHELL, line)
@@ -99,12 +106,14 @@ def test_job_without_our_environment_is_gone_too() -> None:
 
 def test_cancel_ends_the_whole_tree() -> None:
     """If a run is cancelled, then its command, a grandchild of its own session and a deaf one are gone."""
-    line = "echo $$; setsid sh -c 'echo $$; sleep 1000' & (trap '' TERM; echo $(sh -c 'echo $PPID'); sleep 1000) & wait"
+    deaf = "(trap '' TERM; echo $(sh -c 'echo $PPID'); sleep 1000)"
+    line = f"echo $$; setsid sh -c 'echo $$; sleep 1000' & {deaf} & wait"
 
     async def play(bench: Bench) -> Any:
         running = bench.begin("agent", line)
         so_far = await bench.until(
-            running, lambda r: sum(d["content"].count("\n") for d in r.data("message_streamed")) >= 3)
+            running, lambda r: sum(d["content"].count("\n") for d in r.data("message_streamed")) >= 3
+        )
         found = pids("".join(data["content"] for data in so_far.data("message_streamed")))
         return found, await cancelled(bench, running), [gone(pid) for pid in found]
 
@@ -125,7 +134,9 @@ def test_timeout_ends_the_command() -> None:
 def test_call_may_set_cwd_env_and_timeout(tmp_path: Path) -> None:
     """If provider_opts name cwd and env, then the command has them, over those of the table."""
     opts = {"cwd": str(tmp_path), "env": {"A": "call"}}
-    result = run(SHELL | {"env": {"A": "table", "B": "table"}}, "pwd; echo $A $B $MESH_RUN", provider_opts=opts)
+    result = run(
+        SHELL | {"env": {"A": "table", "B": "table"}}, "pwd; echo $A $B $MESH_RUN", provider_opts=opts
+    )
     cwd, line = result.output["content"].splitlines()
     assert os.path.realpath(cwd) == os.path.realpath(tmp_path)
     assert line.startswith("call table run_")
@@ -139,20 +150,32 @@ def test_command_and_args_are_executed_without_a_shell(tmp_path: Path) -> None:
 
 def test_user_messages_are_the_command_line() -> None:
     """If the input is a list of messages, then the user's are the line."""
-    messages = [{"role": "system", "content": "exit 1"}, {"role": "user", "content": "echo a"},
-                {"role": "user", "content": "echo b"}]
+    messages = [
+        {"role": "system", "content": "exit 1"},
+        {"role": "user", "content": "echo a"},
+        {"role": "user", "content": "echo b"},
+    ]
     assert run(SHELL, {"messages": messages}).output["content"] == "a\nb\n"
 
 
-@pytest.mark.parametrize(("run_input", "opts", "code"), [
-    ("", {}, "validation_error"), ({"x": 1}, {}, "validation_error"), ("echo \0", {}, "validation_error"),
-    ({"command": 3}, {}, "validation_error"), ({"command": "echo", "args": "x"}, {}, "validation_error"),
-    ("echo", {"cwd": "/no/such/folder"}, "validation_error"), ("echo", {"timeout_s": -1}, "validation_error"),
-    ("echo", {"env": {"A": 1}}, "validation_error"), ({"command": "/no/such/command"}, {}, "command_not_found"),
-    ({"command": "/etc/passwd"}, {}, "command_failed"),
-])
+@pytest.mark.parametrize(
+    ("run_input", "opts", "code"),
+    [
+        ("", {}, "validation_error"),
+        ({"x": 1}, {}, "validation_error"),
+        ("echo \0", {}, "validation_error"),
+        ({"command": 3}, {}, "validation_error"),
+        ({"command": "echo", "args": "x"}, {}, "validation_error"),
+        ("echo", {"cwd": "/no/such/folder"}, "validation_error"),
+        ("echo", {"timeout_s": -1}, "validation_error"),
+        ("echo", {"env": {"A": 1}}, "validation_error"),
+        ({"command": "/no/such/command"}, {}, "command_not_found"),
+        ({"command": "/etc/passwd"}, {}, "command_failed"),
+    ],
+)
 def test_what_cannot_be_started_says_why(run_input: Any, opts: dict[str, Any], code: str) -> None:
-    """If a command cannot be started as asked, then the run fails with a code that tells whose fault it is."""
+    """If a command cannot be started as asked, then the run fails with a code that tells whose
+    fault it is."""
     result = run(SHELL, run_input, provider_opts=opts)
     assert (result.settle["status"], result.error["code"]) == ("failed", code)
     assert result.types == ["run_started", "run_failed"]
@@ -173,15 +196,30 @@ def test_allowed_commands_fence_the_whole_line() -> None:
     assert run(table, "echo hi; pwd").error["code"] == "policy_violation"
 
 
-@pytest.mark.parametrize("table", [
-    {"timeout": 1}, {"timeout_s": "x"}, {"env": ["A"]}, {"success_exit_codes": ["0"]}, {"allowed_commands": "ls"},
-    {"cwd": 3}, {"max_output_bytes": "big"}, {"capabilities": [{"name": "x", "type": "y"}]}, {"idempotent": "yes"},
-])
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"timeout": 1},
+        {"timeout_s": "x"},
+        {"env": ["A"]},
+        {"success_exit_codes": ["0"]},
+        {"allowed_commands": "ls"},
+        {"cwd": 3},
+        {"max_output_bytes": "big"},
+        {"capabilities": [{"name": "x", "type": "y"}]},
+        {"idempotent": "yes"},
+    ],
+)
 def test_wrong_setting_is_a_problem_with_its_name(table: dict[str, Any]) -> None:
     """If a key of the agent's table is wrong, then the catalogue says which, and its runs fail."""
+
     async def play(bench: Bench) -> tuple[Any, Result]:
         return bench.registry.catalogue(), await bench.result(bench.begin("agent", "echo"))
 
     [entry], result = drive({"agent": SHELL | table}, play)
-    assert next(iter(table)) in entry["problem"] or "capability" in entry["problem"] or "texts" in entry["problem"]
+    assert (
+        next(iter(table)) in entry["problem"]
+        or "capability" in entry["problem"]
+        or "texts" in entry["problem"]
+    )
     assert result.error["code"] == "provider_error"

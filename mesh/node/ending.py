@@ -1,0 +1,83 @@
+"""How a run ends: its status, its error, and what the terminal event says.
+
+The one place where exceptions of agents become errors that people and programs read.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, NamedTuple
+
+from mesh.errors import LocalProtocolError, MeshError
+from mesh.providers.base import Output
+
+TRACEBACK_FRAMES_MAX = 12
+MESSAGE_CHARS_MAX = 2_000
+
+
+class Ending(NamedTuple):
+    """How a run ended."""
+
+    status: str
+    error: dict[str, Any] | None = None
+    output: Output | None = None
+    data: dict[str, Any] | None = None  #: of the terminal event, when it is not made from the error
+
+
+def _cancelled(message: str) -> Ending:
+    return Ending("cancelled", {"code": "cancelled", "message": message, "details": {}}, data={})
+
+
+CANCELLED = _cancelled("the run was cancelled")
+SHUTDOWN = _cancelled("node shutdown")
+
+
+def error_map(code: str, message: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The form in which an error travels and is stored."""
+    return {"code": code, "message": message[:MESSAGE_CHARS_MAX], "details": details or {}}
+
+
+def failure(exc: MeshError) -> Ending:
+    """The ending of a run whose failure has a code of its own."""
+    error = error_map(_code(exc), exc.message, exc.details)
+    provider_error = getattr(exc, "provider_error", None)
+    if provider_error is not None:
+        error["provider_error"] = provider_error
+    output = getattr(exc, "output", None)
+    return Ending("failed", error, None if output is None else Output(data=output))
+
+
+def _code(exc: MeshError) -> str:
+    """What msgpack cannot carry is the agent's mistake, no breach of our protocol."""
+    return "provider_error" if exc.code == LocalProtocolError.code else exc.code
+
+
+def raised(exc: BaseException | None) -> Ending:
+    """The ending of a run whose agent raised: the exception's name and text, and where it came from."""
+    name = type(exc).__name__
+    frames = traceback.extract_tb(exc.__traceback__ if exc is not None else None)
+    theirs = [frame for frame in frames if "/mesh/node/" not in frame.filename.replace("\\", "/")]
+    lines = [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in theirs[-TRACEBACK_FRAMES_MAX:]]
+    text = _text_of(exc)
+    return Ending("failed", error_map(
+        "provider_error", f"{name}: {text}" if text else name, {"exception": name, "traceback": lines}
+    ))
+
+
+def _text_of(exc: BaseException | None) -> str:
+    try:
+        return str(exc).encode(errors="replace").decode()
+    except Exception:  # noqa: BLE001  an exception whose text raises
+        return ""
+
+
+def terminal_data(ending: Ending) -> dict[str, Any]:
+    """The data of the terminal event."""
+    if ending.data is not None:
+        return ending.data
+    error = ending.error or {}
+    data = {"error_code": error.get("code"), "error_message": error.get("message")}
+    return data | {key: error[key] for key in ("details", "provider_error") if error.get(key)}
+
+
+__all__ = ["CANCELLED", "SHUTDOWN", "Ending", "error_map", "failure", "raised", "terminal_data"]
