@@ -15,6 +15,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -26,12 +27,15 @@ from mesh.core.records import RunStatus, SessionStatus, StopReason
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.core.state import RunnerEntry, State, Work
-from mesh.errors import InvalidState, NotFound, Overloaded
+from mesh.errors import InvalidState, NotFound, Overloaded, StoreError
 
 CRASHES_MAX = 3
 CRASH_PERIOD_S = 60.0
+#: Sessions looked at to find one that is idle, when max_live are live.
+EVICT_STEP = 1_000
 #: Roster states in which the process of that incarnation is dead, by the supervisor's word.
 DEAD = frozenset(("restarting", "down", "stopped"))
+EXECUTING = frozenset((RunStatus.RUNNING, RunStatus.WAITING_APPROVAL))
 
 
 class NoRunner(Exception):
@@ -79,10 +83,11 @@ class Live:
         return ready[session.n % len(ready)]
 
     def _evict(self) -> None:
-        for session_id in self.state.live:
+        for session_id in list(islice(self.state.live, EVICT_STEP)):
             if session_id not in self.state.work:
                 self.take_down(self.state.session(session_id), StopReason.IDLE)
                 return
+            self.state.touch(session_id)  # busy: the next look begins behind it
         raise Overloaded(
             f"{self.max_live} sessions are live and busy (sessions.max_live)", code="max_sessions_exceeded",
             details={"retry_after_ms": 100},
@@ -100,7 +105,9 @@ class Live:
             self.state.commands.append((session.runner or 0, ["close", session.id]))
         return down
 
-    def verb(self, session: SessionState, verb: str, data: dict[str, Any] | None = None, **changes: Any) -> SessionState:
+    def verb(
+        self, session: SessionState, verb: str, data: dict[str, Any] | None = None, **changes: Any
+    ) -> SessionState:
         """A step of the status machine with its event and its ``lifecycle.status``."""
         former = session.status
         session = self.state.put_session(sessions.step(session, verb, self.state.now, **changes))
@@ -109,14 +116,18 @@ class Live:
         self.state.announce("status", session, previous=former.value)
         return session
 
-    def close(self, session: SessionState, verb: str, data: dict[str, Any] | None = None, **changes: Any) -> SessionState:
+    def close(
+        self, session: SessionState, verb: str, data: dict[str, Any] | None = None, **changes: Any
+    ) -> SessionState:
         """Complete, cancel or fail: the status, and the live incarnation ends for good."""
         session = self.verb(session, verb, data, **changes)
         return self.take_down(session, StopReason.NORMAL)
 
     # --- runs ---
 
-    def add_run(self, run_id: str, session: SessionState, run_input: Any, options: Any, *, once: bool = False) -> RunState:
+    def add_run(
+        self, run_id: str, session: SessionState, run_input: Any, options: Any, *, once: bool = False
+    ) -> RunState:
         """Store a pending run.
 
         Raises:
@@ -140,7 +151,7 @@ class Live:
         """
         sessions.require_active(session)
         work = self.state.work_of(session.id)
-        if len(work.queue) >= self.queue_max and work.running is not None:
+        if len(work.queue) >= self.queue_max and (work.running is not None or work.queue):
             raise Overloaded(
                 f"session {session.id} has {len(work.queue)} runs waiting (sessions.queue_max)", code="queue_full",
                 details={"retry_after_ms": 100},
@@ -204,11 +215,19 @@ class Live:
         self.on_settled(run)
         self.start_next(run.session_id)
 
+    def keep_open(self, session_id: str) -> None:
+        """Somebody ends the session by a verb of his own: settling its ``run_once`` must not do it first."""
+        work = self.state.work_of(session_id)
+        for run_id in (*((work.running,) if work.running else ()), *work.queue):
+            run = self.state.run(run_id)
+            if run.once:
+                self.state.put_run(msgspec.structs.replace(run, once=False))
+
     def settle_here(self, run: RunState, status: RunStatus, error: dict[str, Any]) -> None:
         """End a run whose runner will not: the terminal event is written here, a later word is fenced."""
         data = {} if status == RunStatus.CANCELLED else _failure_data(error)
         self.state.append(run.session_id, ev.RUN_TERMINAL_EVENT[status], data, run=run)
-        self.settle(run, status, error=error, attempt=run.attempt + (run.status == RunStatus.RUNNING))
+        self.settle(run, status, error=error, attempt=run.attempt + (run.status in EXECUTING))
 
     def cancel(self, run: RunState) -> bool:
         """Begin to cancel a run; True when it is settled already, False when its runner was told.
@@ -222,7 +241,7 @@ class Live:
             self.settle_here(run, RunStatus.CANCELLED, {"code": "cancelled", "message": "cancelled before it started",
                                                         "details": {}})
             return True
-        if run.status not in (RunStatus.RUNNING, RunStatus.WAITING_APPROVAL):
+        if run.status not in EXECUTING:
             runs.step(run, RunStatus.CANCELLED)
         if not run.cancelling:
             run = self.state.put_run(msgspec.structs.replace(run, cancelling=True))
@@ -251,7 +270,7 @@ class Live:
         if run.attempt == attempt and run.status in runs.TERMINAL:
             return ["stored", run_id, attempt, number]
         if run.attempt != attempt or (run.runner, run.runner_incarnation) != (runner, incarnation) or (
-            run.status not in (RunStatus.RUNNING, RunStatus.WAITING_APPROVAL)
+            run.status not in EXECUTING
         ):
             return ["fenced", run_id, attempt]
         if number <= run.batch:
@@ -265,12 +284,7 @@ class Live:
             self.state.put_progress(run, number)
             self.state.touch(session.id)
         else:
-            self.settle(
-                run, RunStatus(settle["status"]), output=settle.get("output"), error=settle.get("error"),
-                token_usage=settle.get("token_usage") or {}, cost_usd=settle.get("cost_usd"), batch=number,
-                provider_metadata=settle.get("provider_metadata") or {},
-                provider=(settle.get("provider_metadata") or {}).get("provider"),
-            )
+            self.settle(run, RunStatus(settle["status"]), batch=number, **runs.checked_result(settle))
         return ["stored", run_id, attempt, number]
 
     # --- runners come and go ---
@@ -287,19 +301,27 @@ class Live:
             dead = entry.incarnation == session.runner_incarnation and entry.state in DEAD
             if replaced or dead:
                 self._runner_died(session, entry, replaced=replaced)
+        self.start_waiting()
+
+    def start_waiting(self) -> None:
+        """Dispatch wherever a session is free and has runs waiting."""
         for session_id in [s for s, work in self.state.work.items() if work.running is None]:
-            self.start_next(session_id)
+            try:
+                self.start_next(session_id)
+            except StoreError:
+                continue  # its row is damaged: whoever reads it is told; the others go on
 
     def _runner_died(self, session: SessionState, entry: RunnerEntry, *, replaced: bool) -> None:
         work = self.state.work_of(session.id)
         running = self.state.run(work.running) if work.running else None
         if running is not None and running.runner_incarnation == session.runner_incarnation:
-            session = self._charge(session)
+            if entry.state != "stopped":
+                session = self._charge(session)
             self._lost_run(running, session)
             session = self.state.session(session.id)
             if not session.live:
                 return
-        if entry.state == "down" and not replaced:
+        if entry.state == "down":
             self.take_down(session, StopReason.CRASH)
             return
         if not replaced or not entry.reachable:
@@ -327,12 +349,12 @@ class Live:
                 self.cancel(self.state.run(queued))
             self.settle_here(msgspec.structs.replace(run, once=False), RunStatus.FAILED, error)
             session = self.state.session(session.id)
-            if session.status == SessionStatus.ACTIVE:
+            if session.status not in sessions.CLOSED:
                 session = self.verb(session, "fail", _failure_data(error), error=error)
             self.take_down(session, StopReason.RESTART_EXHAUSTED)
         elif run.cancelling:
             self.settle_here(run, RunStatus.CANCELLED, {**error, "code": "cancelled"})
-        elif session.agent in self.idempotent:
+        elif session.agent in self.idempotent and run.status == RunStatus.RUNNING:
             self.requeue(run)
         else:
             self.settle_here(run, RunStatus.FAILED, error)
@@ -348,17 +370,19 @@ class Live:
         self.state.put_work(run.session_id, Work(None, (run.id, *work.queue)))
 
     def on_lost(self, runner: int, incarnation: int, pairs: list[Any]) -> None:
-        """A runner says that it does not have these runs: their command was lost with our former epoch, or
-        they ended unheard. The dispatch may have been executed, so the outcome is unknown."""
+        """A runner says that it does not have these runs. One that said nothing yet never reached it (it was
+        lost with our former epoch): it is sent again. Of one that began, the outcome is unknown."""
         for run_id, attempt in pairs:
-            run = self.state.run(run_id)
-            if (run.attempt, run.runner, run.runner_incarnation, run.status) == (
-                attempt, runner, incarnation, RunStatus.RUNNING
-            ):
-                if run.batch == 0 and not run.cancelling:
-                    self.state.commands.append((runner, self.run_command(run, self.state.session(run.session_id))))
-                else:
-                    self._lost_run(run, self.state.session(run.session_id))
+            work = self.state.work_of(self.state.run(run_id).session_id) if self.state.has_run(run_id) else Work()
+            run = self.state.run(run_id) if work.running == run_id else None
+            if run is None or (run.attempt, run.runner, run.runner_incarnation) != (attempt, runner, incarnation):
+                continue
+            session = self.state.session(run.session_id)
+            if run.batch == 0 and not run.cancelling:
+                self.state.commands.append((runner, self.run_command(run, session)))
+            else:
+                self._lost_run(run, session)
+                self.start_next(session.id)
 
 
 def _failure_data(error: dict[str, Any] | None) -> dict[str, Any]:
@@ -369,4 +393,4 @@ def _failure_data(error: dict[str, Any] | None) -> dict[str, Any]:
     return data
 
 
-__all__ = ["CRASHES_MAX", "CRASH_PERIOD_S", "DEAD", "Live", "NoRunner"]
+__all__ = ["CRASHES_MAX", "CRASH_PERIOD_S", "DEAD", "EVICT_STEP", "EXECUTING", "Live", "NoRunner"]

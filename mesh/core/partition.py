@@ -10,8 +10,9 @@ Rules of this file:
    ``internal_error``, with the traceback in the log.
 3. A write payload is answered whole: when a call waits for something (a run to settle), its part stays open
    and the rest is kept in the receipt.
-4. If the transaction fails, the batch never happened: every write payload in it is refused with
-   ``store_unavailable`` and the memory is put back.
+4. If the transaction fails, the batch never happened: the memory is put back and every write payload in
+   it is refused with ``store_unavailable``. Where an earlier batch committed some of its parts already,
+   those keep their answer and the others get that error.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from mesh.core import wire
 from mesh.core.live import Live, NoRunner
-from mesh.core.receipts import Receipt, Receipts
+from mesh.core.receipts import Key, Receipt, Receipts
 from mesh.core.routes import RouteTable
 from mesh.core.session_ops import SessionOps
 from mesh.core.slots import route_slot, session_slot
@@ -31,12 +32,15 @@ from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, StoreError
 #: A call that waits for a runner is given up at its payload's deadline, or after this time.
 PARKED_S_MAX = 30.0
 PARKED_MAX = 10_000
+#: The successful answers of one payload; what its errors need beside them fits into the frame too.
+REPLY_BYTES_MAX = wire.FRAME_BYTES_MAX - 2 * 1024 * 1024
 
 
 class Pending:
     """A write payload on its way to its answer."""
 
-    __slots__ = ("calls", "client", "deadline_s", "kind", "number", "parts", "refused", "request_id", "size")
+    __slots__ = ("answer_bytes", "calls", "client", "deadline_s", "kind", "number", "over", "parts", "request_id",
+                 "size")
 
     def __init__(
         self, client: bytes, header: wire.Header, size: int, calls: list[Any], deadline_s: float
@@ -48,8 +52,25 @@ class Pending:
         self.size = size
         self.calls = calls
         self.parts: list[bytes | None] = [None] * len(calls)
+        self.answer_bytes = 0
         self.deadline_s = deadline_s
-        self.refused = False
+        self.over = False  #: answered or refused: a late part is of no use
+
+    @property
+    def key(self) -> Key:
+        """What its receipt is kept under."""
+        return self.client, self.number
+
+    def body(self) -> bytes:
+        """The reply, when every part is there."""
+        return wire.join_replies([part for part in self.parts if part is not None])
+
+    def fits(self, answer: bytes) -> bool:
+        """Whether the answer fits into the reply; counts it when it does."""
+        if self.answer_bytes + len(answer) > REPLY_BYTES_MAX:
+            return False
+        self.answer_bytes += len(answer)
+        return True
 
 
 class PartOf:
@@ -86,8 +107,8 @@ class Partition:
         self.boot_ms = 0
         self.batch_mark = state.mark()
         self.route_written = False
-        self.pending: list[Pending] = []  #: decided in this batch and complete
-        self.open: dict[tuple[bytes, int], Pending] = {}  #: waiting for something
+        self.complete: dict[Key, Pending] = {}  #: to be answered after the commit
+        self.open: dict[Key, Pending] = {}  #: waiting for something
         self.parked: list[tuple[Pending, int, float]] = []
         self.effects: list[tuple[str, Any, PartOf]] = []
         self.reads = {
@@ -95,27 +116,39 @@ class Partition:
             "route.resolve_many": routes.resolve_many, "route.list": routes.list, **reads,
         }
         self.route_writes: dict[str, Callable[[list[Any], int, list[Any]], bytes]] = {
-            "route.set": self._set, "route.delete": self._delete, "route.set_many": routes.set_many,
+            "route.set": routes.set, "route.delete": routes.delete, "route.set_many": routes.set_many,
             "route.prune": routes.prune,
         }
         self.writes = {**ops.writes, "partition.backup": self._backup}
+        routes.check_owner = self._check_owner
+        ops.owns = self.owns_session
 
     # --- reads ---
 
     def read(self, calls: list[Any]) -> bytes:
         """Answer the calls of a READ payload: the body of the reply."""
         parts = []
-        now_ms = self.boot_ms
+        size = 0
         for op, args in calls:
-            try:
-                parts.append(self.reads[op](args, now_ms))
-            except MeshError as error:
-                parts.append(wire.failure(error))
-            except KeyError:
-                parts.append(self._unknown(op) if op not in self.reads else self._bug(op))
-            except Exception:  # noqa: BLE001 - one of the two places that catch broadly: a bug harms one call
-                parts.append(self._bug(op))
+            answer = self.read_one(op, args)
+            size += len(answer)
+            if size > REPLY_BYTES_MAX:
+                size -= len(answer)
+                answer = _TOO_MUCH
+            parts.append(answer)
         return wire.join_replies(parts)
+
+    def read_one(self, op: str, args: list[Any]) -> bytes:
+        """Answer one read."""
+        handler = self.reads.get(op)
+        if handler is None:
+            return self._unknown(op)
+        try:
+            return handler(args, self.boot_ms)
+        except MeshError as error:
+            return wire.failure(error)
+        except Exception:  # noqa: BLE001 - one of the few places that catch broadly: a bug harms one call
+            return self.bug(op)
 
     def _unknown(self, op: str) -> bytes:
         known = op in self.writes or op in self.route_writes or op in self.reads
@@ -123,33 +156,32 @@ class Partition:
         return wire.failure(InvalidArgument(f"unknown op {op!r:.60} for this kind of payload: {why}",
                                             code="unknown_op"))
 
-    def _bug(self, op: str) -> bytes:
+    def bug(self, op: str) -> bytes:
+        """The answer of a call that failed through our own fault; call it inside ``except``."""
         self.log_bug(op)
         return wire.failure(MeshError(f"{op} failed inside the node; its log has the details", code="internal_error"))
 
     # --- writes ---
 
     def write(self, pending: Pending, done_below: int) -> bytes | None:
-        """Decide a WRITE payload. Returns the body when it was answered before; else None: it is answered
-        by ``finish`` after the commit, or later.
+        """Decide a WRITE payload. Returns the body when it was answered before, nothing (``b""``) when it is
+        being worked on; else None: it is answered by ``finish`` after the commit, or later.
 
         Raises:
             MeshError: the whole payload is refused.
         """
         if pending.deadline_s <= self.state.mono:
             raise DeadlineExceeded("the time limit passed before the partition took the request")
-        receipt = self.receipts.admit(pending.client, pending.number, done_below, self.state.mono)
-        key = (pending.client, pending.number)
-        if receipt is True or key in self.open:
-            waiting = self.open.get(key)
-            if waiting is not None:
-                waiting.request_id = pending.request_id
+        key = pending.key
+        waiting = self.open.get(key) or self.complete.get(key)
+        if waiting is not None:
+            waiting.request_id = pending.request_id
             return b""
+        receipt = self.receipts.admit(*key, done_below, self.state.mono)
         if isinstance(receipt, Receipt):
             if receipt.complete:
-                return wire.join_replies([part for part in receipt.parts if part is not None])
-            if len(receipt.parts) == len(pending.parts):
-                pending.parts = list(receipt.parts)
+                return self._again(receipt)
+            self._resume(pending, receipt)
         self.receipts.begin(*key)
         self.open[key] = pending
         for index, part in enumerate(pending.parts):
@@ -158,7 +190,24 @@ class Partition:
         self._record(pending)
         return None
 
-    def _call(self, pending: Pending, index: int) -> None:
+    def repeated(self, pending: Pending, done_below: int) -> bytes | None:
+        """The body of a payload that was answered before, while nothing can be written; None if it was not."""
+        if pending.key in self.open:
+            return None
+        receipt = self.receipts.admit(*pending.key, done_below, self.state.mono)
+        return self._again(receipt) if isinstance(receipt, Receipt) and receipt.complete else None
+
+    def _again(self, receipt: Receipt) -> bytes:
+        return wire.join_replies([part for part in receipt.parts if part is not None])
+
+    def _resume(self, pending: Pending, receipt: Receipt) -> None:
+        """An earlier incarnation committed some parts: only the others are executed."""
+        if len(receipt.parts) != len(pending.parts):
+            raise InvalidArgument(f"request number {pending.number} came before, with other calls")
+        pending.parts = list(receipt.parts)
+        pending.answer_bytes = sum(len(part) for part in receipt.parts if part is not None)
+
+    def _call(self, pending: Pending, index: int, parked_until_s: float | None = None) -> None:
         op, args = pending.calls[index]
         state = self.state
         route_write = self.route_writes.get(op)
@@ -173,15 +222,17 @@ class Partition:
                 answer = self.writes[op](args, PartOf(state, pending, index))
             else:
                 answer = self._unknown(op)
+            if answer is not None and not pending.fits(answer):
+                raise _too_much()
         except NoRunner:
-            state.back_to(full_mark)
-            answer = self._park(pending, index)
+            self._undo(mark, full_mark)
+            answer = self._park(pending, index, parked_until_s)
         except MeshError as error:
             self._undo(mark, full_mark)
             answer = wire.failure(error)
         except Exception:  # noqa: BLE001 - see above
             self._undo(mark, full_mark)
-            answer = self._bug(op)
+            answer = self.bug(op)
         pending.parts[index] = answer
 
     def _undo(self, mark: int, full_mark: tuple[int, ...]) -> None:
@@ -191,41 +242,54 @@ class Partition:
             while len(self.state.undo) > mark:
                 self.state.undo.pop()()
 
-    def _park(self, pending: Pending, index: int) -> bytes | None:
+    def _park(self, pending: Pending, index: int, until_s: float | None) -> bytes | None:
         """Nobody can host the session now: try again when the runners change."""
         if len(self.parked) >= PARKED_MAX:
             return wire.failure(Unavailable("no runner is ready", code="session_unavailable"))
-        self.parked.append((pending, index, min(pending.deadline_s, self.state.mono + PARKED_S_MAX)))
+        if until_s is None:
+            until_s = min(pending.deadline_s, self.state.mono + PARKED_S_MAX)
+        self.parked.append((pending, index, until_s))
         return None
 
     def retry_parked(self) -> None:
-        """Try the calls that wait for a runner once more; give up those whose time is over."""
+        """The runners changed: try the calls that wait for one once more, in their order."""
+        self.expire_parked()
+        if not self.state.ready_runners():
+            return
         parked, self.parked = self.parked, []
-        for pending, index, deadline_s in parked:
-            if pending.refused:
-                continue
-            if deadline_s <= self.state.mono:
-                error = Unavailable("no runner was ready in time; see: mesh status", code="session_unavailable")
-                self.state.resolutions.append((pending, index, wire.failure(error)))
-                continue
-            self._call(pending, index)
-            answer = pending.parts[index]
+        for pending, index, until_s in parked:
+            self._call(pending, index, until_s)
+            answer, pending.parts[index] = pending.parts[index], None
             if answer is not None:
-                pending.parts[index] = None
+                pending.answer_bytes -= len(answer)
                 self.state.resolutions.append((pending, index, answer))
+
+    def expire_parked(self) -> None:
+        """Give up the parked calls whose time is over."""
+        parked, self.parked = self.parked, []
+        for pending, index, until_s in parked:
+            if pending.over:
+                continue
+            if until_s > self.state.mono:
+                self.parked.append((pending, index, until_s))
+                continue
+            error = Unavailable("no runner was ready in time; see: mesh status", code="session_unavailable")
+            self.state.resolutions.append((pending, index, wire.failure(error)))
 
     def _record(self, pending: Pending) -> None:
         """Write the receipt of what is answered; a complete payload leaves after the commit."""
-        self.receipts.record(pending.client, pending.number, Receipt(tuple(pending.parts)))
+        self.receipts.record(*pending.key, tuple(pending.parts))
         if None not in pending.parts:
-            self.open.pop((pending.client, pending.number), None)
-            self.pending.append(pending)
+            self.open.pop(pending.key, None)
+            self.complete[pending.key] = pending
 
     def resolve(self) -> None:
         """Fill the parts that were answered in this batch, before it is committed."""
         for pending, index, answer in self.state.resolutions:
-            if pending.refused or pending.parts[index] is not None:
+            if pending.over or pending.parts[index] is not None:
                 continue
+            if not pending.fits(answer):
+                answer = wire.failure(_too_much())
             pending.parts[index] = answer
             self._record(pending)
 
@@ -238,55 +302,44 @@ class Partition:
 
     def finish(self) -> list[tuple[Pending, bytes]]:
         """After the commit: the answers that may leave."""
-        done = [(p, wire.join_replies([part for part in p.parts if part is not None])) for p in self.pending]
-        self.pending = []
+        self.receipts.committed()
+        done = [(pending, pending.body()) for pending in self.complete.values()]
+        for pending, _ in done:
+            pending.over = True
+        self.complete = {}
         return done
 
-    def fail(
-        self, reason: str, dirty: dict[tuple[bytes, int], Receipt]
-    ) -> list[tuple[Pending, StoreError]]:
-        """The transaction failed: put everything back and refuse the payloads whose receipts were in it."""
-        resolved = list(self.state.resolutions)
+    def fail(self, reason: str, dirty: dict[Key, Receipt]) -> list[tuple[Pending, bytes | StoreError]]:
+        """The transaction failed: put everything back, and answer the payloads whose receipts were in it."""
         self.state.back_to(self.batch_mark)
-        refused = {id(p): p for p in self.pending}
-        for key in dirty:
-            pending = self.open.pop(key, None)
-            if pending is not None:
-                refused[id(pending)] = pending
-            self.receipts.undo(*key)
-        for pending, index, _ in resolved:
-            pending.parts[index] = None
-        for pending in refused.values():
-            pending.refused = True
-        self.pending = []
         error = StoreError(f"the store refused the write: {reason}", details={"reason": reason})
-        return [(pending, error) for pending in refused.values()]
+        answers: list[tuple[Pending, bytes | StoreError]] = []
+        for key in dirty:
+            pending = self.open.pop(key, None) or self.complete.pop(key, None)
+            former = self.receipts.undo(*key)
+            if pending is None:
+                continue
+            pending.over = True
+            if former is None:
+                answers.append((pending, error))
+                continue
+            refused = wire.failure(error)
+            pending.parts = [refused if part is None else part for part in former.parts]
+            answers.append((pending, pending.body()))
+        self.complete = {}
+        return answers
 
     # --- the partition's own ops ---
 
-    def owns_route(self, key: Any) -> None:
-        """Refuse a key that another partition owns: a client with a wrong hash would lose it there.
-
-        Raises:
-            InvalidArgument: ``invalid_argument``.
-        """
-        if type(key) is str and self.slot_map[route_slot(key)] != self.index:
-            raise InvalidArgument(f"key {key!r:.80} belongs to partition {self.slot_map[route_slot(key)]}",
-                                  code="invalid_argument")
+    def _check_owner(self, key: str) -> None:
+        """Refuse a key that another partition owns: a client with a wrong hash would lose it there."""
+        owner = self.slot_map[route_slot(key)]
+        if owner != self.index:
+            raise InvalidArgument(f"key {key!r:.80} belongs to partition {owner}", code="invalid_argument")
 
     def owns_session(self, session_id: str) -> bool:
         """Whether the session's slot is ours."""
         return self.slot_map[session_slot(session_id)] == self.index
-
-    def _set(self, args: list[Any], now_ms: int, undo: list[Any]) -> bytes:
-        if args:
-            self.owns_route(args[0])
-        return self.routes.set(args, now_ms, undo)
-
-    def _delete(self, args: list[Any], now_ms: int, undo: list[Any]) -> bytes:
-        if args:
-            self.owns_route(args[0])
-        return self.routes.delete(args, now_ms, undo)
 
     def _backup(self, args: list[Any], part: PartOf) -> bytes | None:
         if len(args) != 1 or type(args[0]) is not str or not args[0]:
@@ -295,4 +348,11 @@ class Partition:
         return None
 
 
-__all__ = ["PARKED_MAX", "PARKED_S_MAX", "PartOf", "Partition", "Pending"]
+def _too_much() -> InvalidArgument:
+    return InvalidArgument("the answers of one payload do not fit into a frame: ask for less at once",
+                           code="limit_exceeded")
+
+
+_TOO_MUCH = wire.failure(_too_much())
+
+__all__ = ["PARKED_MAX", "PARKED_S_MAX", "REPLY_BYTES_MAX", "PartOf", "Partition", "Pending"]

@@ -7,48 +7,42 @@ it had changed is undone by the caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core import wire
-from mesh.core.live import Live, NoRunner
+from mesh.core.agents import Agents, Part
+from mesh.core.live import Live
 from mesh.core.records import TERMINAL, RunStatus, SessionStatus, StopReason
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.core.slots import RUN_ID, check_id, run_slot, session_slot
 from mesh.core.state import State
-from mesh.errors import InvalidArgument, InvalidState, MeshError, NotFound, Unavailable
+from mesh.errors import InvalidArgument, InvalidState, MeshError, NotFound
 
 #: A run that does not obey a cancel is settled here after this time (design 5: "at most 5 s").
 CANCEL_S = 4.5
-RELOAD_S = 30.0
 LIST_MAX = 1_000
-
-
-class Part(Protocol):
-    """The place of one answer."""
-
-    def resolve(self, answer: bytes) -> None:
-        """Give the answer."""
 
 
 class SessionOps:
     """Writes on sessions and runs."""
 
-    def __init__(self, state: State, live: Live, *, agents: dict[str, dict[str, Any]], input_bytes_max: int) -> None:
+    def __init__(
+        self, state: State, live: Live, *, agents: dict[str, dict[str, Any]], input_bytes_max: int
+    ) -> None:
         self.state = state
         self.live = live
-        self.agents = agents
-        self.catalogue: dict[str, dict[str, Any]] = {}
+        self.agents = Agents(state, agents)
         self.input_bytes_max = input_bytes_max
+        self.owns: Callable[[str], bool] = lambda _: True
         self.closers: dict[str, list[tuple[str, dict[str, Any], Part]]] = {}
         self.cancels: dict[str, list[Part]] = {}
         self.deadlines: dict[str, float] = {}
-        self.reloads: dict[str, tuple[Part, set[int], float]] = {}
         live.on_settled = self._on_settled
         self.writes: dict[str, Callable[[list[Any], Part], bytes | None]] = {
             "session.create": self.create, "session.start": self.start, "session.start_or_get": self.start_or_get,
@@ -68,32 +62,18 @@ class SessionOps:
     def _create(self, args: list[Any]) -> SessionState:
         session_id, agent, fields = _take(args, 2, 3)
         session = sessions.new_session(self.state.next_session, session_id, agent, fields, self.state.now)
-        self._check_agent(agent)
+        if not self.owns(session.id):
+            raise InvalidArgument(f"session {session.id} belongs to another partition", code="invalid_argument")
+        self._bounded(fields, "the session's fields have")
+        self.agents.check(agent)
         if self.state.has_session(session.id):
             raise InvalidState(f"session {session.id} exists", code="already_exists",
                                details={"session_id": session.id})
         self.state.next_session += 1
         self.state.session_count += 1
         self.state.put_session(session)
-        self.state.append(session.id, "session_created", {"provider": self._provider(agent)})
+        self.state.append(session.id, "session_created", {"provider": self.agents.provider(agent)})
         return self.state.sessions[session.id]
-
-    def _check_agent(self, agent: Any, *, ready: bool = False) -> None:
-        if type(agent) is str and agent not in self.agents and agent not in self.catalogue:
-            known = sorted({*self.agents, *self.catalogue})
-            raise NotFound(f"no agent {agent!r:.60}; this node has: {', '.join(known)}", code="unknown_agent",
-                           details={"known": known})
-        if not ready:
-            return
-        entry = self.catalogue.get(agent)
-        if entry is None or entry["problem"] == "loading":
-            raise NoRunner
-        if entry["problem"]:
-            raise Unavailable(f"agent {agent!r} cannot start: {entry['problem']}", code="provider_unavailable",
-                              details={"agent": agent})
-
-    def _provider(self, agent: str) -> str:
-        return str(self.agents.get(agent, {}).get("provider") or self.catalogue.get(agent, {}).get("provider") or agent)
 
     def create(self, args: list[Any], part: Part) -> bytes | None:
         return self._wire(self._create(args))
@@ -103,7 +83,7 @@ class SessionOps:
         return self._wire(self._activate(session))
 
     def _activate(self, session: SessionState) -> SessionState:
-        self._check_agent(session.agent, ready=True)
+        self.agents.check(session.agent, ready=True)
         return self.live.bring_up(self.live.verb(session, "activate"))
 
     def start_or_get(self, args: list[Any], part: Part) -> bytes | None:
@@ -114,7 +94,7 @@ class SessionOps:
         if session.status == SessionStatus.PENDING:
             self._activate(session)
         elif session.status == SessionStatus.ACTIVE and not session.live:
-            self._check_agent(session.agent, ready=True)
+            self.agents.check(session.agent, ready=True)
             self.live.bring_up(session)
         return self._wire(session)
 
@@ -126,7 +106,7 @@ class SessionOps:
 
     def resume(self, args: list[Any], part: Part) -> bytes | None:
         session = self.live.verb(self.state.session(*_take(args, 1)), "resume")
-        self._check_agent(session.agent, ready=True)
+        self.agents.check(session.agent, ready=True)
         session = self.live.bring_up(session)
         self.live.start_next(session.id)
         return self._wire(session)
@@ -150,7 +130,7 @@ class SessionOps:
             error = {"code": "run_failed", "message": error, "details": {}}
         if type(error) is not dict or type(error.get("code")) is not str:
             raise InvalidArgument("error must be a text or a map with code and message")
-        wire.check_depth(error)
+        self._bounded(sessions.checked_map(error, "error"), "the error has")
         return self._settle_then("fail", error, self.state.session(session_id), part)
 
     def stop(self, args: list[Any], part: Part) -> bytes | None:
@@ -167,17 +147,18 @@ class SessionOps:
         count, settled = self._cancel_all(session.id)
         if settled:
             return wire.ok(count)
-        self.closers.setdefault(session.id, []).append(("abort", {"count": count}, part))
+        self._push(self.closers, session.id, ("abort", {"count": count}, part))
         return None
 
     def _settle_then(self, verb: str, data: dict[str, Any], session: SessionState, part: Part) -> bytes | None:
         """Cancel what the session has to do, then end it; the answer comes when all of it is settled."""
         if verb != "stop":
             sessions.step(session, verb, self.state.now)
+            self.live.keep_open(session.id)
         _, settled = self._cancel_all(session.id)
         if settled:
             return self._finish(session.id, verb, data)
-        self.closers.setdefault(session.id, []).append((verb, data, part))
+        self._push(self.closers, session.id, (verb, data, part))
         return None
 
     def _cancel_all(self, session_id: str) -> tuple[int, bool]:
@@ -187,8 +168,14 @@ class SessionOps:
         return count, settled
 
     def _set_deadline(self, run_id: str | None) -> None:
-        if run_id is not None:
-            self.deadlines.setdefault(run_id, self.state.mono + CANCEL_S)
+        if run_id is not None and run_id not in self.deadlines:
+            self.deadlines[run_id] = self.state.mono + CANCEL_S
+            self.state.undo.append(lambda: self.deadlines.pop(run_id, None))
+
+    def recover(self, run: RunState) -> None:
+        """A run that was being cancelled when the partition ended: it has the same time again."""
+        if run.cancelling:
+            self._set_deadline(run.id)
 
     def _finish(self, session_id: str, verb: str, data: dict[str, Any]) -> bytes:
         session = self.state.session(session_id)
@@ -207,7 +194,7 @@ class SessionOps:
 
     def _check_handle(self, session: SessionState, handle: Any) -> None:
         present = sessions.handle_map(session, self.state.pid_of(session))
-        if present is None or [present["session_id"], present["runner"], present["pid"], present["incarnation"]] != handle:
+        if present is None or list(present.values()) != handle:
             raise NotFound(f"that handle of session {session.id} is not the live one")
 
     # --- runs ---
@@ -218,25 +205,28 @@ class SessionOps:
                 f"run id {run_id!r:.60} does not carry the slot of session {session_id}", code="invalid_id")
         return run_id
 
-    def _input(self, value: Any) -> Any:
+    def _bounded(self, value: Any, what: str) -> None:
+        """Refuse what is too large to be kept in memory and sent to a runner with every run."""
         wire.check_depth(value)
         size = len(wire.pack(value))
         if size > self.input_bytes_max:
-            raise InvalidArgument(f"the input has {size} bytes; at most {self.input_bytes_max} (limits.input_bytes)",
+            raise InvalidArgument(f"{what} {size} bytes; at most {self.input_bytes_max} (limits.input_bytes)",
                                   code="limit_exceeded")
-        return value
 
     def _add(self, run_id: Any, session: SessionState, value: Any, options: Any, *, once: bool = False) -> RunState:
         if session.status in sessions.CLOSED:
             sessions.require_active(session)
-        run = self.live.add_run(self._run_id(run_id, session.id), session, self._input(value), options, once=once)
-        wanted = run.options.get("required_capabilities") or ()
-        have = self.catalogue.get(session.agent, {}).get("capabilities", ())
-        missing = [name for name in wanted if name not in have]
-        if missing:
-            raise InvalidArgument(f"agent {session.agent!r} has no {missing[0]!r}", code="missing_required_capability",
-                                  details={"missing": missing, "has": list(have)})
+        self._bounded([value, options], "input and options have")
+        run = self.live.add_run(self._run_id(run_id, session.id), session, value, options, once=once)
+        self.agents.check(session.agent)
+        self.agents.check_capabilities(session.agent, run.options)
         return run
+
+    def _submit(self, run: RunState, session: SessionState) -> RunState:
+        sessions.require_active(session)
+        self.agents.check(session.agent, ready=True)
+        self.agents.check_capabilities(session.agent, run.options)
+        return self.live.submit(run, session)
 
     def _run_wire(self, run: RunState) -> bytes:
         return wire.ok(runs.to_wire(self.state.runs[run.id]))
@@ -250,17 +240,15 @@ class SessionOps:
         run = self.state.run(run_id)
         session = self.state.session(run.session_id)
         merged = {**run.options, **runs.checked_options(options)}
+        self._bounded([run.input, merged], "input and options have")
         run = self.state.put_run(msgspec.structs.replace(run, options=merged))
-        sessions.require_active(session)
-        self._check_agent(session.agent, ready=True)
-        return self._run_wire(self.live.submit(run, session))
+        return self._run_wire(self._submit(run, session))
 
     def run_submit(self, args: list[Any], part: Part) -> bytes | None:
         run_id, session_id, value, options = _take(args, 3, 4)
         session = self.state.session(session_id)
         sessions.require_active(session)
-        self._check_agent(session.agent, ready=True)
-        return self._run_wire(self.live.submit(self._add(run_id, session, value, options), session))
+        return self._run_wire(self._submit(self._add(run_id, session, value, options), session))
 
     def prompt(self, args: list[Any], part: Part) -> bytes | None:
         session_id, run_id, text, queue = _take(args, 4)
@@ -270,22 +258,21 @@ class SessionOps:
             raise InvalidArgument(f"a prompt must be a non-empty str, not {text!r:.60}")
         if queue != "follow_up":
             raise InvalidArgument(f"queue must be 'follow_up', not {queue!r:.60}", code="capability_not_supported")
-        self._check_agent(session.agent, ready=True)
-        run = self.live.submit(self._add(run_id, session, {"prompt": text}, None), session)
+        run = self._submit(self._add(run_id, session, {"prompt": text}, None), session)
         return wire.ok([run.id, run.status == RunStatus.QUEUED])
 
     def run_once(self, args: list[Any], part: Part) -> bytes | None:
         run_id, session_id, agent, value, fields, options = _take(args, 4, 6)
         session = self._activate(self._create([session_id, agent, fields]))
-        return self._run_wire(self.live.submit(self._add(run_id, session, value, options, once=True),
-                                               self.state.sessions[session.id]))
+        run = self._add(run_id, session, value, options, once=True)
+        return self._run_wire(self._submit(run, self.state.sessions[session.id]))
 
     def run_cancel(self, args: list[Any], part: Part) -> bytes | None:
         run = self.state.run(*_take(args, 1))
         if self.live.cancel(run):
             return wire.ok(run.id)
         self._set_deadline(run.id)
-        self.cancels.setdefault(run.id, []).append(part)
+        self._push(self.cancels, run.id, part)
         return None
 
     # --- what comes later ---
@@ -297,13 +284,29 @@ class SessionOps:
             details={"status": run.status.value}))
         for part in self._pop(self.cancels, run.id, ()):
             part.resolve(answer)
-        work = self.state.work_of(run.session_id)
-        if work.running is None and not work.queue:
+        if self.state.work_of(run.session_id).running is None:
             for verb, data, part in self._pop(self.closers, run.session_id, ()):
-                try:
-                    part.resolve(self._finish(run.session_id, verb, data))
-                except MeshError as error:
-                    part.resolve(wire.failure(error))
+                part.resolve(self._close_now(run.session_id, verb, data))
+
+    def _close_now(self, session_id: str, verb: str, data: dict[str, Any]) -> bytes:
+        """What executed is settled; what was queued meanwhile ends with the session, but outlives an abort."""
+        try:
+            if verb != "abort":
+                self.live.cancel_all(session_id)
+            return self._finish(session_id, verb, data)
+        except MeshError as error:
+            return wire.failure(error)
+
+    def _push(self, table: dict[str, Any], key: str, value: Any) -> None:
+        """Append to a list of a table; taken back when the batch is undone."""
+        table.setdefault(key, []).append(value)
+
+        def undo() -> None:
+            table[key].remove(value)
+            if not table[key]:
+                del table[key]
+
+        self.state.undo.append(undo)
 
     def _pop(self, table: dict[str, Any], key: str, default: Any) -> Any:
         """Take out of a table; put back when the batch is undone."""
@@ -317,46 +320,23 @@ class SessionOps:
         """Settle here what did not obey a cancel in time."""
         now = self.state.mono
         for run_id in [r for r, at in self.deadlines.items() if at <= now]:
-            del self.deadlines[run_id]
+            self._pop(self.deadlines, run_id, None)
             run = self.state.run(run_id)
             if run.status not in TERMINAL:
                 self.live.settle_here(run, RunStatus.CANCELLED, {
                     "code": "cancelled", "message": f"the agent did not stop within {CANCEL_S} s", "details": {}})
-        for token in [t for t, (_, _, at) in self.reloads.items() if at <= now]:
-            part, missing, _ = self.reloads.pop(token)
-            part.resolve(wire.failure(Unavailable(
-                f"runners {sorted(missing)} did not reload their agents in {RELOAD_S:g} s", code="provider_timeout")))
+        self.agents.expire()
 
     def agent_reload(self, args: list[Any], part: Part) -> bytes | None:
         _take(args, 0)
-        ready = self.state.ready_runners()
-        if not ready:
-            raise NoRunner
-        token = f"{self.state.epoch}.{len(self.reloads)}.{self.state.mono}"
-        self.reloads[token] = (part, set(ready), self.state.mono + RELOAD_S)
-        for runner in ready:
-            self.state.commands.append((runner, ["reload", token]))
+        self.agents.reload(part)
         return None
 
-    def on_catalogue(self, runner: int, token: str | None, entries: Sequence[dict[str, Any]]) -> None:
-        """A runner says what it can run."""
-        self.catalogue.update({entry["name"]: entry for entry in entries})
-        self.live.idempotent = {e["name"] for e in self.catalogue.values() if e.get("idempotent")}
-        waiting = self.reloads.get(token) if token is not None else None
-        if waiting is not None and token is not None:
-            part, missing, _ = waiting
-            missing.discard(runner)
-            if not missing:
-                del self.reloads[token]
-                part.resolve(wire.ok(self.agent_rows()))
-
-    def agent_rows(self) -> list[dict[str, Any]]:
-        """The agents of the node, sorted by name."""
-        rows = {
-            name: {"name": name, "provider": table.get("provider", ""), "capabilities": [], "problem": "loading"}
-            for name, table in self.agents.items()
-        }
-        return [row for _, row in sorted({**rows, **self.catalogue}.items())]
+    def on_catalogue(self, runner: int, token: str | None, entries: list[dict[str, Any]]) -> bool:
+        """A runner says what it can run; whether that is news."""
+        news = self.agents.on_catalogue(runner, token, entries)
+        self.live.idempotent = {entry["name"] for entry in entries if entry.get("idempotent")}
+        return news
 
 
 def _take(args: list[Any], least: int, most: int | None = None) -> list[Any]:

@@ -1,0 +1,124 @@
+"""The agents of the node as a partition knows them: the config, until a runner told what it loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from mesh.core import wire
+from mesh.core.live import NoRunner
+from mesh.core.state import State
+from mesh.errors import InvalidArgument, NotFound, Unavailable
+
+RELOAD_S = 30.0
+
+
+class Part(Protocol):
+    """The place of one answer."""
+
+    def resolve(self, answer: bytes) -> None:
+        """Give the answer."""
+
+
+class Agents:
+    """The catalogue, and the reloads that wait for the runners."""
+
+    def __init__(self, state: State, configured: dict[str, dict[str, Any]]) -> None:
+        self.state = state
+        self.configured = configured
+        self.catalogue: dict[str, dict[str, Any]] = {}
+        self.reloads: dict[str, tuple[Part, set[int], float]] = {}
+        self._tokens = 0
+
+    def check(self, agent: Any, *, ready: bool = False) -> None:
+        """Refuse an agent that nobody knows; with ``ready`` also one that cannot run now.
+
+        Raises:
+            NotFound: ``unknown_agent``.
+            NoRunner: it is loading.
+            Unavailable: ``provider_unavailable``, it cannot be loaded; the message says why.
+        """
+        known = self.catalogue or self.configured
+        if agent not in known:
+            raise NotFound(f"no agent {agent!r:.60}; this node has: {', '.join(sorted(known))}",
+                           code="unknown_agent", details={"known": sorted(known)})
+        if not ready:
+            return
+        problem = self.catalogue[agent]["problem"] if self.catalogue else "loading"
+        if problem == "loading":
+            raise NoRunner
+        if problem:
+            raise Unavailable(f"agent {agent!r} cannot start: {problem}", code="provider_unavailable",
+                              details={"agent": agent})
+
+    def check_capabilities(self, agent: str, options: dict[str, Any]) -> None:
+        """Refuse a run that requires a type of capability which its agent has not; call ``check`` before.
+
+        Raises:
+            InvalidArgument: ``missing_required_capability``.
+        """
+        wanted = options.get("required_capabilities") or ()
+        entry = self.catalogue.get(agent)
+        if not wanted or entry is None or entry["problem"]:
+            return
+        have = {c["type"] for c in entry["capabilities"] if c.get("enabled", True)}
+        missing = [name for name in wanted if name not in have]
+        if missing:
+            raise InvalidArgument(
+                f"agent {agent!r} has no {missing[0]!r}", code="missing_required_capability",
+                details={"missing": missing, "has": sorted(have)},
+            )
+
+    def provider(self, agent: str) -> str:
+        """The provider behind an agent, for events."""
+        entry = self.catalogue.get(agent) or self.configured.get(agent) or {}
+        return str(entry.get("provider") or agent)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The agents of the node, sorted by name."""
+        empty = {"capabilities": [], "problem": "loading"}
+        rows = self.catalogue or {
+            name: {"name": name, "provider": table.get("provider", ""), **empty}
+            for name, table in self.configured.items()
+        }
+        return [row for _, row in sorted(rows.items())]
+
+    def reload(self, part: Part) -> None:
+        """Have every runner load its agents anew; the answer comes when all have.
+
+        Raises:
+            NoRunner: there is none.
+        """
+        ready = self.state.ready_runners()
+        if not ready:
+            raise NoRunner
+        self._tokens += 1
+        token = f"{self.state.epoch}.{self._tokens}"
+        self.reloads[token] = (part, set(ready), self.state.mono + RELOAD_S)
+        self.state.undo.append(lambda: self.reloads.pop(token, None))
+        self.state.commands.extend((runner, ["reload", token]) for runner in ready)
+
+    def on_catalogue(self, runner: int, token: str | None, entries: Sequence[dict[str, Any]]) -> bool:
+        """A runner says what it can run (all of it); whether that is news."""
+        former, self.catalogue = self.catalogue, {entry["name"]: entry for entry in entries}
+        waiting = self.reloads.get(token) if token is not None else None
+        if waiting is not None and token is not None:
+            part, missing, _ = waiting
+            missing.discard(runner)
+            if not missing:
+                del self.reloads[token]
+                part.resolve(wire.ok(self.rows()))
+        return former != self.catalogue
+
+    def expire(self) -> None:
+        """Answer the reloads whose time is over."""
+        now = self.state.mono
+        for token in [t for t, (_, _, at) in self.reloads.items() if at <= now]:
+            part, missing, _ = self.reloads.pop(token)
+            part.resolve(wire.failure(Unavailable(
+                f"runners {sorted(missing)} did not reload their agents in {RELOAD_S:g} s",
+                code="provider_timeout",
+            )))
+
+
+__all__ = ["RELOAD_S", "Agents", "Part"]
