@@ -32,9 +32,7 @@ TOLD = (
 
 def piece(event: Event) -> tuple[str, bool]:
     """The text of a streamed piece, and whether it belongs on stderr."""
-    text = event.data.get("delta")
-    if not isinstance(text, str):
-        text = event.data.get("content")
+    text = event.data.get("content")
     return (text if isinstance(text, str) else "", event.data.get("stream") == "stderr")
 
 

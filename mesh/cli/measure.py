@@ -54,7 +54,8 @@ def percentile(sorted_values: list[float], share: float) -> float:
 async def fill(client: mesh.AsyncClient, names: list[str]) -> None:
     """Store a route under every name."""
     for begin in range(0, len(names), MANY):
-        for result in await client.routes.set_many([(name, ROUTE) for name in names[begin : begin + MANY]]):
+        results: Any = await client.routes.set_many([(name, ROUTE) for name in names[begin : begin + MANY]])
+        for result in results:
             if isinstance(result, MeshError):
                 raise result
 

@@ -96,6 +96,8 @@ def errors_reported(options: Options) -> Iterator[None]:
 def report(error: MeshError, *, as_json: bool, hint: str | None = None) -> None:
     """Say what went wrong on stderr: one line, then a hint when there is one."""
     hint = hint or str(error.details.get("hint") or HINTS.get(error.code, ""))
+    if hint and hint.rpartition(": ")[2] in error.message:
+        hint = ""  # it was said already
     if as_json:
         click.echo(to_json({"error": error.to_map() | ({"hint": hint} if hint else {})}), err=True)
         return
@@ -204,7 +206,7 @@ def cause(death: dict[str, Any] | None) -> str:
     if not death:
         return "-"
     if death.get("signal"):
-        how = f"signal {death['signal']}"
+        how = f"killed by {death['signal']}"
     else:
         how = f"exit {death.get('exit_status')}"
     stderr = death.get("stderr") or ""

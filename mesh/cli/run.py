@@ -81,8 +81,7 @@ def run_in_session(
     else:
         record = client.sessions.start_or_get(session_id, agent, context=context or None)
     try:
-        options = {} if limit_s is None else {"deadline_s": limit_s}
-        given = client.runs.submit(record.id, {"prompt": prompt}, **options)
+        given = client.runs.submit(record.id, {"prompt": prompt}, deadline_s=limit_s)
         code = follow_run(client, record.id, given.id, after=record.seq, address=address)
     except BaseException:
         if session_id is None:
@@ -184,8 +183,14 @@ def _embedded(config_file: str | None) -> Iterator[str]:
     overrides = settings.to_map()
     for key in ("data_dir", "port", "host", "name"):
         overrides["node"].pop(key, None)
-    partitions, runners = overrides["node"].pop("partitions"), overrides["node"].pop("runners")
-    with mesh.LocalNode(partitions=min(partitions, 1), runners=min(runners, 1), config=overrides) as node:
+    overrides["node"] |= {"partitions": 1, "runners": 1}
+    node = mesh.LocalNode(config=overrides)
+    try:
+        node.start()
+    except MeshError as exc:
+        exc.details.setdefault("hint", "ask: mesh doctor")
+        raise
+    with node:
         yield node.address
 
 

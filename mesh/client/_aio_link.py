@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import weakref
 from asyncio import Future, get_running_loop
 from collections.abc import Iterable
 from time import monotonic
@@ -33,6 +34,7 @@ class AsyncLink:
         self.timeout_s = timeout_s
         self.closed = False
         self.endpoint = ""
+        self.listeners: weakref.WeakSet[Any] = weakref.WeakSet()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sockets: _link.Sockets | None = None
         self._forget_link()
@@ -155,7 +157,7 @@ class AsyncLink:
                 if ask.gate and status:
                     break
         finally:
-            for future in futures[len(results):]:
+            for future in futures[len(results) :]:
                 future.cancel()
         return results
 
@@ -172,7 +174,9 @@ class AsyncLink:
             raise ClientClosed("this client is closed; make a new one")
         if self._loop is not None:
             if self._loop.is_running():
-                raise InvalidState("an AsyncClient belongs to one event loop; make one for each", code="invalid_operation")
+                raise InvalidState(
+                    "an AsyncClient belongs to one event loop; make one for each", code="invalid_operation"
+                )
             self._detach()
         endpoint = _link.endpoint_of(self.address)
         self._forget_link()
@@ -274,6 +278,8 @@ class AsyncLink:
     def close(self) -> None:
         """Close the sockets; what is waiting ends with ``client_closed``. Idempotent."""
         self.closed = True
+        for listener in list(self.listeners):
+            listener.close()
         if self._loop is not None and not self._loop.is_closed():
             _finish(self._protocol.close())
         self._detach()

@@ -37,7 +37,9 @@ class AsyncListener:
         link.listeners.add(self)
 
     @classmethod
-    async def open(cls, link: AsyncLink, topics: Sequence[str], after: str | None, timeout_s: float | None) -> Self:
+    async def open(
+        cls, link: AsyncLink, topics: Sequence[str], after: str | None, timeout_s: float | None
+    ) -> Self:
         """Subscribe and wait until every partition's echo has come back."""
         check_timeout(timeout_s)
         machine, token, facts = await link.drive(plans.begin(topics, after, timeout_s), timeout_s)

@@ -12,6 +12,8 @@ from mesh.client._surface import Key, Route, failure, place_route, resolution, r
 from mesh.core.records import Page, PartitionInfo, PruneResult, Resolution, RouteEntry, RouteRecord
 from mesh.errors import MeshError
 
+List = list  #: the groups have a method of that name
+
 
 class AsyncRoutes:
     """Where replies of a conversation go. A key is a ``SessionKey``, a 4-sequence or the key's text."""
@@ -19,7 +21,9 @@ class AsyncRoutes:
     def __init__(self, link: AsyncLink) -> None:
         self._link = link
 
-    async def set(self, key: Key, route: Route, *, ttl_ms: int | None = None, timeout_s: float | None = None) -> None:
+    async def set(
+        self, key: Key, route: Route, *, ttl_ms: int | None = None, timeout_s: float | None = None
+    ) -> None:
         """Learn a route: a mapping with ``external_room_id``. It lives ``ttl_ms`` (None: the node's setting).
 
         Raises:
@@ -54,7 +58,9 @@ class AsyncRoutes:
             NotFound: ``no_route``.
         """
         if fallbacks:
-            found: Resolution = await self._link.drive(plans.resolve(self._link, key, fallbacks, timeout_s), timeout_s)
+            found: Resolution = await self._link.drive(
+                plans.resolve(self._link, key, fallbacks, timeout_s), timeout_s
+            )
             return found
         text, slot = place_route(key)
         status, value = await self._link.call(READ, slot, ("route.resolve", (text,)), timeout_s)
@@ -71,7 +77,12 @@ class AsyncRoutes:
         return bool(value)
 
     async def list(
-        self, bridge_id: str | None = None, room_id: str | None = None, limit: int = 100, cursor: str | None = None, *,
+        self,
+        bridge_id: str | None = None,
+        room_id: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        *,
         timeout_s: float | None = None,
     ) -> Page[RouteEntry]:
         """Live routes of all partitions, by key; go on with the page's ``cursor`` until it is None."""
@@ -92,21 +103,27 @@ class AsyncRoutes:
             raise failure(value)
         return dict(value)
 
-    async def set_many(self, pairs: Iterable[Any], *, timeout_s: float | None = None) -> list[MeshError | None]:
+    async def set_many(
+        self, pairs: Iterable[Any], *, timeout_s: float | None = None
+    ) -> List[MeshError | None]:
         """Set many: items are (key, route) or (key, route, ttl_ms). Per item None, or what went wrong."""
-        results: list[MeshError | None] = await self._link.drive(plans.set_many(pairs, timeout_s), timeout_s)
+        results: List[MeshError | None] = await self._link.drive(plans.set_many(pairs, timeout_s), timeout_s)
         return results
 
-    async def get_many(self, keys: Iterable[Key], *, timeout_s: float | None = None) -> list[RouteRecord | MeshError]:
+    async def get_many(
+        self, keys: Iterable[Key], *, timeout_s: float | None = None
+    ) -> List[RouteRecord | MeshError]:
         """Get many, in order; a MeshError instance stands where one failed."""
-        results: list[RouteRecord | MeshError] = await self._link.drive(plans.get_many(keys, timeout_s), timeout_s)
+        results: List[RouteRecord | MeshError] = await self._link.drive(
+            plans.get_many(keys, timeout_s), timeout_s
+        )
         return results
 
     async def resolve_many(
         self, keys: Iterable[Key], fallbacks: Route | Iterable[Route] = (), *, timeout_s: float | None = None
-    ) -> list[Resolution | MeshError]:
+    ) -> List[Resolution | MeshError]:
         """Resolve many, in order; a MeshError instance stands where one failed."""
-        results: list[Resolution | MeshError] = await self._link.drive(
+        results: List[Resolution | MeshError] = await self._link.drive(
             plans.resolve_many(self._link, keys, fallbacks, timeout_s), timeout_s
         )
         return results
@@ -138,9 +155,9 @@ class AsyncPartitions:
         info: PartitionInfo = await self._link.drive(plans.partition_info(index), timeout_s)
         return info
 
-    async def list(self, *, timeout_s: float | None = None) -> list[PartitionInfo]:
+    async def list(self, *, timeout_s: float | None = None) -> List[PartitionInfo]:
         """All of them, by index."""
-        infos: list[PartitionInfo] = await self._link.drive(plans.partition_infos(), timeout_s)
+        infos: List[PartitionInfo] = await self._link.drive(plans.partition_infos(), timeout_s)
         return infos
 
     async def restart(self, index: int, *, timeout_s: float | None = None) -> None:
@@ -159,20 +176,20 @@ class AsyncAgents:
     def __init__(self, link: AsyncLink) -> None:
         self._link = link
 
-    async def list(self, *, timeout_s: float | None = None) -> list[dict[str, Any]]:
+    async def list(self, *, timeout_s: float | None = None) -> List[dict[str, Any]]:
         """Name, provider, capabilities and problem (None, or why it cannot start) of each."""
         status, value = await self._link.call(READ, 0, ("agent.list", ()), timeout_s)
         if status:
             raise failure(value)
-        agents: list[dict[str, Any]] = value
+        agents: List[dict[str, Any]] = value
         return agents
 
-    async def reload(self, *, timeout_s: float | None = None) -> list[dict[str, Any]]:
+    async def reload(self, *, timeout_s: float | None = None) -> List[dict[str, Any]]:
         """Load config and agents' files anew in every runner; the same list afterwards."""
         status, value = await self._link.call(WRITE, 0, ("agent.reload", ()), timeout_s)
         if status:
             raise failure(value)
-        agents: list[dict[str, Any]] = value
+        agents: List[dict[str, Any]] = value
         return agents
 
 

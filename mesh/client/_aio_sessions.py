@@ -28,9 +28,16 @@ class AsyncSessions:
         return value
 
     async def create(
-        self, agent: str, *, id: str | None = None, agent_id: str | None = None,
-        context: Mapping[str, Any] | None = None, metadata: Mapping[str, Any] | None = None, tags: Sequence[str] = (),
-        parent_session_id: str | None = None, timeout_s: float | None = None,
+        self,
+        agent: str,
+        *,
+        id: str | None = None,
+        agent_id: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        tags: Sequence[str] = (),
+        parent_session_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> Session:
         """Store a new session, ``pending``.
 
@@ -44,9 +51,16 @@ class AsyncSessions:
         )
 
     async def start(
-        self, agent: str, *, id: str | None = None, agent_id: str | None = None,
-        context: Mapping[str, Any] | None = None, metadata: Mapping[str, Any] | None = None, tags: Sequence[str] = (),
-        parent_session_id: str | None = None, timeout_s: float | None = None,
+        self,
+        agent: str,
+        *,
+        id: str | None = None,
+        agent_id: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        tags: Sequence[str] = (),
+        parent_session_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> Session:
         """Create a session and bring up its live actor: ``active``, with a handle.
 
@@ -59,14 +73,23 @@ class AsyncSessions:
         )
 
     async def start_or_get(
-        self, id: str, agent: str, *, agent_id: str | None = None,
-        context: Mapping[str, Any] | None = None, metadata: Mapping[str, Any] | None = None, tags: Sequence[str] = (),
-        parent_session_id: str | None = None, timeout_s: float | None = None,
+        self,
+        id: str,
+        agent: str,
+        *,
+        agent_id: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        tags: Sequence[str] = (),
+        parent_session_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> Session:
         """The session of that id, live; started when there is none. Options of an existing one are ignored."""
         given = plans.fields(agent_id, context, metadata, tags, parent_session_id)
         return Session.from_map(
-            await self._one(WRITE, plans.new_session_call("session.start_or_get", agent, id, given), timeout_s)
+            await self._one(
+                WRITE, plans.new_session_call("session.start_or_get", agent, id, given), timeout_s
+            )
         )
 
     async def activate(self, id: str, *, timeout_s: float | None = None) -> Session:
@@ -103,7 +126,9 @@ class AsyncSessions:
         Raises:
             NotFound: it is not live.
         """
-        await self._one(WRITE, plans.session_call("session.stop", id), plans.settle_limit(self._link, timeout_s))
+        await self._one(
+            WRITE, plans.session_call("session.stop", id), plans.settle_limit(self._link, timeout_s)
+        )
 
     async def abort(self, id: str, *, timeout_s: float | None = None) -> int:
         """Cancel its runs and keep the session; returns how many there were, when they are settled."""
@@ -132,8 +157,14 @@ class AsyncSessions:
         return Session.from_map(await self._one(READ, plans.session_call("session.get", id), timeout_s))
 
     async def list(
-        self, status: str | None = None, agent_id: str | None = None, tags: Sequence[str] | None = None,
-        limit: int = 100, cursor: str | None = None, *, timeout_s: float | None = None,
+        self,
+        status: str | None = None,
+        agent_id: str | None = None,
+        tags: Sequence[str] | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        *,
+        timeout_s: float | None = None,
     ) -> Page[Session]:
         """Sessions of all partitions by creation; go on with the page's ``cursor`` until it is None."""
         page: Page[Session] = await self._link.drive(
@@ -159,7 +190,9 @@ class AsyncSessions:
         found: str = await self._one(READ, plans.session_call("session.id_of", sid, *more), timeout_s)
         return found
 
-    async def stop_by_handle(self, handle: Handle | Mapping[str, Any], *, timeout_s: float | None = None) -> None:
+    async def stop_by_handle(
+        self, handle: Handle | Mapping[str, Any], *, timeout_s: float | None = None
+    ) -> None:
         """Stop exactly this incarnation.
 
         Raises:
@@ -175,9 +208,16 @@ class AsyncSessions:
         return runs
 
     async def events(
-        self, id: str, *, run_id: str | None = None, type: str | Sequence[str] | None = None,
-        since: float | datetime | None = None, after: int | None = None, before: int | None = None,
-        limit: int | None = None, timeout_s: float | None = None,
+        self,
+        id: str,
+        *,
+        run_id: str | None = None,
+        type: str | Sequence[str] | None = None,
+        since: float | datetime | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        limit: int | None = None,
+        timeout_s: float | None = None,
     ) -> Sequence[Event]:
         """The log: filters combine with AND; ``after`` and ``before`` are seqs, exclusive; limit comes last.
 
@@ -186,12 +226,20 @@ class AsyncSessions:
         filters = plans.event_filters(
             run_id=run_id, type=type, since=since, after=after, before=before, limit=limit
         )
-        events: Sequence[Event] = await self._link.drive(plans.session_events(id, filters, timeout_s), timeout_s)
+        events: Sequence[Event] = await self._link.drive(
+            plans.session_events(id, filters, timeout_s), timeout_s
+        )
         return events
 
     async def stream(
-        self, id: str, *, after: int = 0, run_id: str | None = None, type: str | Sequence[str] | None = None,
-        stop_when: Callable[[Event], bool] | None = None, timeout_s: float | None = None,
+        self,
+        id: str,
+        *,
+        after: int = 0,
+        run_id: str | None = None,
+        type: str | Sequence[str] | None = None,
+        stop_when: Callable[[Event], bool] | None = None,
+        timeout_s: float | None = None,
     ) -> AsyncIterator[Event]:
         """Follow the log, live and without end: each event once, in order, over restarts of anything.
 
@@ -219,8 +267,12 @@ class AsyncRuns:
         return value
 
     async def create(
-        self, session_id: str, input: str | Mapping[str, Any], *,
-        required_capabilities: Sequence[str] = (), optional_capabilities: Sequence[str] = (),
+        self,
+        session_id: str,
+        input: str | Mapping[str, Any],
+        *,
+        required_capabilities: Sequence[str] = (),
+        optional_capabilities: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> Run:
         """Store a run, ``pending``; ``execute`` starts it."""
@@ -230,9 +282,18 @@ class AsyncRuns:
         return Run.from_map(await self._one(WRITE, placed, timeout_s))
 
     async def execute(
-        self, run_id: str, *, on_event: Callable[[Event], Any] | None = None, continuation: Any = False,
-        continuation_opts: Any = None, provider_opts: Mapping[str, Any] | None = None, policy: Any = None,
-        policies: Any = None, workspace: Any = None, deadline_s: float | None = None, timeout_s: float | None = None,
+        self,
+        run_id: str,
+        *,
+        on_event: Callable[[Event], Any] | None = None,
+        continuation: Any = False,
+        continuation_opts: Any = None,
+        provider_opts: Mapping[str, Any] | None = None,
+        policy: Any = None,
+        policies: Any = None,
+        workspace: Any = None,
+        deadline_s: float | None = None,
+        timeout_s: float | None = None,
     ) -> RunResult:
         """Start a pending run and wait for its end.
 
@@ -244,8 +305,13 @@ class AsyncRuns:
             MeshError: the run's error (``cancelled``, ``timeout``, ``provider_error`` ...), details name it.
         """
         options = plans.execute_options(
-            continuation=continuation, continuation_opts=continuation_opts, provider_opts=provider_opts, policy=policy,
-            policies=policies, workspace=workspace, deadline_s=deadline_s,
+            continuation=continuation,
+            continuation_opts=continuation_opts,
+            provider_opts=provider_opts,
+            policy=policy,
+            policies=policies,
+            workspace=workspace,
+            deadline_s=deadline_s,
         )
         result: RunResult = await self._link.drive(
             plans.execute(self._link, run_id, options, on_event, timeout_s), timeout_s
@@ -253,16 +319,30 @@ class AsyncRuns:
         return result
 
     async def submit(
-        self, session_id: str, input: str | Mapping[str, Any], *,
-        required_capabilities: Sequence[str] = (), optional_capabilities: Sequence[str] = (),
-        continuation: Any = False, continuation_opts: Any = None, provider_opts: Mapping[str, Any] | None = None,
-        policy: Any = None, policies: Any = None, workspace: Any = None, deadline_s: float | None = None,
+        self,
+        session_id: str,
+        input: str | Mapping[str, Any],
+        *,
+        required_capabilities: Sequence[str] = (),
+        optional_capabilities: Sequence[str] = (),
+        continuation: Any = False,
+        continuation_opts: Any = None,
+        provider_opts: Mapping[str, Any] | None = None,
+        policy: Any = None,
+        policies: Any = None,
+        workspace: Any = None,
+        deadline_s: float | None = None,
         timeout_s: float | None = None,
     ) -> Run:
         """Create and dispatch in one step: queued or running. Does not wait for its end."""
         options = plans.create_options(required_capabilities, optional_capabilities) | plans.execute_options(
-            continuation=continuation, continuation_opts=continuation_opts, provider_opts=provider_opts, policy=policy,
-            policies=policies, workspace=workspace, deadline_s=deadline_s,
+            continuation=continuation,
+            continuation_opts=continuation_opts,
+            provider_opts=provider_opts,
+            policy=policy,
+            policies=policies,
+            workspace=workspace,
+            deadline_s=deadline_s,
         )
         run_id = plans.new_run_id(session_id)
         placed = plans.run_call("run.submit", run_id, session_id, plans.check_input(input), options)

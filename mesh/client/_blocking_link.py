@@ -15,6 +15,7 @@ import os
 import select
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any
@@ -66,6 +67,7 @@ class BlockingLink:
         self.timeout_s = timeout_s
         self.closed = False
         self.endpoint = ""
+        self.listeners: weakref.WeakSet[Any] = weakref.WeakSet()
         self._sockets: _link.Sockets | None = None
         self._pipe: tuple[int, int] | None = None
         self._forget_link()
@@ -85,7 +87,7 @@ class BlockingLink:
         self._watched: dict[bytes, Any] = {}
         self._protocol = Protocol(_link.new_client_id, str(self.address), self.timeout_s)
         self._waiting: dict[_Waiter, None] = {}
-        self._driving = False
+        self._driver: _Waiter | None = None
         self._polling = False
         self._down = False
 
@@ -124,7 +126,7 @@ class BlockingLink:
             if self._sockets is None:
                 return
             self._protocol.note(partition, monotonic())
-            if self._driving:
+            if self._driver is not None:
                 self._ring()
             else:
                 self._send(monotonic())
@@ -227,8 +229,8 @@ class BlockingLink:
 
     def _join(self, waiter: _Waiter) -> bool:
         """True: this thread drives. Else it waits for its driver. Called with the mutex held."""
-        if not self._driving:
-            self._driving = True
+        if self._driver is None or self._driver is waiter:
+            self._driver = waiter
             return True
         waiter.waits = True
         self._waiting[waiter] = None
@@ -261,18 +263,19 @@ class BlockingLink:
             self._waiting.pop(waiter, None)
             if waiter.waits:
                 waiter.waits = False
-            elif waiter.lock.acquire(blocking=False):  # woken after all, while it was interrupted
+            else:
+                waiter.lock.acquire(blocking=False)  # it may have been woken while it was interrupted
                 drive = drive or waiter.drives
             waiter.drives = False
             if not drive:
                 return
-            self._driving = False
+            self._driver = None
             for other in self._waiting:
                 del self._waiting[other]
-                self._driving = other.drives = True
+                self._driver, other.drives = other, True
                 other.wake()
                 break
-            if self.closed and not self._driving:
+            if self.closed and self._driver is None:
                 self._shut()
 
     def _turn(self) -> None:
@@ -300,7 +303,9 @@ class BlockingLink:
 
     def _wait_ms(self, now_s: float) -> int:
         due_s = self._protocol.due_s
-        return _POLL_MS_MAX if due_s == FOREVER else min(_POLL_MS_MAX, max(0, int((due_s - now_s) * 1000) + 1))
+        return (
+            _POLL_MS_MAX if due_s == FOREVER else min(_POLL_MS_MAX, max(0, int((due_s - now_s) * 1000) + 1))
+        )
 
     def _send(self, now_s: float) -> None:
         protocol = self._protocol
@@ -367,7 +372,9 @@ class BlockingLink:
             if self.closed:
                 return
             self.closed = True
-            if self._driving:
+            for listener in list(self.listeners):
+                listener.close()
+            if self._driver is not None:
                 self._polling = True
                 self._ring()  # the driver ends what is open; the last to leave closes the sockets
                 return

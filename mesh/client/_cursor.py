@@ -45,14 +45,23 @@ class FeedCursor:
     """Where a listener stands. ``encode`` turns positions into the opaque text of a cursor."""
 
     def __init__(
-        self, topics: Sequence[str], slot_map: bytes, partitions: int, encode: Any, after: list[Any] | None = None
+        self,
+        topics: Sequence[str],
+        slot_map: bytes,
+        partitions: int,
+        encode: Any,
+        after: list[Any] | None = None,
     ) -> None:
         self.topics = _checked(topics)
         self.partitions = partitions
         self._encode = encode
         self.lifecycle = any(_covers(topic, "lifecycle.") for topic in self.topics)
         self.all_sessions = any(_whole_sessions(topic) for topic in self.topics)
-        ids = () if self.all_sessions else sorted({sid for t in self.topics if (sid := _session_of(t)) is not None})
+        ids = (
+            ()
+            if self.all_sessions
+            else sorted({sid for t in self.topics if (sid := _session_of(t)) is not None})
+        )
         self.sessions = {sid: slot_map[session_slot(sid)] for sid in ids}
         self.live: set[int] = set()
         self.holes: list[Hole] = []
@@ -68,7 +77,9 @@ class FeedCursor:
         """The prefixes to subscribe, with our own echo."""
         wanted = {"node.head", f"node.echo.{token}"}
         wanted |= {"lifecycle."} if self.lifecycle else set()
-        wanted |= {"session."} if self.all_sessions else {f"session.{topic_id(sid)}." for sid in self.sessions}
+        wanted |= (
+            {"session."} if self.all_sessions else {f"session.{topic_id(sid)}." for sid in self.sessions}
+        )
         for topic in self.topics:
             for family in ("node.", "route."):
                 if _covers(topic, family):
@@ -80,9 +91,10 @@ class FeedCursor:
     def _resume(self, after: list[Any]) -> None:
         try:
             _, partitions, lseq, pos, seq = after
-            complete = (not self.lifecycle or len(lseq) == partitions) and set(seq) >= set(self.sessions)
-            if partitions != self.partitions or not complete or (self.all_sessions and len(pos) != partitions):
+            kept = (lseq is not None or not self.lifecycle) and (pos is not None or not self.all_sessions)
+            if partitions != self.partitions or not kept or not set(seq) >= set(self.sessions):
                 raise ValueError("other topics")
+            lseq, pos = lseq or {}, pos or {}
             numbers = [*lseq.values(), *pos.values(), *seq.values()]
             if not all(type(n) is int and n >= 0 for n in numbers):
                 raise ValueError("not numbers")
@@ -103,12 +115,16 @@ class FeedCursor:
         if not self._resumed:
             return
         p = head["partition"]
-        lost = self.lifecycle and self._lseq[p] + 1 < (head.get("lseq_kept") or 0) and self._lseq[p] < head["lseq"]
-        strange = (self.lifecycle and self._lseq[p] > head["lseq"]) or (
-            self.all_sessions and self._pos[p] > head["pos"])
+        lseq, pos = self._lseq.get(p), self._pos.get(p)
+        lost = lseq is not None and lseq < head["lseq"] and lseq + 1 < (head.get("lseq_kept") or 0)
+        strange = (lseq is not None and lseq > head["lseq"]) or (
+            self.all_sessions and pos is not None and pos > head["pos"]
+        )
         if lost or strange:
             why = "is no longer kept" if lost else "is not of this node"
-            raise InvalidArgument(f"the history behind this cursor {why} (partition {p})", code="invalid_cursor")
+            raise InvalidArgument(
+                f"the history behind this cursor {why} (partition {p})", code="invalid_cursor"
+            )
 
     def on_opening(self, topic: str, data: dict[str, Any], token: str) -> None:
         """While opening only echoes count: from there on nothing of that partition is missed."""
@@ -195,13 +211,16 @@ class FeedCursor:
                     self._hole("events", partition, session_id, self._seq.get(session_id, 0), 0)
 
     def _hole(self, unit: str, partition: int, session_id: str, after: int, target: int) -> None:
-        if not any(h.unit == unit and h.partition == partition and h.session_id == session_id for h in self.holes):
+        if not any(
+            h.unit == unit and h.partition == partition and h.session_id == session_id for h in self.holes
+        ):
             self.holes.append(Hole(unit, partition, session_id, after, target))
 
     # --- fetched ---
 
-    def fetched(self, hole: Hole, rows: Sequence[Any]) -> list[Notification]:
-        """Take a page of the log; the hole stays in ``holes`` while there is more of it.
+    def fetched(self, hole: Hole, rows: Sequence[Any], complete: bool = True) -> list[Notification]:
+        """Take a page of the log; the hole stays in ``holes`` while there is more of it (``complete`` False,
+        or its target was not reached).
 
         Raises:
             InvalidArgument: ``invalid_cursor``, the log no longer holds what is missing.
@@ -215,13 +234,14 @@ class FeedCursor:
             if hole.unit == "lifecycle" and last == hole.after and number > last + 1:
                 raise InvalidArgument(
                     f"lifecycle messages {last + 1} to {number - 1} of partition {hole.partition} are no longer kept",
-                    code="invalid_cursor", details={"partition": hole.partition},
+                    code="invalid_cursor",
+                    details={"partition": hole.partition},
                 )
             if number > self._stand(hole):
                 self._advance(hole, number)
                 out += self._deliver(topic, data)
             last = max(last, number)
-        if rows and (last < hole.target or (not hole.target and len(rows) >= FETCH_ROWS)):
+        if rows and (last < hole.target or not complete):
             self.holes.insert(0, hole._replace(after=last))
         elif hole.target > self._stand(hole):
             self._advance(hole, hole.target)
@@ -231,7 +251,6 @@ class FeedCursor:
         """The log could not be read now. The hole shows again, with the next message or head."""
         self.holes.remove(hole)
         if hole.unit == "events":
-            self._pos.pop(hole.partition, None)
             self._pos[hole.partition] = -1
 
     def _as_message(self, hole: Hole, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -257,8 +276,15 @@ class FeedCursor:
 
     def cursor(self) -> str:
         """The opaque text of where we stand."""
-        text: str = self._encode([
-            CURSOR, self.partitions, self._lseq, self._pos if self.all_sessions else {}, self._seq])
+        text: str = self._encode(
+            [
+                CURSOR,
+                self.partitions,
+                self._lseq if self.lifecycle else None,
+                self._pos if self.all_sessions else None,
+                self._seq,
+            ]
+        )
         return text
 
 
@@ -278,7 +304,8 @@ def _checked(topics: Sequence[str]) -> tuple[str, ...]:
     for topic in topics:
         if not isinstance(topic, str) or not any(_covers(topic, family) for family in FAMILIES):
             raise InvalidArgument(
-                f"no such topic: {topic!r:.80}; topics begin with {', '.join(FAMILIES)}", code="invalid_argument"
+                f"no such topic: {topic!r:.80}; topics begin with {', '.join(FAMILIES)}",
+                code="invalid_argument",
             )
     return tuple(topics) or ("",)
 

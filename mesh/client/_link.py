@@ -148,7 +148,9 @@ def endpoint_of(address: str | None) -> str:
     host, _, port = rest.rpartition(":")
     good = bool(rest) if scheme == "ipc" else scheme == "tcp" and bool(host) and port.isdigit()
     if not good:
-        raise ConfigError(f"not an address: {address!r:.120} (expected tcp://host:port, host:port or ipc://path)")
+        raise ConfigError(
+            f"not an address: {address!r:.120} (expected tcp://host:port, host:port or ipc://path)"
+        )
     return address
 
 
@@ -175,6 +177,13 @@ def feed_endpoint(endpoint: str, facts: dict[str, Any]) -> str:
 
 
 __all__ = [
-    "Forkable", "Sockets", "endpoint_of", "feed_endpoint", "keep", "new_client_id", "register", "release_context",
+    "Forkable",
+    "Sockets",
+    "endpoint_of",
+    "feed_endpoint",
+    "keep",
+    "new_client_id",
+    "register",
+    "release_context",
     "use_context",
 ]

@@ -29,6 +29,11 @@ STALE: Pair = (3, None)
 PIECE_CALLS = 256
 #: A payload is closed when it has reached this size; a single call may be larger.
 PAYLOAD_BYTES = 1024 * 1024
+#: What the header's field can say; a longer limit is kept by the client alone.
+REMAINING_S_MAX = 4_000_000.0
+
+_PLACED = frozenset((int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)))
+_PARTITION = int(wire.Flag.PARTITION)
 
 
 class Numbering:
@@ -100,13 +105,41 @@ class Payload:
     """One request on its way to its answer."""
 
     __slots__ = (
-        "boot", "body", "calls", "deadline_s", "done", "due_s", "epoch", "identity", "kind", "number", "opened_s",
-        "partition", "queued", "refusal", "refusals", "renewals", "request_id", "sends", "slots", "tokens",
+        "boot",
+        "body",
+        "calls",
+        "deadline_s",
+        "done",
+        "due_s",
+        "epoch",
+        "identity",
+        "kind",
+        "number",
+        "opened_s",
+        "partition",
+        "queued",
+        "refusal",
+        "refusals",
+        "renewals",
+        "request_id",
+        "sends",
+        "slots",
+        "tokens",
+        "tried",
     )
 
     def __init__(
-        self, *, kind: int, partition: int, request_id: int, deadline_s: float, now_s: float, body: bytes = b"",
-        calls: Sequence[Call] = (), slots: Sequence[int] = (), tokens: Sequence[Any] = (),
+        self,
+        *,
+        kind: int,
+        partition: int,
+        request_id: int,
+        deadline_s: float,
+        now_s: float,
+        body: bytes = b"",
+        calls: Sequence[Call] = (),
+        slots: Sequence[int] = (),
+        tokens: Sequence[Any] = (),
     ) -> None:
         self.kind = kind
         self.partition = partition
@@ -122,12 +155,33 @@ class Payload:
         self.boot = 0  #: router's boot id when it was sent last; 0: not known then
         self.epoch = 0  #: the partition's epoch then
         self.due_s = deadline_s  #: when the core looks at it again
-        self.sends = 0
+        self.sends = 0  #: since it was refused last
+        self.tried = False  #: it left at least once
         self.refusals = 0
         self.renewals = 0
         self.refusal: dict[str, Any] | None = None
         self.queued = False
         self.done = False
+
+    def encode(self, now_s: float, map_version: int) -> bytes:
+        """The frame as it is to be sent now."""
+        kind, done_below = self.kind, 0
+        if self.number and self.identity is not None:
+            done_below = self.identity.numbering(self.partition).done_below()
+        placed = kind in _PLACED
+        return (
+            wire.encode_header(
+                kind,
+                flags=_PARTITION if placed else 0,
+                address=self.partition,
+                map_version=map_version if placed else 0,
+                remaining_ms=max(1, int(min(self.deadline_s - now_s, REMAINING_S_MAX) * 1000)),
+                request_id=self.request_id,
+                number=self.number,
+                done_below=done_below,
+            )
+            + self.body
+        )
 
     @property
     def what(self) -> str:
@@ -159,7 +213,11 @@ def split(
 
 
 def _pack_range(
-    calls: Sequence[Call], first: int, end: int, limit: int, bodies: list[tuple[int, int, bytes]],
+    calls: Sequence[Call],
+    first: int,
+    end: int,
+    limit: int,
+    bodies: list[tuple[int, int, bytes]],
     bad: list[tuple[int, LocalProtocolError]],
 ) -> None:
     """Pack calls[first:end], halving where it does not fit or holds something that cannot travel."""
@@ -192,7 +250,7 @@ def _join(pieces: list[tuple[int, int, bytes]], limit: int) -> list[tuple[int, i
             joined.append(group[0])
         elif group:
             first, end = group[0][0], group[-1][1]
-            parts = [body[_header_bytes(stop - start):] for start, stop, body in group]
+            parts = [body[_header_bytes(stop - start) :] for start, stop, body in group]
             joined.append((first, end, wire.array_header(end - first) + b"".join(parts)))
         group.clear()
 
@@ -219,6 +277,16 @@ def error_pair(error: MeshError) -> Pair:
 
 
 __all__ = [
-    "LOCAL_ERROR", "PAYLOAD_BYTES", "PIECE_CALLS", "STALE", "Batch", "Call", "Identity", "Numbering", "Pair", "Payload",
-    "error_pair", "split",
+    "LOCAL_ERROR",
+    "PAYLOAD_BYTES",
+    "PIECE_CALLS",
+    "STALE",
+    "Batch",
+    "Call",
+    "Identity",
+    "Numbering",
+    "Pair",
+    "Payload",
+    "error_pair",
+    "split",
 ]

@@ -25,19 +25,17 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
+from mesh.client._facts import Facts, again_s, body_of, facts_of, refusal_of, too_late, unreachable
 from mesh.client._payload import LOCAL_ERROR, STALE, Batch, Call, Identity, Pair, Payload, error_pair, split
 from mesh.core import wire
 from mesh.core.wire import Flag, Kind
-from mesh.errors import ClientClosed, DeadlineExceeded, MeshError, NodeUnreachable, RemoteProtocolError
+from mesh.errors import ClientClosed, RemoteProtocolError
 
 HELLO_EVERY_S = 0.05
 #: The first look at a payload that got no answer; doubled each time.
 SILENCE_S = 1.0
 WAIT_PING_S = 2.0
 BLOCKED_RETRY_S = 0.02
-AGAIN_S = 0.02
-AGAIN_MAX_S = 0.2
-OVERLOADED_MAX_S = 1.0
 RENEWALS_MAX = 3
 #: Notes to the router wait no longer than this for a connection.
 NOTE_S = 1.0
@@ -47,24 +45,16 @@ MANY_OPS = frozenset(("route.set_many", "route.get_many", "route.resolve_many"))
 
 READ, WRITE, WAIT = int(Kind.READ), int(Kind.WRITE), int(Kind.WAIT)
 HELLO, STATUS, RESTART, PING, NOTE = (
-    int(Kind.HELLO), int(Kind.STATUS), int(Kind.RESTART), int(Kind.PING), int(Kind.NOTE)
+    int(Kind.HELLO),
+    int(Kind.STATUS),
+    int(Kind.RESTART),
+    int(Kind.PING),
+    int(Kind.NOTE),
 )
 
 _LISTS, _TWO = {list}, {2}
 
 Completion = tuple[Sequence[Any], Iterable[Pair]]
-
-
-class Facts(NamedTuple):
-    """What HELLO said about the node."""
-
-    boot: int
-    map_version: int
-    slot_map: bytes
-    partitions: int
-    fallback_after_s: float
-    frame_bytes: int
-    values: dict[str, Any]
 
 
 class Early(NamedTuple):
@@ -133,9 +123,15 @@ class Protocol:
     def note(self, partition: int, now_s: float) -> None:
         """Tell the router that a caller was served from his own fallback. Nobody waits for the answer."""
         if self._map is not None:
-            self._queue(Payload(
-                kind=NOTE, partition=partition, request_id=self._id(), deadline_s=now_s + NOTE_S, now_s=now_s
-            ))
+            self._queue(
+                Payload(
+                    kind=NOTE,
+                    partition=partition,
+                    request_id=self._id(),
+                    deadline_s=now_s + NOTE_S,
+                    now_s=now_s,
+                )
+            )
 
     def flush(self, now_s: float) -> list[Completion]:
         """Turn what was added into payloads; what cannot travel is completed at once."""
@@ -155,10 +151,17 @@ class Protocol:
     def _accept(self, early: Early, now_s: float, done: list[Completion]) -> None:
         """Place a call that was added without a map, or keep it for the HELLO that is on its way."""
         if early.call is None and early.kind != HELLO:
-            self._open_payload(Payload(
-                kind=early.kind, partition=~early.slot, request_id=self._id(), deadline_s=early.deadline_s,
-                now_s=now_s, tokens=(early.token,),
-            ), now_s)
+            self._open_payload(
+                Payload(
+                    kind=early.kind,
+                    partition=~early.slot,
+                    request_id=self._id(),
+                    deadline_s=early.deadline_s,
+                    now_s=now_s,
+                    tokens=(early.token,),
+                ),
+                now_s,
+            )
         elif self._map is None:
             self._early.append(early)
             self._look_at(early.deadline_s)
@@ -198,8 +201,15 @@ class Protocol:
             done.append(((tokens[index],), ((LOCAL_ERROR, error),)))
         for first, end, body in bodies:
             payload = Payload(
-                kind=kind, partition=partition, request_id=self._id(), deadline_s=deadline_s, now_s=now_s, body=body,
-                calls=calls[first:end], slots=slots[first:end], tokens=tokens[first:end],
+                kind=kind,
+                partition=partition,
+                request_id=self._id(),
+                deadline_s=deadline_s,
+                now_s=now_s,
+                body=body,
+                calls=calls[first:end],
+                slots=slots[first:end],
+                tokens=tokens[first:end],
             )
             if kind == WRITE:
                 payload.number = self._identity.numbering(partition).take()
@@ -237,27 +247,16 @@ class Protocol:
                 payload.queued = False
                 outbox.popleft()
                 continue
-            return (payload.identity or self._identity).client_id, self._encode(payload, now_s)
+            version = self.facts.map_version if self.facts is not None else 0
+            return (payload.identity or self._identity).client_id, payload.encode(now_s, version)
         return None
-
-    def _encode(self, payload: Payload, now_s: float) -> bytes:
-        kind, done_below = payload.kind, 0
-        if payload.number and payload.identity is not None:
-            done_below = payload.identity.numbering(payload.partition).done_below()
-        remaining_s = min(payload.deadline_s - now_s, 4_000_000.0)
-        placed = kind in (READ, WRITE, WAIT)
-        return wire.encode_header(
-            kind, flags=Flag.PARTITION if placed else 0, address=payload.partition,
-            map_version=self.facts.map_version if placed and self.facts else 0,
-            remaining_ms=max(1, int(remaining_s * 1000)), request_id=payload.request_id, number=payload.number,
-            done_below=done_below,
-        ) + payload.body
 
     def sent(self) -> None:
         """The frame of ``next_frame`` is on its way."""
         payload = self._outbox.popleft()
         payload.queued = False
         payload.sends += 1
+        payload.tried = True
         payload.boot = self._boot
         payload.epoch = self._epochs.get(payload.partition, 0)
 
@@ -273,7 +272,11 @@ class Protocol:
     def _say_hello(self, now_s: float) -> None:
         if self._hello is None:
             self._hello = Payload(
-                kind=HELLO, partition=0, request_id=self._id(), deadline_s=FOREVER, now_s=now_s,
+                kind=HELLO,
+                partition=0,
+                request_id=self._id(),
+                deadline_s=FOREVER,
+                now_s=now_s,
             )
         self._hello.due_s = now_s + HELLO_EVERY_S
         self._look_at(self._hello.due_s)
@@ -308,10 +311,14 @@ class Protocol:
     def _pairs(self, payload: Payload, frame: bytes) -> Iterable[Pair]:
         try:
             if not payload.calls:
-                return ((0, _body(frame)),)
-            pairs: Sequence[Pair] = _body(frame)
-            if type(pairs) is not list or len(pairs) != len(payload.calls) or set(map(type, pairs)) != _LISTS \
-                    or set(map(len, pairs)) != _TWO:
+                return ((0, body_of(frame)),)
+            pairs: Sequence[Pair] = body_of(frame)
+            if (
+                type(pairs) is not list
+                or len(pairs) != len(payload.calls)
+                or set(map(type, pairs)) != _LISTS
+                or set(map(len, pairs)) != _TWO
+            ):
                 raise RemoteProtocolError(f"not the answers to {len(payload.calls)} calls")
         except RemoteProtocolError as error:
             return repeat(error_pair(error), len(payload.tokens))
@@ -368,9 +375,9 @@ class Protocol:
 
     def _on_hello(self, frame: bytes, flags: int, now_s: float) -> list[Completion]:
         try:
-            facts = _facts(_body(frame))
-        except (RemoteProtocolError, KeyError, TypeError, ValueError) as exc:
-            return self._on_garbage(RemoteProtocolError(f"not an answer to HELLO: {exc}"))
+            facts = facts_of(frame)
+        except RemoteProtocolError as error:
+            return self._on_garbage(error)
         self._drop_hello()
         if self.facts is not None and facts.map_version != self.facts.map_version:
             self._epochs.clear()
@@ -388,21 +395,17 @@ class Protocol:
 
     # --- refusals ---
 
-    def _on_refusal(self, payload: Payload, header: wire.Header, frame: bytes, now_s: float) -> list[Completion]:
-        try:
-            error = _body(frame)
-            code = error["code"]
-        except (RemoteProtocolError, KeyError, TypeError):
-            error = RemoteProtocolError("a refusal without a reason").to_map()
-            code = error["code"]
-        payload.refusal = error
+    def _on_refusal(
+        self, payload: Payload, header: wire.Header, frame: bytes, now_s: float
+    ) -> list[Completion]:
+        payload.refusal = error = refusal_of(frame)
         payload.refusals += 1
         if header.flags & Flag.STALE_MAP:
             return self._on_stale(payload, header.map_version, now_s)
-        if code == "client_expired" and payload.renewals < RENEWALS_MAX and payload.number:
+        if error["code"] == "client_expired" and payload.renewals < RENEWALS_MAX and payload.number:
             self._renew(payload, now_s)
             return []
-        delay_s = _delay_s(payload, code, error, header.flags)
+        delay_s = again_s(payload, error, header.flags)
         if delay_s is not None and now_s + delay_s < payload.deadline_s:
             payload.due_s = now_s + delay_s
             payload.sends = 0
@@ -478,7 +481,7 @@ class Protocol:
         for payload in list(self._open.values()):
             if payload.deadline_s <= now_s:
                 self._close_payload(payload)
-                pair = error_pair(self._too_late(payload, now_s))
+                pair = error_pair(too_late(payload, self._address, now_s))
                 done.append((payload.tokens, repeat(pair, len(payload.tokens))))
                 continue
             if payload.due_s <= now_s:
@@ -492,7 +495,7 @@ class Protocol:
         late = [early for early in self._early if early.deadline_s <= now_s]
         if late:
             self._early = [early for early in self._early if early.deadline_s > now_s]
-            pair = error_pair(self._unreachable())
+            pair = error_pair(unreachable(self._address))
             done.append(([early.token for early in late], repeat(pair, len(late))))
         for early in self._early:
             self._look_at(early.deadline_s)
@@ -532,26 +535,6 @@ class Protocol:
         ping.identity = payload.identity
         self._queue(ping)
 
-    def _too_late(self, payload: Payload, now_s: float) -> MeshError:
-        if not payload.sends and payload.refusal is None:
-            return self._unreachable()
-        waited_s = now_s - payload.opened_s
-        details: dict[str, Any] = {"op": payload.calls[0][0] if payload.calls else payload.what,
-                                   "partition": payload.partition, "waited_ms": int(waited_s * 1000)}
-        last = ""
-        if payload.refusal is not None:
-            details["last_refusal"] = payload.refusal.get("code")
-            last = f"; the node's last word: {payload.refusal.get('message')}"
-        return DeadlineExceeded(
-            f"{payload.what}: no answer from {self._address} within {waited_s:.3g} s{last}", details=details
-        )
-
-    def _unreachable(self) -> NodeUnreachable:
-        return NodeUnreachable(
-            f"no mesh node answers at {self._address}: start one with `mesh up`, or check the address",
-            details={"address": self._address},
-        )
-
     def close(self) -> list[Completion]:
         """End everything that is open with ``client_closed``."""
         tokens = [row[3] for row in self._unplaced] + [early.token for early in self._early]
@@ -567,32 +550,17 @@ class Protocol:
         return [(tokens, repeat(pair, len(tokens)))] if tokens else []
 
 
-def _body(frame: bytes) -> Any:
-    return wire.unpack(memoryview(frame)[wire.HEADER_BYTES:]) if len(frame) > wire.HEADER_BYTES else None
-
-
-def _facts(values: dict[str, Any]) -> Facts:
-    slot_map = values["slots"]
-    if type(slot_map) is not bytes or not slot_map:
-        raise RemoteProtocolError("HELLO without a placement map")
-    return Facts(
-        boot=values["boot"], map_version=values["map_version"], slot_map=slot_map, partitions=values["partitions"],
-        fallback_after_s=values.get("fallback_after_ms", 500) / 1000,
-        frame_bytes=min(values.get("frame_bytes", wire.FRAME_BYTES_MAX), wire.FRAME_BYTES_MAX), values=values,
-    )
-
-
-def _delay_s(payload: Payload, code: str, error: dict[str, Any], flags: int) -> float | None:
-    """How long to wait before the payload is sent again; None when the refusal is the answer."""
-    if code == "overloaded":
-        asked_ms = (error.get("details") or {}).get("retry_after_ms")
-        wanted_s = asked_ms / 1000 if isinstance(asked_ms, int) and asked_ms > 0 else AGAIN_S
-        return min(wanted_s * 2.0 ** min(payload.refusals // 2, 10), OVERLOADED_MAX_S)
-    if not flags & Flag.AGAIN:
-        return None
-    return min(AGAIN_S * 2.0 ** min(payload.refusals // 3, 10), AGAIN_MAX_S)
-
-
 __all__ = [
-    "HELLO", "NOTE", "PING", "READ", "RESTART", "STATUS", "WAIT", "WRITE", "Completion", "Early", "Facts", "Protocol",
+    "HELLO",
+    "NOTE",
+    "PING",
+    "READ",
+    "RESTART",
+    "STATUS",
+    "WAIT",
+    "WRITE",
+    "Completion",
+    "Early",
+    "Facts",
+    "Protocol",
 ]

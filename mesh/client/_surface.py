@@ -116,9 +116,10 @@ def check_route(route: Any) -> dict[str, Any]:
         if not isinstance(route, Mapping):
             raise InvalidArgument(f"a route is a mapping, not {type(route).__name__}", code="invalid_route")
         route = dict(route)
-    if route.get("external_room_id") is None:
+    checked: dict[str, Any] = route
+    if checked.get("external_room_id") is None:
         raise InvalidArgument("a route needs an external_room_id that is not None", code="invalid_route")
-    return route
+    return checked
 
 
 def check_ttl(ttl_ms: Any) -> None:
@@ -128,7 +129,9 @@ def check_ttl(ttl_ms: Any) -> None:
         InvalidArgument: ``invalid_ttl``.
     """
     if ttl_ms is not None and (type(ttl_ms) is not int or not 0 < ttl_ms <= 10**13):
-        raise InvalidArgument(f"ttl_ms must be a whole number from 1 to 10**13, not {ttl_ms!r:.40}", code="invalid_ttl")
+        raise InvalidArgument(
+            f"ttl_ms must be a whole number from 1 to 10**13, not {ttl_ms!r:.40}", code="invalid_ttl"
+        )
 
 
 def check_timeout(timeout_s: Any) -> None:
@@ -138,8 +141,9 @@ def check_timeout(timeout_s: Any) -> None:
         InvalidArgument: ``invalid_argument``.
     """
     if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s > 0):
-        raise InvalidArgument(f"timeout_s must be a number of seconds above 0, not {timeout_s!r:.40}",
-                              code="invalid_argument")
+        raise InvalidArgument(
+            f"timeout_s must be a number of seconds above 0, not {timeout_s!r:.40}", code="invalid_argument"
+        )
 
 
 def failure(value: Any) -> MeshError:
@@ -213,7 +217,31 @@ def value_of(result: Any) -> Any:
 
 
 __all__ = [
-    "EVERY_S", "FACTS", "PAGE_MAX", "READ", "REPLACE", "WRITE", "Ask", "Emit", "Key", "NeedFacts", "Pause", "Plan", "Request", "Route",
-    "check_route", "check_timeout", "check_ttl", "decode_cursor", "encode_cursor", "failure", "place_route",
-    "resolution", "result_of", "route_entry", "route_record", "valid_fallbacks", "value_of",
+    "EVERY_S",
+    "FACTS",
+    "PAGE_MAX",
+    "READ",
+    "REPLACE",
+    "WRITE",
+    "Ask",
+    "Emit",
+    "Key",
+    "NeedFacts",
+    "Pause",
+    "Plan",
+    "Request",
+    "Route",
+    "check_route",
+    "check_timeout",
+    "check_ttl",
+    "decode_cursor",
+    "encode_cursor",
+    "failure",
+    "place_route",
+    "resolution",
+    "result_of",
+    "route_entry",
+    "route_record",
+    "valid_fallbacks",
+    "value_of",
 ]

@@ -12,7 +12,6 @@ from mesh.client._protocol import READ, Facts
 from mesh.client._surface import EVERY_S, Ask, NeedFacts, Pause, Plan, decode_cursor, encode_cursor, value_of
 from mesh.client._surface_sessions import session_call
 from mesh.core import wire
-from mesh.core.records import Notification
 from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError
 
 #: How often partitions are asked for our echo: at first, and at most.
@@ -50,8 +49,10 @@ def go_live(machine: FeedCursor, token: str, drain: Drain, limit_s: float) -> Pl
             break
         left_s = deadline_s - monotonic()
         if left_s <= 0:
-            raise DeadlineExceeded(f"the feed of partitions {silent} did not become live within {limit_s:.3g} s",
-                                   details={"partitions": silent})
+            raise DeadlineExceeded(
+                f"the feed of partitions {silent} did not become live within {limit_s:.3g} s",
+                details={"partitions": silent},
+            )
         ask_s = min(EVERY_S, left_s)
         heads = yield [Ask(READ, ~p, ("feed.echo", (token,)), ask_s) for p in silent]
         for partition, head in zip(silent, heads, strict=True):
@@ -105,15 +106,15 @@ def fetch(machine: FeedCursor, hole: Hole) -> Plan:
     if isinstance(answer, InvalidArgument):
         raise answer
     if isinstance(answer, MeshError):
-        missing = answer.code == "session_not_found"
-        if missing:
-            machine.fetched(hole, ())
-            return []
+        if answer.code == "session_not_found":
+            return machine.fetched(hole, ())
         machine.unfetched(hole)
         yield Pause(HOLE_RETRY_S)
         return []
-    notes: list[Notification] = machine.fetched(hole, answer[0] if hole.unit == "events" else answer)
-    return notes
+    if hole.unit == "events":
+        rows, complete = answer
+        return machine.fetched(hole, rows, complete)
+    return machine.fetched(hole, answer)
 
 
 def decode_message(frames: Sequence[bytes]) -> tuple[str, dict[str, Any]] | None:

@@ -38,7 +38,9 @@ MANY_MAX = 4_096
 #: How often keys are placed anew when the map changes under a ``*_many``.
 PLACE_ATTEMPTS = 5
 #: Answered by the caller's own fallback: the node cannot say it in time.
-_UNAVAILABLE = frozenset(("timeout", "partition_unavailable", "overloaded", "node_unreachable", "session_unavailable"))
+_UNAVAILABLE = frozenset(
+    ("timeout", "partition_unavailable", "overloaded", "node_unreachable", "session_unavailable")
+)
 
 
 class Linked(Protocol):
@@ -95,7 +97,14 @@ def _from_fallback(link: Linked, text: str, slot: int, usable: list[dict[str, An
         link.note(partition)
     route = usable[0]
     return Resolution(
-        route["external_room_id"], route, partition, text, Source.PROVIDED_FALLBACK, True, False, "session_unavailable"
+        route["external_room_id"],
+        route,
+        partition,
+        text,
+        Source.PROVIDED_FALLBACK,
+        True,
+        False,
+        "session_unavailable",
     )
 
 
@@ -105,7 +114,9 @@ def _from_fallback(link: Linked, text: str, slot: int, usable: list[dict[str, An
 class _Many:
     """The keys of one ``*_many`` call: where each result goes, and what is still to be asked."""
 
-    def __init__(self, kind: int, call: Callable[[list[Any]], Call], parse: Callable[[Any, int], Any]) -> None:
+    def __init__(
+        self, kind: int, call: Callable[[list[Any]], Call], parse: Callable[[Any, int], Any]
+    ) -> None:
         self.kind = kind
         self.call = call
         self.parse = parse
@@ -131,7 +142,9 @@ class _Many:
                     for partition, group in groups
                 ]
                 groups = self._take(groups, answers, rows)
-        self._fail(rows, InvalidArgument("the placement map keeps changing; try again", code="partition_unavailable"))
+        self._fail(
+            rows, InvalidArgument("the placement map keeps changing; try again", code="partition_unavailable")
+        )
         return self.results
 
     def _take(self, groups: list[Any], answers: Sequence[Any], anew: list[Any]) -> list[Any]:
@@ -182,7 +195,9 @@ def set_many(pairs: Iterable[Any], timeout_s: float | None) -> Plan:
         except MeshError as error:
             many.results[place] = error
         except (TypeError, ValueError):
-            many.results[place] = InvalidArgument("an item of set_many is (key, route) or (key, route, ttl_ms)")
+            many.results[place] = InvalidArgument(
+                "an item of set_many is (key, route) or (key, route, ttl_ms)"
+            )
     return (yield from many.plan(timeout_s))
 
 
@@ -251,8 +266,16 @@ def prune_one(index: Any, timeout_s: float | None) -> Plan:
 
 
 def list_pages(
-    kind: str, op: str, filters: tuple[Any, ...], limit: Any, cursor: str | None, timeout_s: float | None, *,
-    order: Callable[[Any], Any], after_of: Callable[[Any], Any], parse: Callable[[Any], Any],
+    kind: str,
+    op: str,
+    filters: tuple[Any, ...],
+    limit: Any,
+    cursor: str | None,
+    timeout_s: float | None,
+    *,
+    order: Callable[[Any], Any],
+    after_of: Callable[[Any], Any],
+    parse: Callable[[Any], Any],
 ) -> Plan:
     """One page over all partitions. Each gives up to ``limit`` rows in its own order; the first ``limit`` of
     the merged rows are returned, and the cursor remembers the last row taken from each partition."""
@@ -268,7 +291,7 @@ def list_pages(
         if isinstance(answer, InvalidArgument):
             raise answer
     streams = [[(order(row), p, n, row) for n, row in enumerate(rows)] for p, (rows, _) in found.items()]
-    taken = []
+    taken: list[Any] = []
     used = dict.fromkeys(found, 0)
     for _, p, _, row in heapq.merge(*streams, key=lambda item: item[0]):
         if len(taken) == limit:
@@ -291,19 +314,34 @@ def _cursor_places(kind: str, cursor: str | None, partitions: int) -> dict[int, 
         return dict.fromkeys(range(partitions))
     position = decode_cursor(cursor, kind)
     if len(position) != 3 or position[1] != partitions or type(position[2]) is not dict:
-        raise InvalidArgument("this cursor is of another number of partitions; begin anew", code="invalid_cursor")
+        raise InvalidArgument(
+            "this cursor is of another number of partitions; begin anew", code="invalid_cursor"
+        )
     return dict(position[2])
 
 
-def list_routes(bridge_id: Any, room_id: Any, limit: Any, cursor: str | None, timeout_s: float | None) -> Plan:
+def list_routes(
+    bridge_id: Any, room_id: Any, limit: Any, cursor: str | None, timeout_s: float | None
+) -> Plan:
     """``routes.list``: by key."""
     for name, value in (("bridge_id", bridge_id), ("room_id", room_id)):
         if value is not None and (type(value) is not str or not value):
-            raise InvalidArgument(f"{name} must be a non-empty str or None, not {value!r:.60}", code="invalid_argument")
-    return (yield from list_pages(
-        "routes", "route.list", (bridge_id, room_id), limit, cursor, timeout_s,
-        order=_first, after_of=_first, parse=route_entry,
-    ))
+            raise InvalidArgument(
+                f"{name} must be a non-empty str or None, not {value!r:.60}", code="invalid_argument"
+            )
+    return (
+        yield from list_pages(
+            "routes",
+            "route.list",
+            (bridge_id, room_id),
+            limit,
+            cursor,
+            timeout_s,
+            order=_first,
+            after_of=_first,
+            parse=route_entry,
+        )
+    )
 
 
 def _first(row: Any) -> Any:
@@ -317,8 +355,9 @@ def check_limit(limit: Any) -> None:
         InvalidArgument: ``invalid_argument``.
     """
     if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
-        raise InvalidArgument(f"limit must be a whole number from 1 to {PAGE_MAX}, not {limit!r:.40}",
-                              code="invalid_argument")
+        raise InvalidArgument(
+            f"limit must be a whole number from 1 to {PAGE_MAX}, not {limit!r:.40}", code="invalid_argument"
+        )
 
 
 # --- partitions and the node ---
@@ -342,8 +381,9 @@ def check_index(index: Any, partitions: int) -> int:
         InvalidArgument: ``invalid_argument``.
     """
     if type(index) is not int or not 0 <= index < partitions:
-        raise InvalidArgument(f"no partition {index!r:.40}: this node has 0 to {partitions - 1}",
-                              code="invalid_argument")
+        raise InvalidArgument(
+            f"no partition {index!r:.40}: this node has 0 to {partitions - 1}", code="invalid_argument"
+        )
     return index
 
 
@@ -404,7 +444,29 @@ def backup(folder: Any, timeout_s: float | None) -> Plan:
 
 
 __all__ = [
-    "HELLO", "MANY_MAX", "Linked", "SessionKey", "ask_every", "backup", "check_index", "check_limit", "count",
-    "get_many", "list_pages", "list_routes", "partition_info", "partition_infos", "partition_of", "partition_pid",
-    "prune", "prune_one", "resolve", "resolve_many", "restart", "set_call", "set_many", "slot_of", "status",
+    "HELLO",
+    "MANY_MAX",
+    "Linked",
+    "SessionKey",
+    "ask_every",
+    "backup",
+    "check_index",
+    "check_limit",
+    "count",
+    "get_many",
+    "list_pages",
+    "list_routes",
+    "partition_info",
+    "partition_infos",
+    "partition_of",
+    "partition_pid",
+    "prune",
+    "prune_one",
+    "resolve",
+    "resolve_many",
+    "restart",
+    "set_call",
+    "set_many",
+    "slot_of",
+    "status",
 ]

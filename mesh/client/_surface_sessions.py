@@ -26,9 +26,16 @@ RETRY_MAX_S = 1.0
 #: Events of one page of a stream.
 STREAM_PAGE = 1_000
 #: A stream outlives these; everything else ends it.
-_PASSING = frozenset((
-    "timeout", "overloaded", "partition_unavailable", "node_unreachable", "store_unavailable", "session_unavailable",
-))
+_PASSING = frozenset(
+    (
+        "timeout",
+        "overloaded",
+        "partition_unavailable",
+        "node_unreachable",
+        "store_unavailable",
+        "session_unavailable",
+    )
+)
 _TERMINAL_TYPES = frozenset(RUN_TERMINAL_EVENT.values())
 
 
@@ -45,9 +52,7 @@ def new_run_id(session_id: str) -> str:
     return run_id_for(session_id, secrets.token_hex(16))
 
 
-def fields(
-    agent_id: Any, context: Any, metadata: Any, tags: Any, parent_session_id: Any
-) -> dict[str, Any]:
+def fields(agent_id: Any, context: Any, metadata: Any, tags: Any, parent_session_id: Any) -> dict[str, Any]:
     """The optional fields of a new session; what was not given does not travel.
 
     Raises:
@@ -70,15 +75,15 @@ def fields(
 
 
 def _tags(tags: Any) -> list[str]:
-    listed = [tags] if isinstance(tags, str) else list(tags) if isinstance(tags, Iterable) else [None]
+    listed: list[Any] = (
+        [tags] if isinstance(tags, str) else list(tags) if isinstance(tags, Iterable) else [None]
+    )
     if not all(isinstance(tag, str) and tag for tag in listed):
         raise InvalidArgument(f"tags must be non-empty strs, not {tags!r:.60}")
     return listed
 
 
-def new_session_call(
-    op: str, agent: Any, session_id: Any, given: dict[str, Any]
-) -> tuple[int, Call]:
+def new_session_call(op: str, agent: Any, session_id: Any, given: dict[str, Any]) -> tuple[int, Call]:
     """(slot, call) of create, start and start_or_get."""
     if type(agent) is not str or not agent:
         raise InvalidArgument(f"agent must be the name of an agent, not {agent!r:.60}")
@@ -125,33 +130,50 @@ def check_input(value: Any) -> Any:
     if isinstance(value, str):
         return value
     if not isinstance(value, Mapping):
-        raise InvalidArgument(f"the input of a run is a str or a mapping, not {type(value).__name__}",
-                              code="invalid_input")
+        raise InvalidArgument(
+            f"the input of a run is a str or a mapping, not {type(value).__name__}", code="invalid_input"
+        )
     return dict(value)
 
 
 def create_options(required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
     """Options of ``runs.create``."""
-    given = {"required_capabilities": _tags(required) if required else None,
-             "optional_capabilities": _tags(optional) if optional else None}
+    given = {
+        "required_capabilities": _tags(required) if required else None,
+        "optional_capabilities": _tags(optional) if optional else None,
+    }
     return {name: value for name, value in given.items() if value}
 
 
 def execute_options(
-    *, continuation: Any = False, continuation_opts: Any = None, provider_opts: Any = None, policy: Any = None,
-    policies: Any = None, workspace: Any = None, deadline_s: Any = None,
+    *,
+    continuation: Any = False,
+    continuation_opts: Any = None,
+    provider_opts: Any = None,
+    policy: Any = None,
+    policies: Any = None,
+    workspace: Any = None,
+    deadline_s: Any = None,
 ) -> dict[str, Any]:
     """Options of ``runs.execute``.
 
     Raises:
         InvalidArgument: ``capability_not_supported`` names an option this version cannot honour.
     """
-    later = {"continuation": continuation, "continuation_opts": continuation_opts, "policy": policy,
-             "policies": policies, "workspace": workspace}
+    later = {
+        "continuation": continuation,
+        "continuation_opts": continuation_opts,
+        "policy": policy,
+        "policies": policies,
+        "workspace": workspace,
+    }
     for name, value in later.items():
         if value is not None and value is not False:
-            raise InvalidArgument(f"{name} is not supported by this version", code="capability_not_supported",
-                                  details={"option": name})
+            raise InvalidArgument(
+                f"{name} is not supported by this version",
+                code="capability_not_supported",
+                details={"option": name},
+            )
     options: dict[str, Any] = {}
     if provider_opts is not None:
         if not isinstance(provider_opts, Mapping):
@@ -165,7 +187,12 @@ def execute_options(
 
 
 def event_filters(
-    *, run_id: Any = None, type: Any = None, since: Any = None, after: Any = None, before: Any = None,
+    *,
+    run_id: Any = None,
+    type: Any = None,
+    since: Any = None,
+    after: Any = None,
+    before: Any = None,
     limit: Any = None,
 ) -> dict[str, Any]:
     """Filters of a read of events; what was not given does not travel.
@@ -209,7 +236,11 @@ def handle_of(value: Any) -> Handle:
     if isinstance(value, Handle):
         return value
     try:
-        values = dict(value) if isinstance(value, Mapping) else dict(zip(Handle.__struct_fields__, value, strict=True))
+        values = (
+            dict(value)
+            if isinstance(value, Mapping)
+            else dict(zip(Handle.__struct_fields__, value, strict=True))
+        )
         handle = Handle.from_map(values)
     except (TypeError, ValueError) as exc:
         raise InvalidArgument(f"not a handle: {value!r:.80}", code="invalid_argument") from exc
@@ -225,8 +256,17 @@ def handle_fields(handle: Handle) -> tuple[str, int, int, int]:
 def event_of(values: dict[str, Any]) -> Event:
     """Read one event."""
     return Event(
-        values["id"], values["type"], values["session_id"], values["run_id"], values["seq"], values["ts"],
-        values["data"], values["metadata"], values["provider"], values["correlation_id"], values["schema_version"],
+        values["id"],
+        values["type"],
+        values["session_id"],
+        values["run_id"],
+        values["seq"],
+        values["ts"],
+        values["data"],
+        values["metadata"],
+        values["provider"],
+        values["correlation_id"],
+        values["schema_version"],
     )
 
 
@@ -243,13 +283,25 @@ def list_sessions(
 ) -> Plan:
     """``sessions.list``: by creation, over all partitions."""
     if status is not None and status not in list(SessionStatus):
-        raise InvalidArgument(f"unknown session status {status!r:.40}", code="invalid_status",
-                              details={"known": [s.value for s in SessionStatus]})
+        raise InvalidArgument(
+            f"unknown session status {status!r:.40}",
+            code="invalid_status",
+            details={"known": [s.value for s in SessionStatus]},
+        )
     filters = (None if status is None else str(status), agent_id, _tags(tags) if tags else None)
-    return (yield from list_pages(
-        "sessions", "session.list", filters, limit, cursor, timeout_s,
-        order=lambda row: row["created_at"], after_of=lambda row: row["row"], parse=Session.from_map,
-    ))
+    return (
+        yield from list_pages(
+            "sessions",
+            "session.list",
+            filters,
+            limit,
+            cursor,
+            timeout_s,
+            order=lambda row: row["created_at"],
+            after_of=lambda row: row["row"],
+            parse=Session.from_map,
+        )
+    )
 
 
 def session_runs(session_id: Any, timeout_s: float | None) -> Plan:
@@ -286,9 +338,7 @@ def session_events(session_id: Any, filters: dict[str, Any], timeout_s: float | 
 class EventStream:
     """Follow one session: each page is a read parked in the partition; the next append answers it."""
 
-    def __init__(
-        self, session_id: Any, after: Any, run_id: Any, type: Any, timeout_s: float | None
-    ) -> None:
+    def __init__(self, session_id: Any, after: Any, run_id: Any, type: Any, timeout_s: float | None) -> None:
         self.session_id = check_id(session_id)
         self.filters = event_filters(after=after, run_id=run_id, type=type, limit=STREAM_PAGE)
         self.timeout_s = timeout_s
@@ -302,8 +352,12 @@ class EventStream:
         slot, delay_s = session_slot(self.session_id), RETRY_S
         deadline_s = None if self.timeout_s is None else monotonic() + self.timeout_s
         while True:
-            park_s = park_limit(deadline_s, f"no event of session {self.session_id}", {"session_id": self.session_id})
-            [answer] = yield [Ask(WAIT, slot, ("session.wait", (self.session_id, dict(self.filters))), park_s)]
+            park_s = park_limit(
+                deadline_s, f"no event of session {self.session_id}", {"session_id": self.session_id}
+            )
+            [answer] = yield [
+                Ask(WAIT, slot, ("session.wait", (self.session_id, dict(self.filters))), park_s)
+            ]
             if not isinstance(answer, MeshError):
                 rows = answer[0]
                 if rows:
@@ -327,7 +381,9 @@ def park_limit(deadline_s: float | None, what: str, details: dict[str, Any]) -> 
         return PARK_S
     left_s = deadline_s - monotonic()
     if left_s <= 0:
-        raise DeadlineExceeded(f"{what} within the caller's time limit; nothing was cancelled", details=details)
+        raise DeadlineExceeded(
+            f"{what} within the caller's time limit; nothing was cancelled", details=details
+        )
     return min(PARK_S, left_s)
 
 
@@ -356,7 +412,9 @@ def finished(run: Run, events: Sequence[Event]) -> RunResult:
         MeshError: the run's error, with ``run_id`` and ``session_id`` in its details.
     """
     if run.status == RunStatus.COMPLETED:
-        return RunResult(run.output or {}, run.token_usage, run.cost_usd, tuple(events), run.session_id, run.id)
+        return RunResult(
+            run.output or {}, run.token_usage, run.cost_usd, tuple(events), run.session_id, run.id
+        )
     code = {RunStatus.CANCELLED: "cancelled", RunStatus.TIMEOUT: "timeout"}.get(run.status)
     error = run.error or {}
     details = {**(error.get("details") or {}), "run_id": run.id, "session_id": run.session_id}
@@ -391,7 +449,11 @@ def _deadline(timeout_s: float | None) -> float | None:
 
 
 def execute(
-    link: Linked, run_id: Any, options: dict[str, Any], on_event: Callable[[Event], Any] | None, timeout_s: float | None
+    link: Linked,
+    run_id: Any,
+    options: dict[str, Any],
+    on_event: Callable[[Event], Any] | None,
+    timeout_s: float | None,
 ) -> Plan:
     """``runs.execute``: start the run, follow it, give its result."""
     deadline_s = _deadline(timeout_s)
@@ -404,8 +466,14 @@ def execute(
 
 
 def run_once(
-    link: Linked, agent: Any, value: Any, session_id: Any, given: dict[str, Any], options: dict[str, Any],
-    on_event: Callable[[Event], Any] | None, timeout_s: float | None,
+    link: Linked,
+    agent: Any,
+    value: Any,
+    session_id: Any,
+    given: dict[str, Any],
+    options: dict[str, Any],
+    on_event: Callable[[Event], Any] | None,
+    timeout_s: float | None,
 ) -> Plan:
     """``client.run_once``: one op creates the session, starts it and dispatches the run."""
     deadline_s = _deadline(timeout_s)
@@ -432,13 +500,19 @@ def _write_limit(link: Linked, timeout_s: float | None) -> float:
 
 
 def follow(
-    session_id: str, run_id: str, filters: dict[str, Any], on_event: Callable[[Event], Any], deadline_s: float | None
+    session_id: str,
+    run_id: str,
+    filters: dict[str, Any],
+    on_event: Callable[[Event], Any],
+    deadline_s: float | None,
 ) -> Plan:
     """Give the events to the caller's function, live and in order, up to the run's terminal one."""
     slot = session_slot(session_id)
     asked: dict[str, Any] = {**filters, "after": 0, "limit": STREAM_PAGE}
     while True:
-        park_s = park_limit(deadline_s, f"run {run_id} did not end", {"run_id": run_id, "session_id": session_id})
+        park_s = park_limit(
+            deadline_s, f"run {run_id} did not end", {"run_id": run_id, "session_id": session_id}
+        )
         [answer] = yield [Ask(WAIT, slot, ("session.wait", (session_id, dict(asked))), park_s)]
         if isinstance(answer, MeshError):
             if answer.code == "overloaded":
@@ -455,8 +529,31 @@ def follow(
 
 
 __all__ = [
-    "PARK_S", "STREAM_PAGE", "EventStream", "check_input", "create_options", "error_form", "event_filters", "event_of",
-    "execute", "execute_options", "failure", "fields", "finished", "handle_fields", "handle_of", "list_sessions",
-    "new_run_id", "new_session_call", "prompt_call", "run_call", "run_once", "session_call", "session_events",
-    "session_runs", "settle_limit", "wait", "wait_run",
+    "PARK_S",
+    "STREAM_PAGE",
+    "EventStream",
+    "check_input",
+    "create_options",
+    "error_form",
+    "event_filters",
+    "event_of",
+    "execute",
+    "execute_options",
+    "failure",
+    "fields",
+    "finished",
+    "handle_fields",
+    "handle_of",
+    "list_sessions",
+    "new_run_id",
+    "new_session_call",
+    "prompt_call",
+    "run_call",
+    "run_once",
+    "session_call",
+    "session_events",
+    "session_runs",
+    "settle_limit",
+    "wait",
+    "wait_run",
 ]

@@ -34,13 +34,27 @@ class AsyncClient:
         self.agents = AsyncAgents(self._link)
 
     async def run_once(
-        self, agent: str, input: str | Mapping[str, Any], *, id: str | None = None,
-        agent_id: str | None = None, context: Mapping[str, Any] | None = None,
-        metadata: Mapping[str, Any] | None = None, tags: Sequence[str] = (), parent_session_id: str | None = None,
-        required_capabilities: Sequence[str] = (), optional_capabilities: Sequence[str] = (),
-        on_event: Callable[[Event], Any] | None = None, continuation: Any = False, continuation_opts: Any = None,
-        provider_opts: Mapping[str, Any] | None = None, policy: Any = None, policies: Any = None,
-        workspace: Any = None, deadline_s: float | None = None, timeout_s: float | None = None,
+        self,
+        agent: str,
+        input: str | Mapping[str, Any],
+        *,
+        id: str | None = None,
+        agent_id: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        tags: Sequence[str] = (),
+        parent_session_id: str | None = None,
+        required_capabilities: Sequence[str] = (),
+        optional_capabilities: Sequence[str] = (),
+        on_event: Callable[[Event], Any] | None = None,
+        continuation: Any = False,
+        continuation_opts: Any = None,
+        provider_opts: Mapping[str, Any] | None = None,
+        policy: Any = None,
+        policies: Any = None,
+        workspace: Any = None,
+        deadline_s: float | None = None,
+        timeout_s: float | None = None,
     ) -> RunResult:
         """Run an agent once in a session of its own: created, started, run and completed.
 
@@ -53,15 +67,23 @@ class AsyncClient:
         given = session_plans.fields(agent_id, context, metadata, tags, parent_session_id)
         options = session_plans.create_options(required_capabilities, optional_capabilities)
         options |= session_plans.execute_options(
-            continuation=continuation, continuation_opts=continuation_opts, provider_opts=provider_opts, policy=policy,
-            policies=policies, workspace=workspace, deadline_s=deadline_s,
+            continuation=continuation,
+            continuation_opts=continuation_opts,
+            provider_opts=provider_opts,
+            policy=policy,
+            policies=policies,
+            workspace=workspace,
+            deadline_s=deadline_s,
         )
         result: RunResult = await self._link.drive(
-            session_plans.run_once(self._link, agent, input, id, given, options, on_event, timeout_s), timeout_s
+            session_plans.run_once(self._link, agent, input, id, given, options, on_event, timeout_s),
+            timeout_s,
         )
         return result
 
-    async def listen(self, *topics: str, after: str | None = None, timeout_s: float | None = None) -> AsyncListener:
+    async def listen(
+        self, *topics: str, after: str | None = None, timeout_s: float | None = None
+    ) -> AsyncListener:
         """Follow the feed: each message of these topics (prefixes; none is everything) once and in order.
 
         Returns when the subscription is live in every partition. ``after`` is a notification's cursor: go

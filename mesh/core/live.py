@@ -8,8 +8,8 @@ Rules of this file:
    unless the agent is declared idempotent), did not obey a cancel, or never had the run.
 3. ``lifecycle.started`` when a session goes live, exactly one ``stopped`` for it whatever the way it ends,
    ``restarted`` when its runner was replaced.
-4. A session that executed when its runner died is charged; CRASHES_MAX in CRASH_PERIOD_S and it is failed with
-   ``restart_exhausted``, so that a poison session cannot take everybody down again and again.
+4. A session that executed when its runner died is charged; CRASHES_MAX in CRASH_PERIOD_S and it is failed
+   with ``restart_exhausted``, so that a poison session cannot take everybody down again and again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import msgspec
 from mesh.core import events as ev
 from mesh.core import run as runs
 from mesh.core import session as sessions
-from mesh.core.records import RunStatus, SessionStatus, StopReason
+from mesh.core.records import TERMINAL, RunStatus, SessionStatus, StopReason
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.core.state import RunnerEntry, State, Work
@@ -136,8 +136,14 @@ class Live:
         if self.state.has_run(run_id):
             raise InvalidState(f"run {run_id} exists", code="already_exists")
         run = RunState(
-            n=self.state.next_run, id=run_id, session_id=session.id, status=RunStatus.PENDING, input=run_input,
-            options=runs.checked_options(options), created_at=self.state.now, once=once,
+            n=self.state.next_run,
+            id=run_id,
+            session_id=session.id,
+            status=RunStatus.PENDING,
+            input=run_input,
+            options=runs.checked_options(options),
+            created_at=self.state.now,
+            once=once,
         )
         self.state.next_run += 1
         return self.state.put_run(run)
@@ -153,7 +159,8 @@ class Live:
         work = self.state.work_of(session.id)
         if len(work.queue) >= self.queue_max and (work.running is not None or work.queue):
             raise Overloaded(
-                f"session {session.id} has {len(work.queue)} runs waiting (sessions.queue_max)", code="queue_full",
+                f"session {session.id} has {len(work.queue)} runs waiting (sessions.queue_max)",
+                code="queue_full",
                 details={"retry_after_ms": 100},
             )
         session = self.bring_up(session)
@@ -238,8 +245,11 @@ class Live:
         if run.status == RunStatus.CANCELLED:
             return True
         if run.status in (RunStatus.PENDING, RunStatus.QUEUED):
-            self.settle_here(run, RunStatus.CANCELLED, {"code": "cancelled", "message": "cancelled before it started",
-                                                        "details": {}})
+            self.settle_here(
+                run,
+                RunStatus.CANCELLED,
+                {"code": "cancelled", "message": "cancelled before it started", "details": {}},
+            )
             return True
         if run.status not in EXECUTING:
             runs.step(run, RunStatus.CANCELLED)
@@ -267,7 +277,7 @@ class Live:
             run = self.state.run(run_id)
         except NotFound:
             return ["fenced", run_id, attempt]
-        if run.attempt == attempt and run.status in runs.TERMINAL:
+        if run.attempt == attempt and run.status in TERMINAL:
             return ["stored", run_id, attempt, number]
         if run.attempt != attempt or (run.runner, run.runner_incarnation) != (runner, incarnation) or (
             run.status not in EXECUTING
@@ -341,8 +351,11 @@ class Live:
             "message": "the runner died while the run executed; what it did outside is unknown",
         }
         if len(session.crashes) >= CRASHES_MAX:
-            error = {**error, "code": "restart_exhausted",
-                     "message": f"executing when its runner died, {CRASHES_MAX} times in {CRASH_PERIOD_S:g} s"}
+            error = {
+                **error,
+                "code": "restart_exhausted",
+                "message": f"executing when its runner died, {CRASHES_MAX} times in {CRASH_PERIOD_S:g} s",
+            }
             queue = self.state.work_of(session.id).queue
             self.state.put_work(session.id, Work(run.id))
             for queued in queue:
@@ -373,9 +386,17 @@ class Live:
         """A runner says that it does not have these runs. One that said nothing yet never reached it (it was
         lost with our former epoch): it is sent again. Of one that began, the outcome is unknown."""
         for run_id, attempt in pairs:
-            work = self.state.work_of(self.state.run(run_id).session_id) if self.state.has_run(run_id) else Work()
+            work = (
+                self.state.work_of(self.state.run(run_id).session_id)
+                if self.state.has_run(run_id)
+                else Work()
+            )
             run = self.state.run(run_id) if work.running == run_id else None
-            if run is None or (run.attempt, run.runner, run.runner_incarnation) != (attempt, runner, incarnation):
+            if run is None or (run.attempt, run.runner, run.runner_incarnation) != (
+                attempt,
+                runner,
+                incarnation,
+            ):
                 continue
             session = self.state.session(run.session_id)
             if run.batch == 0 and not run.cancelling:

@@ -39,8 +39,18 @@ REPLY_BYTES_MAX = wire.FRAME_BYTES_MAX - 2 * 1024 * 1024
 class Pending:
     """A write payload on its way to its answer."""
 
-    __slots__ = ("answer_bytes", "calls", "client", "deadline_s", "kind", "number", "over", "parts", "request_id",
-                 "size")
+    __slots__ = (
+        "answer_bytes",
+        "calls",
+        "client",
+        "deadline_s",
+        "kind",
+        "number",
+        "over",
+        "parts",
+        "request_id",
+        "size",
+    )
 
     def __init__(
         self, client: bytes, header: wire.Header, size: int, calls: list[Any], deadline_s: float
@@ -159,7 +169,9 @@ class Partition:
     def bug(self, op: str) -> bytes:
         """The answer of a call that failed through our own fault; call it inside ``except``."""
         self.log_bug(op)
-        return wire.failure(MeshError(f"{op} failed inside the node; its log has the details", code="internal_error"))
+        return wire.failure(
+            MeshError(f"{op} failed inside the node; its log has the details", code="internal_error")
+        )
 
     # --- writes ---
 
@@ -191,7 +203,7 @@ class Partition:
         return None
 
     def repeated(self, pending: Pending, done_below: int) -> bytes | None:
-        """The body of a payload that was answered before, while nothing can be written; None if it was not."""
+        """The body of a payload that was answered before, while nothing can be written, or None."""
         if pending.key in self.open:
             return None
         receipt = self.receipts.admit(*pending.key, done_below, self.state.mono)
@@ -258,10 +270,11 @@ class Partition:
             return
         parked, self.parked = self.parked, []
         for pending, index, until_s in parked:
+            counted = pending.answer_bytes
             self._call(pending, index, until_s)
             answer, pending.parts[index] = pending.parts[index], None
+            pending.answer_bytes = counted  # ``resolve`` counts it
             if answer is not None:
-                pending.answer_bytes -= len(answer)
                 self.state.resolutions.append((pending, index, answer))
 
     def expire_parked(self) -> None:

@@ -85,7 +85,9 @@ class Receipts:
         if receipt is not None:
             return receipt
         if number < client.done_below:
-            raise InvalidState(f"request number {number} was given up by its client", code="invalid_operation")
+            raise InvalidState(
+                f"request number {number} was given up by its client", code="invalid_operation"
+            )
         if number - client.done_below > self._open_max:
             raise Overloaded(
                 f"a client may have {self._open_max} open numbers", details={"retry_after_ms": 50}

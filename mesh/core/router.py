@@ -36,8 +36,8 @@ _PARTITION_FLAG = int(wire.Flag.PARTITION)
 class Actor:
     """The present holder of a place (partition or runner) as the router sees it."""
 
-    __slots__ = ("identity", "incarnation", "index", "inflight", "inflight_bytes", "kind", "pid", "roster", "stats",
-                 "welcomed")
+    __slots__ = ("dead_pid", "identity", "incarnation", "index", "inflight", "inflight_bytes", "kind", "pid",
+                 "roster", "stats", "welcomed")
 
     def __init__(self, kind: bytes, index: int) -> None:
         self.kind = kind
@@ -45,6 +45,7 @@ class Actor:
         self.identity: bytes | None = None
         self.incarnation = 0
         self.pid: int | None = None
+        self.dead_pid: int | None = None  #: by the supervisor's word; a late READY of it counts no more
         self.inflight = 0
         self.inflight_bytes = 0
         self.stats: dict[str, Any] = {}
@@ -61,7 +62,8 @@ class Router:
     """Placement, counters and refusals of one router process."""
 
     def __init__(
-        self, *, slot_map: bytes, map_version: int, boot: int, runners: int, inflight_max: int, inflight_bytes_max: int
+        self, *, slot_map: bytes, map_version: int, boot: int, runners: int, inflight_max: int,
+        inflight_bytes_max: int,
     ) -> None:
         self.slot_map = slot_map
         self.map_version = map_version
@@ -73,12 +75,25 @@ class Router:
         self.by_identity: dict[bytes, Actor] = {}
         self.heard: dict[bytes, float] = {}
         self.counters = dict.fromkeys(
-            ("requests", "replies", "refused", "overloaded", "late_replies", "unknown_actors", "undeliverable",
-             "malformed", "slow_clients"), 0)
+            (
+                "requests",
+                "replies",
+                "refused",
+                "overloaded",
+                "late_replies",
+                "unknown_actors",
+                "undeliverable",
+                "malformed",
+                "slow_clients",
+            ),
+            0,
+        )
 
     # --- requests ---
 
-    def on_client(self, client: bytes, payload: bytes, now_ms: int) -> tuple[bytes | None, bytes, Actor | None]:
+    def on_client(
+        self, client: bytes, payload: bytes, now_ms: int
+    ) -> tuple[bytes | None, bytes, Actor | None]:
         """Where a READ, WRITE or WAIT goes: (identity of the actor, frame, actor), or (None, answer, None).
 
         Raises:
@@ -134,7 +149,9 @@ class Router:
         """Nobody holds the partition: for the moment (AGAIN), or for good (down)."""
         down = actor.roster["state"] in (ChildState.DOWN, ChildState.STOPPED)
         how = "is down; see: mesh status, mesh partition restart" if down else "is restarting"
-        error = Unavailable(f"partition {actor.index} {how}", details={"partition": actor.index, "down": down})
+        error = Unavailable(
+            f"partition {actor.index} {how}", details={"partition": actor.index, "down": down}
+        )
         return self.refusal(payload, error, 0 if down else wire.Flag.AGAIN)
 
     def overloaded(self, payload: bytes, actor: Actor) -> bytes:
@@ -187,8 +204,8 @@ class Router:
         group = self.partitions if kind.encode() == mailbox.PARTITION else self.runners
         if index >= len(group):
             return None
-        actor = group[index]
-        if incarnation < actor.incarnation:
+        actor: Actor = group[index]
+        if incarnation < actor.incarnation or pid == actor.dead_pid:
             self.counters["unknown_actors"] += 1
             return None
         if incarnation > actor.incarnation or actor.identity is None:
@@ -218,6 +235,10 @@ class Router:
                 continue
             actor = group[child["index"]]
             former, actor.roster = actor.roster, child
+            if child["pid"] is not None and child["pid"] == actor.dead_pid:
+                actor.dead_pid = None  # the number is used again
+            elif former.get("pid") not in (None, child["pid"]):
+                actor.dead_pid = former["pid"]
             alive = child["pid"] is not None and child["state"] in (ChildState.READY, ChildState.STARTING)
             if actor.identity is not None and not (alive and child["pid"] == actor.pid):
                 self.on_gone(actor)
@@ -261,10 +282,18 @@ class Router:
                 state = ChildState.READY.value
             elif state == ChildState.READY:
                 state = ChildState.STARTING.value
-            rows.append({
-                **actor.stats, "index": actor.index, "state": state, "pid": actor.pid, "epoch": actor.incarnation,
-                "restarts": actor.roster["restarts"], "cause": actor.roster["cause"], "inflight": actor.inflight,
-            })
+            rows.append(
+                {
+                    **actor.stats,
+                    "index": actor.index,
+                    "state": state,
+                    "pid": actor.pid,
+                    "epoch": actor.incarnation,
+                    "restarts": actor.roster["restarts"],
+                    "cause": actor.roster["cause"],
+                    "inflight": actor.inflight,
+                }
+            )
         return rows
 
     def runner_rows(self) -> list[dict[str, Any]]:

@@ -96,20 +96,27 @@ def checked_options(options: Any) -> dict[str, Any]:
             raise InvalidArgument(f"{name} must be a list of strs, not {names!r:.60}")
         unknown = [c for c in names if c not in CAPABILITY_TYPES]
         if unknown:
-            raise InvalidArgument(f"{name}: no capability type {unknown[0]!r:.60}", code="invalid_capability_type",
-                                  details={"known": sorted(CAPABILITY_TYPES)})
+            raise InvalidArgument(
+                f"{name}: no capability type {unknown[0]!r:.60}",
+                code="invalid_capability_type",
+                details={"known": sorted(CAPABILITY_TYPES)},
+            )
     check_depth(options.get("provider_opts"))
     return {name: value for name, value in options.items() if value is not None}
 
 
 def checked_result(settle: dict[str, Any]) -> dict[str, Any]:
-    """What a runner's settlement sets on the run. An agent may have made it of anything that msgpack carries;
-    a run must be one that can be read back."""
+    """What a runner's settlement sets on the run.
+
+    An agent may have made it of anything that msgpack carries; a run must be one that can be read back.
+    """
     about = _text_keys(settle.get("provider_metadata"))
-    cost, provider = settle.get("cost_usd"), about.get("provider")
+    cost: Any = settle.get("cost_usd")
+    provider = about.get("provider")
     output, error = settle.get("output"), settle.get("error")
     return {
-        "output": None if output is None else _text_keys(output), "error": None if error is None else _text_keys(error),
+        "output": None if output is None else _text_keys(output),
+        "error": None if error is None else _text_keys(error),
         "token_usage": _text_keys(settle.get("token_usage")), "provider_metadata": about,
         "cost_usd": float(cost) if type(cost) in (int, float) else None,
         "provider": provider if type(provider) is str else None,
@@ -167,6 +174,16 @@ def decode(data: bytes) -> RunState:
 
 
 __all__ = [
-    "CAPABILITY_TYPES", "OPTIONS", "STATUS_CODE", "TERMINAL_CODE", "RunState", "checked_options", "checked_result",
-    "decode", "encode", "messages", "step", "to_wire",
+    "CAPABILITY_TYPES",
+    "OPTIONS",
+    "STATUS_CODE",
+    "TERMINAL_CODE",
+    "RunState",
+    "checked_options",
+    "checked_result",
+    "decode",
+    "encode",
+    "messages",
+    "step",
+    "to_wire",
 ]

@@ -2,7 +2,7 @@
 
 Rules of this file:
 
-1. State is immutable: a step gives a new ``SessionState``, so that undoing a batch is putting back the old one.
+1. State is immutable: a step gives a new ``SessionState``, so undoing a batch is putting back the old one.
 2. Live and stored are two things. ``status`` is stored and changes by verbs; ``live`` says that an actor
    hosts the session now (runner, its incarnation), and ``incarnation`` grows whenever it becomes live again.
 3. ``seq`` is not written with every event: the log itself knows it (the highest seq of the session).
@@ -89,7 +89,9 @@ def require_active(state: SessionState) -> None:
         return
     details = {"status": state.status.value, "session_id": state.id}
     if state.status == _PAUSED:
-        raise InvalidState(f"session {state.id} is paused: resume it first", code="session_paused", details=details)
+        raise InvalidState(
+            f"session {state.id} is paused: resume it first", code="session_paused", details=details
+        )
     if state.status in CLOSED:
         raise InvalidState(f"session {state.id} is {state.status}", code="session_closed", details=details)
     raise InvalidState(f"session {state.id} is pending: activate it first", code="session_not_active",
@@ -169,6 +171,6 @@ def decode(data: bytes) -> SessionState:
 
 
 __all__ = [
-    "CLOSED", "STATUS_CODE", "VERBS", "SessionState", "checked_map", "decode", "encode", "handle_map", "new_session",
-    "require_active", "step", "to_wire",
+    "CLOSED", "STATUS_CODE", "VERBS", "SessionState", "checked_map", "decode", "encode", "handle_map",
+    "new_session", "require_active", "step", "to_wire",
 ]

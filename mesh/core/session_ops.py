@@ -38,19 +38,33 @@ class SessionOps:
         self.state = state
         self.live = live
         self.agents = Agents(state, agents)
-        self.input_bytes_max = input_bytes_max
+        self.input_bytes_max = min(
+            input_bytes_max, wire.FRAME_BYTES_MAX // 4
+        )  # a command carries two of them
         self.owns: Callable[[str], bool] = lambda _: True
         self.closers: dict[str, list[tuple[str, dict[str, Any], Part]]] = {}
         self.cancels: dict[str, list[Part]] = {}
         self.deadlines: dict[str, float] = {}
         live.on_settled = self._on_settled
         self.writes: dict[str, Callable[[list[Any], Part], bytes | None]] = {
-            "session.create": self.create, "session.start": self.start, "session.start_or_get": self.start_or_get,
-            "session.activate": self.activate, "session.pause": self.pause, "session.resume": self.resume,
-            "session.complete": self.complete, "session.cancel": self.cancel, "session.fail": self.fail,
-            "session.stop": self.stop, "session.abort": self.abort, "session.prompt": self.prompt,
-            "run.create": self.run_create, "run.execute": self.run_execute, "run.submit": self.run_submit,
-            "run.once": self.run_once, "run.cancel": self.run_cancel, "agent.reload": self.agent_reload,
+            "session.create": self.create,
+            "session.start": self.start,
+            "session.start_or_get": self.start_or_get,
+            "session.activate": self.activate,
+            "session.pause": self.pause,
+            "session.resume": self.resume,
+            "session.complete": self.complete,
+            "session.cancel": self.cancel,
+            "session.fail": self.fail,
+            "session.stop": self.stop,
+            "session.abort": self.abort,
+            "session.prompt": self.prompt,
+            "run.create": self.run_create,
+            "run.execute": self.run_execute,
+            "run.submit": self.run_submit,
+            "run.once": self.run_once,
+            "run.cancel": self.run_cancel,
+            "agent.reload": self.agent_reload,
         }
 
     # --- sessions ---
@@ -63,7 +77,9 @@ class SessionOps:
         session_id, agent, fields = _take(args, 2, 3)
         session = sessions.new_session(self.state.next_session, session_id, agent, fields, self.state.now)
         if not self.owns(session.id):
-            raise InvalidArgument(f"session {session.id} belongs to another partition", code="invalid_argument")
+            raise InvalidArgument(
+                f"session {session.id} belongs to another partition", code="invalid_argument"
+            )
         self._bounded(fields, "the session's fields have")
         self.agents.check(agent)
         if self.state.has_session(session.id):
@@ -116,7 +132,8 @@ class SessionOps:
         work = self.state.work_of(session.id)
         if work.running or work.queue:
             raise InvalidState(
-                f"session {session.id} still has a run: wait for it, or cancel it first", code="invalid_transition",
+                f"session {session.id} still has a run: wait for it, or cancel it first",
+                code="invalid_transition",
                 details={"status": session.status.value, "run_id": work.running or work.queue[0]},
             )
         return self._wire(self.live.close(session, "complete"))
@@ -150,7 +167,9 @@ class SessionOps:
         self._push(self.closers, session.id, ("abort", {"count": count}, part))
         return None
 
-    def _settle_then(self, verb: str, data: dict[str, Any], session: SessionState, part: Part) -> bytes | None:
+    def _settle_then(
+        self, verb: str, data: dict[str, Any], session: SessionState, part: Part
+    ) -> bytes | None:
         """Cancel what the session has to do, then end it; the answer comes when all of it is settled."""
         if verb != "stop":
             sessions.step(session, verb, self.state.now)
@@ -200,7 +219,11 @@ class SessionOps:
     # --- runs ---
 
     def _run_id(self, run_id: Any, session_id: str) -> str:
-        if type(run_id) is not str or not RUN_ID.match(run_id) or run_slot(run_id) != session_slot(session_id):
+        if (
+            type(run_id) is not str
+            or not RUN_ID.match(run_id)
+            or run_slot(run_id) != session_slot(session_id)
+        ):
             raise InvalidArgument(
                 f"run id {run_id!r:.60} does not carry the slot of session {session_id}", code="invalid_id")
         return run_id
@@ -213,7 +236,9 @@ class SessionOps:
             raise InvalidArgument(f"{what} {size} bytes; at most {self.input_bytes_max} (limits.input_bytes)",
                                   code="limit_exceeded")
 
-    def _add(self, run_id: Any, session: SessionState, value: Any, options: Any, *, once: bool = False) -> RunState:
+    def _add(
+        self, run_id: Any, session: SessionState, value: Any, options: Any, *, once: bool = False
+    ) -> RunState:
         if session.status in sessions.CLOSED:
             sessions.require_active(session)
         self._bounded([value, options], "input and options have")
@@ -257,7 +282,9 @@ class SessionOps:
         if type(text) is not str or not text:
             raise InvalidArgument(f"a prompt must be a non-empty str, not {text!r:.60}")
         if queue != "follow_up":
-            raise InvalidArgument(f"queue must be 'follow_up', not {queue!r:.60}", code="capability_not_supported")
+            raise InvalidArgument(
+                f"queue must be 'follow_up', not {queue!r:.60}", code="capability_not_supported"
+            )
         run = self._submit(self._add(run_id, session, {"prompt": text}, None), session)
         return wire.ok([run.id, run.status == RunStatus.QUEUED])
 
@@ -289,7 +316,7 @@ class SessionOps:
                 part.resolve(self._close_now(run.session_id, verb, data))
 
     def _close_now(self, session_id: str, verb: str, data: dict[str, Any]) -> bytes:
-        """What executed is settled; what was queued meanwhile ends with the session, but outlives an abort."""
+        """What executed is settled; what was queued meanwhile ends with the session, not with an abort."""
         try:
             if verb != "abort":
                 self.live.cancel_all(session_id)
@@ -323,8 +350,15 @@ class SessionOps:
             self._pop(self.deadlines, run_id, None)
             run = self.state.run(run_id)
             if run.status not in TERMINAL:
-                self.live.settle_here(run, RunStatus.CANCELLED, {
-                    "code": "cancelled", "message": f"the agent did not stop within {CANCEL_S} s", "details": {}})
+                self.live.settle_here(
+                    run,
+                    RunStatus.CANCELLED,
+                    {
+                        "code": "cancelled",
+                        "message": f"the agent did not stop within {CANCEL_S} s",
+                        "details": {},
+                    },
+                )
         self.agents.expire()
 
     def agent_reload(self, args: list[Any], part: Part) -> bytes | None:

@@ -25,9 +25,6 @@ from mesh.core.run import RunState
 from mesh.core.session import SessionState, handle_map
 from mesh.errors import InvalidArgument, NotFound
 
-#: Cached sessions and runs looked at per call of ``trim``: more than a batch adds, so it keeps up.
-TRIM_STEP = 4_096
-
 
 class EventRow(NamedTuple):
     """One appended event on its way to the store."""
@@ -90,8 +87,16 @@ class State:
         self.session_count = 0
         self.now = 0.0  #: wall time of this batch, seconds
         self.mono = 0.0  #: monotonic time of this batch, seconds
-        self.stamp = b"".join((b"\xa9partition", wire.pack(partition), b"\xa5epoch", wire.pack(epoch), b"\xa4node",
-                               wire.pack(node)))
+        self.stamp = b"".join(
+            (
+                b"\xa9partition",
+                wire.pack(partition),
+                b"\xa5epoch",
+                wire.pack(epoch),
+                b"\xa4node",
+                wire.pack(node),
+            )
+        )
         self._reset()
 
     def _reset(self) -> None:
@@ -230,7 +235,12 @@ class State:
         """Append an event that the partition itself is the author of."""
         session = self.sessions[session_id]
         fragment = ev.encode_fragment(
-            event_type, session_id, run.id if run else None, data, ts=self.now, provider=provider or session.agent,
+            event_type,
+            session_id,
+            run.id if run else None,
+            data,
+            ts=self.now,
+            provider=provider or session.agent,
             correlation_id=_text(session.metadata.get("correlation_id")),
         )
         self.append_fragment(session_id, ev.TYPE_CODE[event_type], self.now, fragment, run)
@@ -244,30 +254,73 @@ class State:
         self.pos += 1
         self.undo.append(lambda: self._place_session(session_id, session))
         self.sessions[session_id] = msgspec.structs.replace(session, seq=seq)
-        self.events.append(EventRow(
-            self.pos, session.n, session_id, seq, code, run.n if run else 0, run.id if run else None, ts, fragment
-        ))
+        self.events.append(
+            EventRow(
+                self.pos,
+                session.n,
+                session_id,
+                seq,
+                code,
+                run.n if run else 0,
+                run.id if run else None,
+                ts,
+                fragment,
+            )
+        )
 
     def announce(self, what: str, session: SessionState, **fields: Any) -> None:
         """A lifecycle message: stored and numbered with the batch, published after the commit."""
         self.lseq += 1
-        payload = wire.pack({
-            "ts": self.now, "partition": self.partition, "epoch": self.epoch, "node": self.node, "lseq": self.lseq,
-            "session_id": session.id, "agent_id": session.agent_id, "agent": session.agent,
-            "status": session.status.value, "handle": handle_map(session, self.pid_of(session)), **fields,
-        })
+        payload = wire.pack(
+            {
+                "ts": self.now,
+                "partition": self.partition,
+                "epoch": self.epoch,
+                "node": self.node,
+                "lseq": self.lseq,
+                "session_id": session.id,
+                "agent_id": session.agent_id,
+                "agent": session.agent,
+                "status": session.status.value,
+                "handle": handle_map(session, self.pid_of(session)),
+                **fields,
+            }
+        )
         self.lifecycle.append((self.lseq, f"lifecycle.{what}.{topic_id(session.id)}", payload))
 
     # --- the batch ---
 
     def mark(self) -> tuple[int, ...]:
         """A point to go back to."""
-        return (len(self.undo), len(self.events), len(self.lifecycle), len(self.commands), len(self.settled),
-                len(self.resolutions), self.pos, self.lseq, self.next_session, self.next_run, self.session_count)
+        return (
+            len(self.undo),
+            len(self.events),
+            len(self.lifecycle),
+            len(self.commands),
+            len(self.settled),
+            len(self.resolutions),
+            self.pos,
+            self.lseq,
+            self.next_session,
+            self.next_run,
+            self.session_count,
+        )
 
     def back_to(self, mark: tuple[int, ...]) -> None:
         """Undo everything since the mark."""
-        (undo, events, lifecycle, commands, settled, resolutions, pos, lseq, next_session, next_run, sessions) = mark
+        (
+            undo,
+            events,
+            lifecycle,
+            commands,
+            settled,
+            resolutions,
+            pos,
+            lseq,
+            next_session,
+            next_run,
+            sessions,
+        ) = mark
         while len(self.undo) > undo:
             self.undo.pop()()
         del self.events[events:], self.lifecycle[lifecycle:], self.commands[commands:], self.settled[settled:]
@@ -284,19 +337,19 @@ class State:
         """The batch is committed (or undone): begin the next one."""
         self._reset()
 
-    def trim(self, keep_max: int) -> None:
+    def trim(self, keep_max: int, step: int) -> None:
         """Forget cached sessions and runs that nothing needs, oldest first; a bounded step per call.
 
         Only between batches: what is not committed must stay.
         """
         runs, sessions = self.runs, self.sessions
-        for _ in range(min(TRIM_STEP, len(runs) - keep_max)):
+        for _ in range(min(step, len(runs) - keep_max)):
             run_id, run = next(iter(runs.items()))
             if run.ended_at is None and run.session_id in self.work:
                 runs.move_to_end(run_id)
             else:
                 del runs[run_id]
-        for _ in range(min(TRIM_STEP, len(sessions) - keep_max)):
+        for _ in range(min(step, len(sessions) - keep_max)):
             session_id, session = next(iter(sessions.items()))
             if session.live or session_id in self.work:
                 sessions.move_to_end(session_id)
@@ -327,4 +380,4 @@ def _place(table: dict[Any, Any], key: Any, value: Any) -> None:
         table[key] = value
 
 
-__all__ = ["TRIM_STEP", "EventRow", "Loader", "RunnerEntry", "State", "Work", "topic_id"]
+__all__ = ["EventRow", "Loader", "RunnerEntry", "State", "Work", "topic_id"]

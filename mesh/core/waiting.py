@@ -11,18 +11,31 @@ from typing import Any
 
 from mesh.errors import Overloaded
 
+#: What is waited for: ("session", its id) or ("run", its id); an id alone might be either.
+Key = tuple[str, str]
+
 
 class Waiter:
-    """One parked read."""
+    """One parked read. ``filters`` say what wakes it; everything up to ``seen`` was looked at already."""
 
-    __slots__ = ("client", "deadline_s", "done", "filters", "key", "request")
+    __slots__ = ("client", "deadline_s", "done", "filters", "key", "request", "seen")
 
-    def __init__(self, client: bytes, request: Any, key: str, filters: dict[str, Any], deadline_s: float) -> None:
+    def __init__(
+        self,
+        client: bytes,
+        request: int,
+        key: Key,
+        filters: dict[str, Any],
+        *,
+        deadline_s: float,
+        seen: int = 0,
+    ) -> None:
         self.client = client
         self.request = request
         self.key = key
         self.filters = filters
         self.deadline_s = deadline_s
+        self.seen = seen
         self.done = False
 
 
@@ -32,7 +45,7 @@ class Waiters:
     def __init__(self, *, partition_max: int, client_max: int) -> None:
         self._partition_max = partition_max
         self._client_max = client_max
-        self._by_key: dict[str, list[Waiter]] = {}
+        self._by_key: dict[Key, list[Waiter]] = {}
         self._per_client: dict[bytes, int] = {}
         self._heap: list[tuple[float, int, Waiter]] = []
         self._count = 0
@@ -57,7 +70,7 @@ class Waiters:
         self._by_key.setdefault(waiter.key, []).append(waiter)
         heapq.heappush(self._heap, (waiter.deadline_s, self._serial, waiter))
 
-    def of(self, key: str) -> list[Waiter]:
+    def of(self, key: Key) -> list[Waiter]:
         """Who waits for this session or run."""
         return list(self._by_key.get(key, ()))
 
@@ -96,4 +109,4 @@ class Waiters:
         return self._heap[0][0] if self._heap else None
 
 
-__all__ = ["Waiter", "Waiters"]
+__all__ = ["Key", "Waiter", "Waiters"]

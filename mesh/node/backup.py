@@ -8,8 +8,7 @@ from typing import Any
 
 from mesh.core import wire
 from mesh.core.partition import PartOf
-from mesh.core.state import State
-from mesh.errors import MeshError, StoreError
+from mesh.errors import InvalidArgument, InvalidState, MeshError, StoreError
 from mesh.store.sqlite import Store
 
 PAGES_PER_STEP = 512
@@ -18,25 +17,24 @@ PAGES_PER_STEP = 512
 class Backups:
     """The backups that are under way."""
 
-    def __init__(self, store: Store, index: int, state: State) -> None:
+    def __init__(self, store: Store, index: int) -> None:
         self._store = store
         self._index = index
-        self._state = state
         self.active: list[tuple[Iterator[bool], Path, PartOf]] = []
 
     def begin(self, effects: list[tuple[str, Any, PartOf]]) -> None:
         """Start copying into ``<folder>/partition-N.db``; an existing file there is refused."""
         for _, folder, part in effects:
-            target = Path(folder).expanduser() / f"partition-{self._index}.db"
+            target = Path(folder) / f"partition-{self._index}.db"
             try:
-                if not target.is_absolute():
-                    raise StoreError(f"{folder}: give an absolute path", code="validation_error")
+                if not target.is_absolute() or "\0" in folder:
+                    raise InvalidArgument(f"{folder!r:.200}: give an absolute path")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if target.exists():
-                    raise StoreError(f"{target} exists: choose an empty folder", code="already_exists")
+                    raise InvalidState(f"{target} exists: choose an empty folder", code="already_exists")
                 self.active.append((self._store.backup_to(target, PAGES_PER_STEP), target, part))
             except OSError as exc:
-                part.resolve(wire.failure(StoreError(f"{target}: {exc.strerror}", code="storage_write_failed")))
+                part.resolve(wire.failure(_refused(target, exc)))
             except MeshError as error:
                 part.resolve(wire.failure(error))
 
@@ -49,8 +47,14 @@ class Backups:
                     part.resolve(wire.ok(str(target)))
                 else:
                     self.active.append((copy, target, part))
+            except OSError as exc:
+                part.resolve(wire.failure(_refused(target, exc)))
             except MeshError as error:
                 part.resolve(wire.failure(error))
+
+
+def _refused(target: Path, exc: OSError) -> StoreError:
+    return StoreError(f"{target}: {exc.strerror}", code="storage_write_failed")
 
 
 __all__ = ["Backups"]

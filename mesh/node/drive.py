@@ -194,7 +194,7 @@ class Drive:
         """One ``message_streamed`` per piece of text; one that is very long becomes several."""
         for i in range(0, len(text), TEXT_CHARS_MAX):
             part = self._keep(text[i:i + TEXT_CHARS_MAX] if len(text) > TEXT_CHARS_MAX else text)
-            self._emit("message_streamed", {"content": part, "delta": part})
+            self._emit("message_streamed", {"content": part})
 
     def _keep(self, text: str) -> str:
         """Add a piece to the joined text, as far as it may grow; returns the piece as it can be encoded."""
@@ -226,7 +226,7 @@ class Drive:
         check_depth(data)
         check_depth(metadata)
         if event_type == "message_streamed":
-            text = data.get("content", data.get("delta"))
+            text = data.get("content")
             if isinstance(text, str) and text and data.get("stream") != "stderr":
                 self._keep(text)
         elif event_type == "message_received":

@@ -1,4 +1,4 @@
-"""Parked reads of a partition: taking them in, waking them after a commit, answering them empty in the end."""
+"""Parked reads of a partition: taken in, woken after a commit, answered empty in the end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 from mesh.core import run as runs
 from mesh.core import wire
 from mesh.core.partition import Partition
-from mesh.core.records import TERMINAL, RunStatus
-from mesh.core.run import RunState
+from mesh.core.records import TERMINAL
 from mesh.core.state import EventRow
 from mesh.core.waiting import Waiter, Waiters
 from mesh.errors import InvalidArgument, MeshError, NotFound, RemoteProtocolError
@@ -23,23 +22,14 @@ class Parking:
     """WAIT payloads: one call each."""
 
     def __init__(
-        self, waiters: Waiters, reads: Reads, partition: Partition, reply: Callable[[bytes, int, int, int, bytes], None]
+        self, waiters: Waiters, reads: Reads, partition: Partition,
+        reply: Callable[[bytes, int, int, int, bytes], None],
     ) -> None:
         self.waiters = waiters
         self.reads = reads
         self.state = reads.state
         self.partition = partition
         self._reply = reply
-
-    def recover(self, active: list[RunState]) -> None:
-        """Rebuild what sessions have to do from the stored runs."""
-        for run in active:
-            self.state.runs[run.id] = run
-            work = self.state.work_of(run.session_id)
-            if run.status in (RunStatus.RUNNING, RunStatus.WAITING_APPROVAL):
-                self.state.work[run.session_id] = work._replace(running=run.id)
-            elif run.status == RunStatus.QUEUED:
-                self.state.work[run.session_id] = work._replace(queue=(*work.queue, run.id))
 
     def on_wait(self, client: bytes, header: wire.Header, deadline_ms: int, body: bytes) -> None:
         """Answer at once when there is something to say, else park until there is, or time is over."""
@@ -48,19 +38,30 @@ class Parking:
             if len(calls) != 1:
                 raise RemoteProtocolError("a WAIT payload holds one call")
             (op, args), = calls
+        except MeshError as error:
+            self._answer(client, header.request_id, wire.failure(error))
+            return
+        try:
             deadline_s = min(deadline_ms / 1000, self.state.mono + wire.WAIT_MS_MAX / 1000)
-            if op == "session.wait":
-                answer, waiter = self._session_wait(client, header.request_id, args, deadline_s)
-            elif op == "run.wait":
-                answer, waiter = self._run_wait(client, header.request_id, args, deadline_s)
-            else:
-                raise InvalidArgument(f"unknown op {op!r:.60} for a WAIT payload", code="unknown_op")
-            if answer is None:
-                self.waiters.park(waiter)
-                return
+            answer = self._look(client, header.request_id, op, args, deadline_s)
         except MeshError as error:
             answer = wire.failure(error)
-        self._answer(client, header.request_id, answer)
+        except Exception:  # noqa: BLE001 - as in ``Partition.read_one``: a bug harms one call
+            answer = self.partition.bug(op)
+        if answer is not None:
+            self._answer(client, header.request_id, answer)
+
+    def _look(self, client: bytes, request: int, op: str, args: list[Any], deadline_s: float) -> bytes | None:
+        """What there is to say now; None when the read was parked."""
+        if op == "session.wait":
+            answer, waiter = self._session_wait(client, request, args, deadline_s)
+        elif op == "run.wait":
+            answer, waiter = self._run_wait(client, request, args, deadline_s)
+        else:
+            raise InvalidArgument(f"unknown op {op!r:.60} for a WAIT payload", code="unknown_op")
+        if answer is None:
+            self.waiters.park(waiter)
+        return answer
 
     def _answer(self, client: bytes, request_id: int, part: bytes) -> None:
         self._reply(client, request_id, WAIT, 0, b"\x91" + part)
@@ -72,7 +73,9 @@ class Parking:
             raise InvalidArgument(f"expected 2 arguments, not {len(args)}")
         filters = checked_filters(args[1])
         session = self.state.session(args[0])
-        waiter = Waiter(client, request, session.id, filters, deadline_s)
+        waiter = Waiter(
+            client, request, ("session", session.id), filters, deadline_s=deadline_s, seen=session.seq
+        )
         if (filters.get("after") or 0) >= session.seq:
             return None, waiter
         found, complete = self.reads.find(session.id, session.n, filters)
@@ -83,7 +86,7 @@ class Parking:
     ) -> tuple[bytes | None, Waiter]:
         if len(args) != 1:
             raise InvalidArgument(f"expected 1 argument, not {len(args)}")
-        waiter = Waiter(client, request, args[0], {}, deadline_s)
+        waiter = Waiter(client, request, ("run", args[0]), {}, deadline_s=deadline_s)
         try:
             run = self.state.run(args[0])
         except NotFound:
@@ -100,18 +103,13 @@ class Parking:
         for event in events:
             by_session.setdefault(event.session_id, []).append(event)
         for session_id, rows in by_session.items():
-            for waiter in self.waiters.of(session_id):
-                self._wake_session(waiter, rows)
+            for waiter in self.waiters.of(("session", session_id)):
+                found, complete = self.reads.matching(rows, waiter.filters, waiter.seen)
+                if found:
+                    self._finish(waiter, wire.OK + encode_events(session_id, found, complete))
         for run_id in settled:
-            for waiter in self.waiters.of(run_id):
+            for waiter in self.waiters.of(("run", run_id)):
                 self._finish(waiter, wire.ok(runs.to_wire(self.state.run(run_id))))
-
-    def _wake_session(self, waiter: Waiter, rows: list[EventRow]) -> None:
-        found, complete = self.reads.matching(rows, waiter.filters), True
-        if found is None:
-            found, complete = self.reads.find(waiter.key, self.state.session(waiter.key).n, waiter.filters)
-        if found:
-            self._finish(waiter, wire.OK + encode_events(waiter.key, found, complete))
 
     def _finish(self, waiter: Waiter, part: bytes) -> None:
         self.waiters.finish(waiter)
@@ -120,7 +118,7 @@ class Parking:
     def expire(self, now_s: float) -> None:
         """Answer empty whose time is over."""
         for waiter in self.waiters.expired(now_s):
-            self._finish(waiter, wire.OK_NIL if waiter.key.startswith("run_") and not waiter.filters else _EMPTY_EVENTS)
+            self._finish(waiter, wire.OK_NIL if waiter.key[0] == "run" else _EMPTY_EVENTS)
 
 
 __all__ = ["Parking"]

@@ -1,4 +1,4 @@
-"""A partition's end of the feed. PUB is a doorbell, the log is the door: what is lost here is fetched there."""
+"""A partition's end of the feed. PUB is a doorbell, the log is the door: what is lost is fetched there."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ class Publisher:
             if everything or f"session.{topic_id(event.session_id)}.".encode() in self.sessions:
                 self._send(
                     event_topic(event.session_id, event.type).encode(),
-                    ev.encode_published(event.fragment, event.session_id, event.seq, event.pos, self.state.stamp,
-                                        STAMP_PAIRS),
+                    ev.encode_published(
+                        event.fragment, event.session_id, event.seq, event.pos, self.state.stamp, STAMP_PAIRS
+                    ),
                 )
 
     def head(self, counters: dict[str, Any]) -> None:

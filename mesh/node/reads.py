@@ -1,4 +1,4 @@
-"""The partition's reads of sessions, runs, the log and the feed: committed rows, spliced and never decoded."""
+"""The partition's reads of sessions, runs, the log and the feed: committed rows, spliced, never decoded."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from mesh.store.sqlite import Store, StoredEvent
 EVENTS_PER_PAGE = 5_000
 _FILTERS = frozenset(("run_id", "type", "since", "after", "before", "limit"))
 STAMP_PAIRS = 3
+#: Stored sessions looked at for a page of those with certain tags.
+SCAN_BYTES_MAX = 16 * 1024 * 1024
 
 
 class Reads:
@@ -34,11 +36,18 @@ class Reads:
         self.info: Callable[[], dict[str, Any]]
         self.table: dict[str, Callable[[list[Any], int], bytes]] = {
             "route.config": lambda args, now: wire.ok(self.routes_config),
-            "session.get": self.session_get, "session.list": self.session_list, "session.handle": self.handle,
-            "session.id_of": self.id_of, "session.runs": self.session_runs, "session.events": self.session_events,
-            "run.get": self.run_get, "feed.echo": self.feed_echo, "feed.head": lambda args, now: wire.ok(self.head()),
-            "feed.lifecycle": self.feed_lifecycle, "feed.session": self.feed_session,
-            "agent.list": lambda args, now: wire.ok(self.partition.ops.agent_rows()),
+            "session.get": self.session_get,
+            "session.list": self.session_list,
+            "session.handle": self.handle,
+            "session.id_of": self.id_of,
+            "session.runs": self.session_runs,
+            "session.events": self.session_events,
+            "run.get": self.run_get,
+            "feed.echo": self.feed_echo,
+            "feed.head": lambda args, now: wire.ok(self.head()),
+            "feed.lifecycle": self.feed_lifecycle,
+            "feed.session": self.feed_session,
+            "agent.list": lambda args, now: wire.ok(self.partition.ops.agents.rows()),
             "partition.info": lambda args, now: wire.ok(self.info()),
         }
 
@@ -61,20 +70,19 @@ class Reads:
         wanted = set(tags or ())
         limit = _number(limit, "limit", 1, LIST_MAX, 100)
         after = _number(after, "after", 0, 1 << 62, 0)
-        rows: list[dict[str, Any]] = []
+        page = _Page(limit, self.page_bytes)
         # A bounded number of rows is looked at per call, so that a rare tag never holds up the loop.
-        found = self.store.list_sessions(status=code, agent_id=agent_id, after=after, limit=LIST_MAX if wanted else limit + 1)
+        found, more = self.store.list_sessions(
+            status=code, agent_id=agent_id, after=after, limit=LIST_MAX if wanted else limit,
+            bytes_max=SCAN_BYTES_MAX if wanted else self.page_bytes,
+        )
         for stored in found:
             session = self.state.sessions.get(stored.id, stored)
-            if self._owned(session.id) and wanted <= set(session.tags):
-                if len(rows) == limit:
-                    return wire.ok([rows, rows[-1]["row"]])
-                rows.append(sessions.to_wire(session, self.state.pid_of(session)))
-        more = len(found) == (LIST_MAX if wanted else limit + 1)
-        return wire.ok([rows, found[-1].n if more else None])
-
-    def _owned(self, session_id: str) -> bool:
-        return self.partition.owns_session(session_id)
+            if self.partition.owns_session(session.id) and wanted <= set(session.tags) and not page.add(
+                sessions.to_wire(session, self.state.pid_of(session))
+            ):
+                return page.encode()
+        return page.encode(found[-1].n if more else None)
 
     def handle(self, args: list[Any], now: int) -> bytes:
         session = self.state.session(*_exactly(args, 1))
@@ -95,9 +103,13 @@ class Reads:
         session_id, limit, after = _exactly(args + [None] * (3 - len(args)), 3)
         session = self.state.session(session_id)
         limit = _number(limit, "limit", 1, LIST_MAX, 100)
-        found = self.store.list_runs(session.n, after=_number(after, "after", 0, 1 << 62, 0), limit=limit + 1)
-        rows = [runs.to_wire(self.state.runs.get(run.id, run)) for run in found[:limit]]
-        return wire.ok([rows, rows[-1]["row"] if len(found) > limit else None])
+        after = _number(after, "after", 0, 1 << 62, 0)
+        page = _Page(limit, self.page_bytes)
+        found, more = self.store.list_runs(session.n, after=after, limit=limit, bytes_max=self.page_bytes)
+        for run in found:
+            if not page.add(runs.to_wire(self.state.runs.get(run.id, run))):
+                return page.encode()
+        return page.encode(found[-1].n if more else None)
 
     def run_get(self, args: list[Any], now: int) -> bytes:
         return wire.ok(runs.to_wire(self.state.run(*_exactly(args, 1))))
@@ -120,22 +132,39 @@ class Reads:
             run = run_state.n
         limit = filters.get("limit") or EVENTS_PER_PAGE
         found, complete = self.store.events(
-            n, after=filters.get("after") or 0, before=filters.get("before"), run=run, since=filters.get("since"),
-            types=filters["codes"], limit=min(limit, EVENTS_PER_PAGE), bytes_max=self.page_bytes,
+            n,
+            after=filters.get("after") or 0,
+            before=filters.get("before"),
+            run=run,
+            since=filters.get("since"),
+            types=filters["codes"],
+            limit=min(limit, EVENTS_PER_PAGE),
+            bytes_max=self.page_bytes,
         )
         return found, complete or (len(found) >= limit)
 
-    def matching(self, rows: list[EventRow], filters: dict[str, Any]) -> list[StoredEvent] | None:
-        """Those of just appended events that match, None when older ones might match too."""
-        after = filters.get("after") or 0
-        if not rows or after < rows[0].seq - 1 or filters.get("since") is not None or filters.get("before"):
-            return None
-        codes, run_id, limit = filters["codes"], filters.get("run_id"), filters.get("limit")
-        found = [
-            StoredEvent(row.pos, row.seq, row.type, row.fragment) for row in rows
-            if row.seq > after and (not codes or row.type in codes) and (run_id is None or row.run_id == run_id)
-        ]
-        return found[:limit] if limit else found
+    def matching(
+        self, rows: list[EventRow], filters: dict[str, Any], seen: int
+    ) -> tuple[list[StoredEvent], bool]:
+        """Those of just appended events behind ``seen`` that match: one page, and whether these are all."""
+        after, before = max(filters.get("after") or 0, seen), filters.get("before")
+        codes, run_id, since = filters["codes"], filters.get("run_id"), filters.get("since")
+        limit = min(filters.get("limit") or EVENTS_PER_PAGE, EVENTS_PER_PAGE)
+        found: list[StoredEvent] = []
+        size = 0
+        for row in rows:
+            if (
+                row.seq <= after
+                or (codes and row.type not in codes)
+                or (run_id is not None and row.run_id != run_id)
+                or ((before is not None and row.seq >= before) or (since is not None and row.ts < since))
+            ):
+                continue
+            if len(found) == limit or size > self.page_bytes:
+                return found, len(found) == filters.get("limit")
+            size += len(row.fragment)
+            found.append(StoredEvent(row.pos, row.seq, row.type, row.fragment))
+        return found, True
 
     # --- the feed ---
 
@@ -153,19 +182,51 @@ class Reads:
 
     def feed_lifecycle(self, args: list[Any], now: int) -> bytes:
         after, limit = _exactly(args, 2)
-        rows = self.store.feed_lifecycle(_number(after, "after", 0, 1 << 62, 0), _number(limit, "limit", 1, LIST_MAX, 1))
+        rows = self.store.feed_lifecycle(
+            _number(after, "after", 0, 1 << 62, 0), _number(limit, "limit", 1, LIST_MAX, 1)
+        )
         return b"".join((wire.OK, wire.array_header(len(rows)),
                          *(b"\x92" + wire.pack(topic) + payload for topic, payload in rows)))
 
     def feed_session(self, args: list[Any], now: int) -> bytes:
         after, limit = _exactly(args, 2)
-        rows = self.store.feed_events(_number(after, "after", 0, 1 << 62, 0), _number(limit, "limit", 1, LIST_MAX, 1),
-                                      self.page_bytes)
+        rows = self.store.feed_events(
+            _number(after, "after", 0, 1 << 62, 0), _number(limit, "limit", 1, LIST_MAX, 1), self.page_bytes
+        )
         parts = [wire.OK, wire.array_header(len(rows))]
         for session_id, event in rows:
             parts.append(b"\x92" + wire.pack(event_topic(session_id, event.type)) + ev.encode_published(
                 event.fragment, session_id, event.seq, event.pos, self.state.stamp, STAMP_PAIRS))
         return b"".join(parts)
+
+
+class _Page:
+    """Encoded rows, bounded in number and in bytes; its cursor is the last row's number."""
+
+    def __init__(self, limit: int, bytes_max: int) -> None:
+        self._limit = limit
+        self._left = bytes_max
+        self._rows: list[bytes] = []
+        self._last = 0
+        self._full = False
+
+    def add(self, row: dict[str, Any]) -> bool:
+        """Take a row; False when the page is full and the row belongs to the next one."""
+        if len(self._rows) == self._limit or self._left <= 0:
+            self._full = True
+            return False
+        encoded = wire.pack(row)
+        self._left -= len(encoded)
+        self._rows.append(encoded)
+        self._last = row["row"]
+        return True
+
+    def encode(self, cursor: int | None = None) -> bytes:
+        """``[[row, ...], cursor]``; a full page has its own cursor."""
+        cursor = self._last if self._full else cursor
+        return b"".join(
+            (wire.OK, b"\x92", wire.array_header(len(self._rows)), *self._rows, wire.pack(cursor))
+        )
 
 
 def event_topic(session_id: str, code: int) -> str:
@@ -200,11 +261,13 @@ def checked_filters(filters: Any) -> dict[str, Any]:
             _number(filters[name], name, 1 if name == "limit" else 0, 1 << 62, 0,
                     code="invalid_cursor" if name != "limit" else "validation_error")
     since = filters.get("since")
-    if since is not None and type(since) not in (int, float):
+    if since is not None and not (type(since) in (int, float) and abs(since) < 10**12):
         raise InvalidArgument(f"since must be seconds since the epoch, not {since!r:.40}")
+    if filters.get("run_id") is not None and type(filters["run_id"]) is not str:
+        raise InvalidArgument("run_id must be a str", code="invalid_id")
     types = filters.get("type")
     names = [] if types is None else types if type(types) is list else [types]
-    return {**filters, "codes": tuple(ev.type_code(name) for name in names)}
+    return {**filters, "codes": tuple({ev.type_code(name) for name in names})}
 
 
 def _exactly(args: list[Any], count: int) -> list[Any]:
@@ -213,11 +276,15 @@ def _exactly(args: list[Any], count: int) -> list[Any]:
     return args
 
 
-def _number(value: Any, name: str, least: int, most: int, default: int, *, code: str = "validation_error") -> int:
+def _number(
+    value: Any, name: str, least: int, most: int, default: int, *, code: str = "validation_error"
+) -> int:
     if value is None:
         return default
     if type(value) is not int or not least <= value <= most:
-        raise InvalidArgument(f"{name} must be a whole number from {least} to {most}, not {value!r:.40}", code=code)
+        raise InvalidArgument(
+            f"{name} must be a whole number from {least} to {most}, not {value!r:.40}", code=code
+        )
     return value
 
 

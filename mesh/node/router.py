@@ -96,7 +96,11 @@ class RouterProcess:
             heard[client] = now_s
             kind = payload[3] if len(payload) > 3 else 0
             try:
-                if wire.Kind.HELLO <= kind <= wire.Kind.NOTE or len(client) != wire.CLIENT_ID_BYTES:
+                if (
+                    wire.Kind.HELLO <= kind <= wire.Kind.NOTE
+                    or len(client) != wire.CLIENT_ID_BYTES
+                    or not client[0]
+                ):
                     self._reply(client, self._own(client, payload))
                     continue
                 if not wire.Kind.READ <= kind <= wire.Kind.WAIT:
@@ -111,7 +115,9 @@ class RouterProcess:
             else:
                 self._forward(client, identity, frame, actor, payload)
 
-    def _forward(self, client: bytes, identity: bytes, frame: bytes, actor: Actor | None, payload: bytes) -> None:
+    def _forward(
+        self, client: bytes, identity: bytes, frame: bytes, actor: Actor | None, payload: bytes
+    ) -> None:
         try:
             self.back.send(identity, sockets.MORE)
             self.back.send(frame, sockets.NOWAIT)
@@ -169,8 +175,10 @@ class RouterProcess:
     def _own(self, client: bytes, payload: bytes) -> bytes:
         """Answer a header-only request."""
         header = wire.decode_header(payload)
-        if len(client) != wire.CLIENT_ID_BYTES:
-            raise RemoteProtocolError(f"a client's routing id has {wire.CLIENT_ID_BYTES} bytes, not {len(client)}")
+        if len(client) != wire.CLIENT_ID_BYTES or not client[0]:  # a zero begins the ids of our own actors
+            raise RemoteProtocolError(
+                f"a client's routing id has {wire.CLIENT_ID_BYTES} bytes (this one {len(client)}), the first not 0"
+            )
         match header.kind:
             case wire.Kind.HELLO:
                 return self.core.answer(payload, self._hello_body())
@@ -185,19 +193,30 @@ class RouterProcess:
 
     def _restart(self, index: int) -> None:
         if index >= len(self.core.partitions):
-            raise RequestError(f"no partition {index}; there are {len(self.core.partitions)}", code="not_found")
+            raise RequestError(
+                f"no partition {index}; there are {len(self.core.partitions)}", code="not_found"
+            )
         self.child.control.send("restart", name=f"partition-{index}")
 
     def _hello_body(self) -> bytes:
         if not self._hello:
             config = self.child.config
-            self._hello = wire.pack({
-                "node": config.node.name, "boot": self.core.boot, "version": wire.VERSION,
-                "map_version": self.core.map_version, "slots": self.core.slot_map,
-                "partitions": len(self.core.partitions), "runners": len(self.core.runners),
-                "address": self.address, "feed": self.feed_address, "feed_ipc": self.child.feed_endpoint,
-                "fallback_after_ms": config.routes.fallback_after_ms, "frame_bytes": config.limits.frame_bytes,
-            })
+            self._hello = wire.pack(
+                {
+                    "node": config.node.name,
+                    "boot": self.core.boot,
+                    "version": wire.VERSION,
+                    "map_version": self.core.map_version,
+                    "slots": self.core.slot_map,
+                    "partitions": len(self.core.partitions),
+                    "runners": len(self.core.runners),
+                    "address": self.address,
+                    "feed": self.feed_address,
+                    "feed_ipc": self.child.feed_endpoint,
+                    "fallback_after_ms": config.routes.fallback_after_ms,
+                    "frame_bytes": config.limits.frame_bytes,
+                }
+            )
         return self._hello
 
     def status(self) -> dict[str, Any]:
@@ -260,7 +279,11 @@ class RouterProcess:
         holders = {id(a): (a.identity, a.incarnation) for a in (*self.core.partitions, *self.core.runners)}
         changed = self.core.on_roster(self.children)
         for actor, former in changed:
-            if holders[id(actor)][0] is not None and actor.identity is None and actor.kind == mailbox.PARTITION:
+            if (
+                holders[id(actor)][0] is not None
+                and actor.identity is None
+                and actor.kind == mailbox.PARTITION
+            ):
                 frame = self.core.gone_frame(actor)
                 for client in list(self.core.heard):
                     self._reply(client, frame)
@@ -280,8 +303,13 @@ class RouterProcess:
         }.get(ChildState(now["state"]))
         if what is not None:
             self._publish(
-                f"node.{kind}_{what}", partition=actor.index if kind == "partition" else None, index=actor.index,
-                pid=now["pid"], epoch=actor.incarnation, cause=now["cause"], restarts=now["restarts"],
+                f"node.{kind}_{what}",
+                partition=actor.index if kind == "partition" else None,
+                index=actor.index,
+                pid=now["pid"],
+                epoch=actor.incarnation,
+                cause=now["cause"],
+                restarts=now["restarts"],
             )
 
     def _publish(self, topic: str, **fields: Any) -> None:

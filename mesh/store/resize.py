@@ -1,8 +1,8 @@
 """Moving slots between partitions, before a node with another number of partitions is READY.
 
-copy -> commit in the target -> flip the map -> delete at the source. Each step may be killed and is simply done
-again at the next start: until the flip, what lies in a target is a copy that nobody reads (deleted before it is
-copied again); after it, what lies in a source is a remainder that nobody reads (deleted).
+copy -> commit in the target -> flip the map -> delete at the source. Each step may be killed and is simply
+done again at the next start: until the flip, what lies in a target is a copy that nobody reads (deleted
+before it is copied again); after it, what lies in a source is a remainder that nobody reads (deleted).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import msgspec
 
 from mesh.core import run as runs
 from mesh.core import session as sessions
-from mesh.core.slots import moved_map
+from mesh.core.slots import moved_map, session_slot
+from mesh.store.file import checksum, guard
 from mesh.store.node_db import NodeDb
-from mesh.store.sqlite import Store, checksum, guard
+from mesh.store.sqlite import Store
 
 ROWS_PER_STEP = 2_000
 
@@ -90,14 +91,13 @@ def _delete(db: apsw.Connection, slots: list[int]) -> None:
         db.execute("DELETE FROM moved")
         db.executemany("INSERT INTO moved VALUES (?)", [(slot,) for slot in slots])
         gone = "SELECT n FROM session WHERE slot IN moved"
-        pos = db.execute("SELECT max(pos) FROM event").fetchone()
+        highest = max(_one(db, "SELECT max(pos) FROM event") or 0,
+                      _one(db, "SELECT value FROM meta WHERE name = 'pos'") or 0)
         db.execute("DELETE FROM route WHERE slot IN moved")
         db.execute(f"DELETE FROM event WHERE session IN ({gone})")
         db.execute(f"DELETE FROM progress WHERE run IN (SELECT n FROM run WHERE session IN ({gone}))")
         db.execute(f"DELETE FROM run WHERE session IN ({gone})")
         db.execute("DELETE FROM session WHERE slot IN moved")
-        former = db.execute("SELECT value FROM meta WHERE name = 'pos'").fetchone()
-        highest = max(pos[0] or 0, former[0] if former else 0)
         db.execute("INSERT OR REPLACE INTO meta VALUES ('pos', ?)", (highest,))
 
 
@@ -113,7 +113,7 @@ class _Mover:
         _delete(self.taker, self.slots)
         with self.taker:
             self.routes()
-            for record in list(self._rows("SELECT record FROM session WHERE slot = ? ORDER BY n")):
+            for record in self._rows("SELECT record FROM session WHERE slot = ? ORDER BY n"):
                 self.session(sessions.decode(record[0]))
 
     def _rows(self, sql: str) -> Iterator[Any]:
@@ -121,15 +121,16 @@ class _Mover:
             yield from self.giver.execute(sql, (slot,))
 
     def _next(self, table: str, column: str) -> int:
-        row = self.taker.execute(f"SELECT max({column}) FROM {table}").fetchone()  # noqa: S608 - our own names
-        kept = self.taker.execute("SELECT value FROM meta WHERE name = ?", (column,)).fetchone()
-        return max(row[0] or 0, kept[0] if kept else 0) + 1
+        highest: Any = _one(self.taker, f"SELECT max({column}) FROM {table}")
+        kept: Any = _one(self.taker, "SELECT value FROM meta WHERE name = ?", column)
+        return int(max(highest or 0, kept or 0)) + 1
 
     def routes(self) -> None:
         boots: dict[int, int] = {}
         for number, boot_id, offset_ms in self.giver.execute("SELECT id, boot_id, offset_ms FROM boot"):
-            self.taker.execute("INSERT OR IGNORE INTO boot(boot_id, offset_ms) VALUES (?, ?)", (boot_id, offset_ms))
-            boots[number] = self.taker.execute("SELECT id FROM boot WHERE boot_id = ?", (boot_id,)).fetchone()[0]
+            self.taker.execute(
+                "INSERT OR IGNORE INTO boot(boot_id, offset_ms) VALUES (?, ?)", (boot_id, offset_ms))
+            boots[number] = _one(self.taker, "SELECT id FROM boot WHERE boot_id = ?", boot_id)
         rows = self._rows("SELECT key, slot, boot, record, sum FROM route WHERE slot = ?")
         for step in _steps(rows):
             self.taker.executemany(
@@ -141,7 +142,7 @@ class _Mover:
         new = msgspec.structs.replace(old, n=self._next("session", "n"))
         record = sessions.encode(new)
         self.taker.execute("INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (
-            new.n, new.id, self.giver.execute("SELECT slot FROM session WHERE n = ?", (old.n,)).fetchone()[0],
+            new.n, new.id, session_slot(new.id),
             sessions.STATUS_CODE[new.status], new.agent_id, int(new.live), record, checksum(record)))
         numbers = {0: 0}
         for (blob,) in self.giver.execute("SELECT record FROM run WHERE session = ? ORDER BY n", (old.n,)):
@@ -150,7 +151,9 @@ class _Mover:
             moved = runs.encode(msgspec.structs.replace(run, n=numbers[run.n]))
             self.taker.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?)", (
                 numbers[run.n], run.id, new.n, runs.STATUS_CODE[run.status], moved, checksum(moved)))
-            for attempt, batch in self.giver.execute("SELECT attempt, batch FROM progress WHERE run = ?", (run.n,)):
+            for attempt, batch in self.giver.execute(
+                "SELECT attempt, batch FROM progress WHERE run = ?", (run.n,)
+            ):
                 self.taker.execute("INSERT INTO progress VALUES (?, ?, ?)", (numbers[run.n], attempt, batch))
         self._events(old.n, new.n, numbers)
 
@@ -163,6 +166,11 @@ class _Mover:
                 (pos + i, new, seq, kind, numbers[run], ts, fragment, total)
                 for i, (seq, kind, run, ts, fragment, total) in enumerate(step)])
             pos += len(step)
+
+
+def _one(db: apsw.Connection, sql: str, *args: Any) -> Any:
+    row = db.execute(sql, args).fetchone()
+    return None if row is None else row[0]
 
 
 def _steps(rows: Iterable[Any]) -> Iterator[list[Any]]:

@@ -206,10 +206,10 @@ def test_attach_detaches_at_ctrl_c_and_says_how_to_go_on(cli: Cli, fake: FakeCli
 
 def test_partition_list_shows_the_cause_of_death(cli: Cli, fake: FakeClient) -> None:
     """If a partition died, then its row says of what."""
-    cause = {"exit_status": None, "signal": 9, "stderr": "a\nlast line", "at": 1.0}
+    cause = {"exit_status": None, "signal": "SIGKILL", "stderr": "a\nlast line", "at": 1.0}
     fake.answers["partitions.list"] = [PartitionInfo(0, "ready", 9, 3, 1, 10, 2, cause=cause)]
     done = cli("partition", "list")
-    assert done.stdout == "0\tready\t9\t3\t1\t10\t2\t0\t0\tsignal 9: last line\n"
+    assert done.stdout == "0\tready\t9\t3\t1\t10\t2\t0\t0\tkilled by SIGKILL: last line\n"
 
 
 def test_status_joins_roster_and_counters(cli: Cli, fake: FakeClient) -> None:

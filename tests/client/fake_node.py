@@ -101,7 +101,9 @@ class FakeNode:
         if header.kind == Kind.HELLO:
             return self.reply(header, wire.pack(self.hello()))
         if header.kind == Kind.STATUS:
-            rows = [{"index": i, "state": "ready", "pid": 100 + i, "epoch": 1} for i in range(self.partitions)]
+            rows = [
+                {"index": i, "state": "ready", "pid": 100 + i, "epoch": 1} for i in range(self.partitions)
+            ]
             return self.reply(header, wire.pack({"node": "fake", "partitions": rows}))
         if not calls:
             return self.reply(header, b"")
@@ -110,17 +112,35 @@ class FakeNode:
     def hello(self) -> dict[str, Any]:
         """The facts of this node."""
         return {
-            "node": "fake", "boot": self.boot, "map_version": self.map_version, "slots": even_map(self.partitions),
-            "partitions": self.partitions, "runners": 1, "address": self.address, "feed": self.address,
-            "feed_ipc": "", "fallback_after_ms": 100, "frame_bytes": wire.FRAME_BYTES_MAX, "version": "0",
+            "node": "fake",
+            "boot": self.boot,
+            "map_version": self.map_version,
+            "slots": even_map(self.partitions),
+            "partitions": self.partitions,
+            "runners": 1,
+            "address": self.address,
+            "feed": self.address,
+            "feed_ipc": "",
+            "fallback_after_ms": 100,
+            "frame_bytes": wire.FRAME_BYTES_MAX,
+            "version": "0",
         }
 
     def reply(self, header: Header, body: bytes, *, flags: int = 0, partition: int | None = None) -> bytes:
         """A REPLY frame to a request."""
-        return wire.encode_header(
-            Kind.REPLY, flags=flags, answers=header.kind, address=header.address if partition is None else partition,
-            map_version=self.map_version, request_id=header.request_id, number=self.boot, done_below=self.epoch,
-        ) + body
+        return (
+            wire.encode_header(
+                Kind.REPLY,
+                flags=flags,
+                answers=header.kind,
+                address=header.address if partition is None else partition,
+                map_version=self.map_version,
+                request_id=header.request_id,
+                number=self.boot,
+                done_below=self.epoch,
+            )
+            + body
+        )
 
     def refuse(self, header: Header, error: MeshError, flags: int = 0) -> bytes:
         """A refusal of a whole payload."""
@@ -139,8 +159,11 @@ class FakeNode:
             return [0, [[0, None] for _ in args[0]]]
         if op == "route.resolve":
             status, value = self._get(args[0])
-            return [0, [value[0]["external_room_id"], value[0], "state_hit", False, False, None]] if not status else [
-                1, NotFound(code="no_route").to_map()]
+            return (
+                [0, [value[0]["external_room_id"], value[0], "state_hit", False, False, None]]
+                if not status
+                else [1, NotFound(code="no_route").to_map()]
+            )
         return [0, None]
 
     def _get(self, key: str) -> list[Any]:

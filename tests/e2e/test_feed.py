@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from itertools import islice
 from typing import Any
 
 import mesh
@@ -14,7 +15,7 @@ from helpers import wait_for
 
 def take(feed: Any, count: int) -> list[mesh.Notification]:
     """The next messages."""
-    return [note for note, _ in zip(feed, range(count), strict=False)]
+    return list(islice(feed, count))
 
 
 def test_late_listener_continues_behind_its_cursor(client: mesh.Client) -> None:

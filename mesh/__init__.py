@@ -1,0 +1,171 @@
+"""mesh: a mesh of supervised actors that hosts AI-agent sessions.
+
+``Client`` and ``AsyncClient`` talk to a node, ``LocalNode`` starts one. Everything else here is a record
+that comes back, or an error. Names are imported when they are first used, so ``import mesh`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mesh.client._aio_listener import AsyncListener
+    from mesh.client._blocking_listener import Listener
+    from mesh.client.aio import AsyncClient
+    from mesh.client.blocking import Client
+    from mesh.client.local_node import LocalNode
+    from mesh.core.keys import SessionKey
+    from mesh.core.records import (
+        Event,
+        Handle,
+        Notification,
+        Page,
+        PartitionInfo,
+        Prompted,
+        Provenance,
+        PruneResult,
+        Resolution,
+        RouteEntry,
+        RouteRecord,
+        Run,
+        RunResult,
+        RunStatus,
+        Session,
+        SessionStatus,
+        Source,
+        StopReason,
+    )
+    from mesh.errors import (
+        ClientClosed,
+        ClientExpired,
+        ConfigError,
+        DeadlineExceeded,
+        InvalidArgument,
+        InvalidState,
+        LocalProtocolError,
+        MeshError,
+        NodeUnreachable,
+        NotFound,
+        Overloaded,
+        ProtocolError,
+        RemoteProtocolError,
+        RequestError,
+        RunError,
+        StoreError,
+        Unavailable,
+    )
+    from mesh.providers.base import RunContext
+
+_RECORDS = (
+    "Event",
+    "Handle",
+    "Notification",
+    "Page",
+    "PartitionInfo",
+    "Prompted",
+    "Provenance",
+    "PruneResult",
+    "Resolution",
+    "RouteEntry",
+    "RouteRecord",
+    "Run",
+    "RunResult",
+    "RunStatus",
+    "Session",
+    "SessionStatus",
+    "Source",
+    "StopReason",
+)
+_ERRORS = (
+    "ClientClosed",
+    "ClientExpired",
+    "ConfigError",
+    "DeadlineExceeded",
+    "InvalidArgument",
+    "InvalidState",
+    "LocalProtocolError",
+    "MeshError",
+    "NodeUnreachable",
+    "NotFound",
+    "Overloaded",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "RequestError",
+    "RunError",
+    "StoreError",
+    "Unavailable",
+)
+#: public name -> the module that defines it.
+_HOME: dict[str, str] = {
+    "AsyncClient": "mesh.client.aio",
+    "AsyncListener": "mesh.client._aio_listener",
+    "Client": "mesh.client.blocking",
+    "Listener": "mesh.client._blocking_listener",
+    "LocalNode": "mesh.client.local_node",
+    "RunContext": "mesh.providers.base",
+    "SessionKey": "mesh.core.keys",
+    **dict.fromkeys(_RECORDS, "mesh.core.records"),
+    **dict.fromkeys(_ERRORS, "mesh.errors"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'mesh' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
+
+
+__all__ = [
+    "AsyncClient",
+    "AsyncListener",
+    "Client",
+    "ClientClosed",
+    "ClientExpired",
+    "ConfigError",
+    "DeadlineExceeded",
+    "Event",
+    "Handle",
+    "InvalidArgument",
+    "InvalidState",
+    "Listener",
+    "LocalNode",
+    "LocalProtocolError",
+    "MeshError",
+    "NodeUnreachable",
+    "NotFound",
+    "Notification",
+    "Overloaded",
+    "Page",
+    "PartitionInfo",
+    "Prompted",
+    "ProtocolError",
+    "Provenance",
+    "PruneResult",
+    "RemoteProtocolError",
+    "RequestError",
+    "Resolution",
+    "RouteEntry",
+    "RouteRecord",
+    "Run",
+    "RunContext",
+    "RunError",
+    "RunResult",
+    "RunStatus",
+    "Session",
+    "SessionKey",
+    "SessionStatus",
+    "Source",
+    "StopReason",
+    "StoreError",
+    "Unavailable",
+    "__version__",
+]

@@ -1,0 +1,110 @@
+"""What HELLO says of a node, and the words for what went wrong on the way."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mesh.client._payload import Payload
+from mesh.core import wire
+from mesh.core.wire import Flag
+from mesh.errors import DeadlineExceeded, MeshError, NodeUnreachable, RemoteProtocolError
+
+AGAIN_S = 0.02
+AGAIN_MAX_S = 0.2
+OVERLOADED_MAX_S = 1.0
+
+
+class Facts(NamedTuple):
+    """What HELLO said about the node."""
+
+    boot: int
+    map_version: int
+    slot_map: bytes
+    partitions: int
+    fallback_after_s: float
+    frame_bytes: int
+    values: dict[str, Any]
+
+
+def body_of(frame: bytes) -> Any:
+    """The value behind a frame's header; None when there is nothing.
+
+    Raises:
+        RemoteProtocolError: bytes that are not msgpack.
+    """
+    return wire.unpack(memoryview(frame)[wire.HEADER_BYTES :]) if len(frame) > wire.HEADER_BYTES else None
+
+
+def facts_of(frame: bytes) -> Facts:
+    """Read the answer to HELLO.
+
+    Raises:
+        RemoteProtocolError: it is none.
+    """
+    try:
+        values = body_of(frame)
+        slot_map = values["slots"]
+        if type(slot_map) is not bytes or not slot_map:
+            raise RemoteProtocolError("HELLO without a placement map")
+        return Facts(
+            boot=values["boot"],
+            map_version=values["map_version"],
+            slot_map=slot_map,
+            partitions=values["partitions"],
+            fallback_after_s=values.get("fallback_after_ms", 500) / 1000,
+            frame_bytes=min(values.get("frame_bytes", wire.FRAME_BYTES_MAX), wire.FRAME_BYTES_MAX),
+            values=values,
+        )
+    except (KeyError, TypeError, ValueError) as exc:
+        raise RemoteProtocolError(f"not an answer to HELLO: {exc!r:.80}") from exc
+
+
+def refusal_of(frame: bytes) -> dict[str, Any]:
+    """The error map of a refused payload."""
+    try:
+        error: dict[str, Any] = body_of(frame)
+        str(error["code"])
+    except (RemoteProtocolError, KeyError, TypeError):
+        return RemoteProtocolError("a refusal without a reason").to_map()
+    return error
+
+
+def again_s(payload: Payload, error: dict[str, Any], flags: int) -> float | None:
+    """How long to wait before the payload is sent again; None when the refusal is the answer."""
+    if error["code"] == "overloaded":
+        asked_ms = (error.get("details") or {}).get("retry_after_ms")
+        wanted_s = asked_ms / 1000 if isinstance(asked_ms, int) and asked_ms > 0 else AGAIN_S
+        return min(wanted_s * 2.0 ** min(payload.refusals // 2, 10), OVERLOADED_MAX_S)
+    if not flags & Flag.AGAIN:
+        return None
+    return min(AGAIN_S * 2.0 ** min(payload.refusals // 3, 10), AGAIN_MAX_S)
+
+
+def too_late(payload: Payload, address: str, now_s: float) -> MeshError:
+    """Why a payload is given up: nobody was there, or nobody answered in time."""
+    if not payload.tried:
+        return unreachable(address)
+    waited_s = now_s - payload.opened_s
+    details: dict[str, Any] = {
+        "op": payload.calls[0][0] if payload.calls else payload.what,
+        "partition": payload.partition,
+        "waited_ms": int(waited_s * 1000),
+    }
+    last = ""
+    if payload.refusal is not None:
+        details["last_refusal"] = payload.refusal.get("code")
+        last = f"; the node's last word: {payload.refusal.get('message')}"
+    return DeadlineExceeded(
+        f"{payload.what}: no answer from {address} within {waited_s:.3g} s{last}", details=details
+    )
+
+
+def unreachable(address: str) -> NodeUnreachable:
+    """Nobody ever took anything at the address."""
+    return NodeUnreachable(
+        f"no mesh node answers at {address}: start one with `mesh up`, or check the address",
+        details={"address": address},
+    )
+
+
+__all__ = ["Facts", "again_s", "body_of", "facts_of", "refusal_of", "too_late", "unreachable"]

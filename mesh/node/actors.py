@@ -1,0 +1,75 @@
+"""A partition's talk with the router and the runners (``core/mailbox.py`` lists the messages)."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mesh.core import mailbox, wire
+from mesh.core.partition import Partition
+from mesh.core.state import RunnerEntry
+from mesh.errors import RemoteProtocolError
+from mesh.log import Log
+from mesh.node.outbox import Outboxes
+
+T = TypeVar("T")
+
+
+class Actors:
+    """Takes what actors say. Answers to runners leave after the commit of what they announce."""
+
+    def __init__(self, partition: Partition, outboxes: Outboxes, log: Log) -> None:
+        self.partition = partition
+        self.state = partition.state
+        self.live = partition.live
+        self.outboxes = outboxes
+        self.log = log
+        self.router_boot = 0
+        self.answers: list[tuple[int, int, list[Any]]] = []
+        self.news = False  #: the runners changed: parked calls may find one now
+
+    def take(self, frame: bytes, *, writable: bool) -> None:
+        """Take one frame. What cannot be written now is left to the sender's repetition."""
+        kind, index, incarnation = wire.parse_actor_id(frame[:16])
+        try:
+            message = wire.unpack(frame[wire.ACTOR_PREFIX_BYTES:])
+            for one in message[1] if message[0] == "many" else [message]:
+                self.guarded(lambda one=one: self._take(kind, index, incarnation, one, writable))  # type: ignore[misc]
+        except (RemoteProtocolError, LookupError, TypeError) as exc:
+            self.log.write("an actor's frame makes no sense", why=str(exc), bytes=len(frame))
+
+    def _take(self, kind: bytes, index: int, incarnation: int, message: list[Any], writable: bool) -> None:
+        match kind, message[0]:
+            case mailbox.ROUTER, "welcome":
+                self.router_boot = message[1]
+            case mailbox.ROUTER, "roster":
+                self._on_roster({row[0]: RunnerEntry(*row[1:]) for row in message[1]}, writable)
+            case mailbox.RUNNER, "batch" if writable:
+                self.answers.append((index, incarnation, self.live.on_batch(index, incarnation, message)))
+            case mailbox.RUNNER, "lost" if writable:
+                self.live.on_lost(index, incarnation, message[1])
+            case mailbox.RUNNER, "acks":
+                self.outboxes.on_acks(index, incarnation, message[1], message[2])
+            case mailbox.RUNNER, "catalogue":
+                self.news |= self.partition.ops.on_catalogue(index, message[1], message[2])
+
+    def _on_roster(self, entries: dict[int, RunnerEntry], writable: bool) -> None:
+        self.state.runners = entries
+        self.news = True
+        self.outboxes.on_roster(entries)
+        if writable:
+            self.live.on_roster(entries)
+
+    def guarded(self, work: Callable[[], T]) -> T | None:
+        """A bug in the handling of one message undoes that message alone."""
+        mark = self.state.mark()
+        try:
+            return work()
+        except Exception:  # noqa: BLE001 - one of the few places that catch broadly
+            self.state.back_to(mark)
+            self.log.write("a message could not be handled", trace=traceback.format_exc())
+            return None
+
+
+__all__ = ["Actors"]

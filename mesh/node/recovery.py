@@ -1,0 +1,120 @@
+"""What a new incarnation of a partition does with what its predecessor left on the disk.
+
+Sessions, runs and their order of work are in memory before READY. Routes follow behind the first answers; a
+key that is asked for meanwhile is fetched alone.
+"""
+
+from __future__ import annotations
+
+from mesh.core.partition import Partition
+from mesh.core.records import RunStatus, StopReason
+from mesh.core.route_record import rebase
+from mesh.core.run import RunState
+from mesh.errors import StoreError
+from mesh.log import Log
+from mesh.store.sqlite import Store
+
+ROUTES_PER_LOAD = 2_000
+INCARNATIONS_PER_BOOT = 1_000_000
+
+
+class Recovery:
+    """Of one partition. ``node_boot`` tells the present life of the node from former ones."""
+
+    def __init__(
+        self, store: Store, partition: Partition, log: Log, *, node_boot: int, boot_id: str, offset_ms: int
+    ) -> None:
+        self.store = store
+        self.partition = partition
+        self.state = partition.state
+        self.routes = partition.routes
+        self.log = log
+        self.node_boot = node_boot
+        self.boot_id = boot_id
+        self.offset_ms = offset_ms
+        self.settled = False  #: what a former life of the node left behind is settled, durably
+        self._after: str | None = ""
+
+    @property
+    def loading(self) -> bool:
+        """Whether routes are still to be loaded."""
+        return self._after is not None
+
+    def load(self) -> None:
+        """Read the counters, what is live, and what has to be done."""
+        state, counters = self.state, self.store.counters()
+        state.pos, state.lseq = counters["pos"], counters["lseq"]
+        state.next_session, state.next_run = counters["next_session"], counters["next_run"]
+        state.session_count = counters["sessions"]
+        self.routes.loading = True
+        self.routes.fetch = self._fetch_route
+        for session in self.store.live_sessions():
+            if self.partition.owns_session(session.id):
+                state.sessions[session.id] = session
+                state.live[session.id] = state.mono
+        for run in self.store.active_runs():
+            if self.partition.owns_session(run.session_id):
+                self._load_run(run)
+        if self.store.damaged:
+            self.log.write("damaged rows were left out", rows=self.store.damaged)
+
+    def _load_run(self, run: RunState) -> None:
+        state = self.state
+        state.runs[run.id] = run
+        work = state.work_of(run.session_id)
+        if run.status == RunStatus.QUEUED:
+            state.work[run.session_id] = work._replace(queue=(*work.queue, run.id))
+        else:
+            state.work[run.session_id] = work._replace(running=run.id)
+        self.partition.ops.recover(run)
+
+    def settle(self) -> None:
+        """End what was live in a former life of the node, and settle what executed there."""
+        state, live = self.state, self.partition.live
+        for session_id in list(state.live):
+            if self._is_former(state.session(session_id).runner_incarnation):
+                live.take_down(state.session(session_id), StopReason.NODE_LOST)
+        for running in [work.running for work in state.work.values() if work.running is not None]:
+            run = state.run(running)
+            if self._is_former(run.runner_incarnation):
+                live.settle_lost(run)
+
+    def _is_former(self, incarnation: int) -> bool:
+        return incarnation // INCARNATIONS_PER_BOOT != self.node_boot
+
+    # --- routes ---
+
+    def _fetch_route(self, key: str) -> bytes | None:
+        row = self.store.route(key)
+        if row is None:
+            return None
+        record, offset_ms, boot_id = row
+        if boot_id == self.boot_id:
+            return record
+        return rebase(record, offset_ms - self.offset_ms, self.partition.boot_ms)
+
+    def load_routes(self) -> None:
+        """Load the next rows."""
+        assert self._after is not None
+        damaged = self.store.damaged
+        try:
+            rows = self.store.routes(self._after, ROUTES_PER_LOAD)
+        except StoreError as error:
+            self.log.write("routes cannot be loaded; each is fetched when it is asked for", why=error.message)
+            self._after = None
+            return
+        if self.store.damaged > damaged:
+            self.log.write("damaged routes were left out", rows=self.store.damaged - damaged)
+        groups: dict[int, list[tuple[str, bytes]]] = {}
+        for key, record, offset_ms, boot_id in rows:
+            shift = 0 if boot_id == self.boot_id else offset_ms - self.offset_ms
+            if record:
+                groups.setdefault(shift, []).append((key, record))
+        for shift, group in groups.items():
+            self.routes.load(group, shift, now_ms=self.partition.boot_ms)
+        self._after = rows[-1][0] if len(rows) == ROUTES_PER_LOAD else None
+        if self._after is None:
+            self.routes.loaded()
+
+
+__all__ = ["INCARNATIONS_PER_BOOT", "ROUTES_PER_LOAD", "Recovery"]

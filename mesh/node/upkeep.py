@@ -1,0 +1,74 @@
+"""What a partition does beside answering: retire idle sessions, sweep, checkpoint. All in bounded steps."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from mesh.config import NodeConfig
+from mesh.core.partition import Partition
+from mesh.core.records import StopReason
+from mesh.store.sqlite import WAL_BYTES_MAX, Store
+
+ROUTES_PER_SWEEP = 2_000
+IDLE_PER_TICK = 1_000
+SWEEP_S = 30.0
+CACHE_MAX = 20_000
+TRIM_STEP = 512
+
+
+class Upkeep:
+    """Of one partition. Its methods raise ``StoreError`` when the disk refuses."""
+
+    def __init__(self, store: Store, partition: Partition, config: NodeConfig, node_boot: int) -> None:
+        self.store = store
+        self.partition = partition
+        self.state = partition.state
+        self.config = config
+        self.node_boot = node_boot
+        self.sweeping = False
+        self._next_prune_s = self._next_sweep_s = 0.0
+
+    def retire_idle(self) -> None:
+        """End the actors of sessions that did nothing for long; ``live`` is in order of last use."""
+        idle_s = self.config.sessions.idle_timeout_s
+        if idle_s <= 0:
+            return
+        for session_id, at in list(islice(self.state.live.items(), IDLE_PER_TICK)):
+            if self.state.mono - at < idle_s:
+                return
+            if session_id in self.state.work:
+                self.state.touch(session_id)
+            else:
+                self.partition.live.take_down(self.state.session(session_id), StopReason.IDLE)
+
+    def tick(self) -> None:
+        """Once a second: begin what is due. Not while the store refuses writes."""
+        now = self.state.mono
+        if now >= self._next_prune_s:
+            self.sweeping = True
+            self._next_prune_s = now + self.config.routes.prune_interval_ms / 1000
+        if now >= self._next_sweep_s:
+            self._next_sweep_s = now + SWEEP_S
+            self._sweep_store()
+
+    def _sweep_store(self) -> None:
+        limits, state = self.config.limits, self.state
+        self.partition.receipts.silent(state.mono, limits.client_silence_s)
+        self.store.sweep(
+            silent_before=int(state.now - limits.client_silence_s - SWEEP_S),
+            lifecycle_below=state.lseq - limits.lifecycle_kept + 1,
+        )
+        self.store.save_counters(state, self.node_boot)
+        self.store.checkpoint()
+
+    def step(self) -> None:
+        """A small piece, after each batch."""
+        if self.sweeping:
+            removed = self.partition.routes.sweep(self.partition.boot_ms, ROUTES_PER_SWEEP)
+            self.sweeping = removed >= ROUTES_PER_SWEEP
+        self.state.trim(CACHE_MAX, TRIM_STEP)
+        if self.store.wal_bytes_estimate() > WAL_BYTES_MAX:
+            self.store.checkpoint()
+
+
+__all__ = ["CACHE_MAX", "IDLE_PER_TICK", "ROUTES_PER_SWEEP", "SWEEP_S", "TRIM_STEP", "Upkeep"]

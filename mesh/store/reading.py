@@ -1,0 +1,262 @@
+"""What is read from a partition's file: committed rows only, each checked against its checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import apsw
+import msgspec
+
+from mesh.core import run as runs
+from mesh.core import session as sessions
+from mesh.core import wire
+from mesh.core.receipts import Receipt
+from mesh.core.run import RunState
+from mesh.core.session import SessionState
+from mesh.errors import StoreError
+from mesh.store.file import checksum, guard
+
+T = TypeVar("T")
+_EVENT_COLUMNS = "e.pos, e.session, e.seq, e.type, e.run, e.ts, e.fragment, e.sum"
+
+
+class StoredEvent(NamedTuple):
+    """A row of the log."""
+
+    pos: int
+    seq: int
+    type: int
+    fragment: bytes
+
+
+class StoredRows:
+    """The reading half of a store.
+
+    Every method raises ``StoreError`` when the disk refuses or a row is damaged.
+    """
+
+    def __init__(self, path: Path, db: apsw.Connection) -> None:
+        self.path = path
+        self._db = db
+        self.damaged = 0  #: rows that recovery had to leave out; reading one by its id says why
+
+    def meta(self, name: str) -> Any:
+        """A value of the meta table, None when absent."""
+        return self._one("SELECT value FROM meta WHERE name = ?", name)
+
+    def _one(self, sql: str, *args: Any) -> Any:
+        row = self._db.execute(sql, args).fetchone()
+        return row[0] if row is not None else None
+
+    def _all(self, sql: str, *args: Any) -> list[Any]:
+        return self._db.execute(sql, args).fetchall()
+
+    def counters(self) -> dict[str, int]:
+        """pos, lseq and the next row numbers, as the last commit left them."""
+        return guard(lambda: {
+            "pos": max(self.meta("pos") or 0, self._one("SELECT max(pos) FROM event") or 0),
+            "lseq": max(self.meta("lseq") or 0, self._one("SELECT max(lseq) FROM lifecycle") or 0),
+            "next_session": (self._one("SELECT max(n) FROM session") or 0) + 1,
+            "next_run": (self._one("SELECT max(n) FROM run") or 0) + 1,
+            "sessions": self._one("SELECT count(*) FROM session") or 0,
+        }, "read the counters")
+
+    def session(self, session_id: str) -> SessionState | None:
+        """The stored session with the highest seq of its log."""
+
+        def read() -> SessionState | None:
+            row = self._db.execute("SELECT record, sum FROM session WHERE id = ?", (session_id,)).fetchone()
+            if row is None:
+                return None
+            state = sessions.decode(_checked(row, f"session {session_id}"))
+            return self._with_seq(state)
+
+        return guard(read, "read a session")
+
+    def _with_seq(self, state: SessionState) -> SessionState:
+        seq = self._one("SELECT max(seq) FROM event WHERE session = ?", state.n) or 0
+        return _replace_seq(state, seq)
+
+    def run(self, run_id: str) -> RunState | None:
+        """The stored run."""
+
+        def read() -> RunState | None:
+            row = self._db.execute("SELECT record, sum, n FROM run WHERE id = ?", (run_id,)).fetchone()
+            return None if row is None else self._with_progress(row)
+
+        return guard(read, "read a run")
+
+    def _with_progress(self, row: Any) -> RunState:
+        state = runs.decode(_checked(row, f"run row {row[2]}"))
+        if state.ended_at is None and state.attempt:
+            at = self._db.execute("SELECT attempt, batch FROM progress WHERE run = ?", (row[2],)).fetchone()
+            if at is not None and at[0] == state.attempt:
+                return _replace_batch(state, at[1])
+        return state
+
+    def live_sessions(self) -> list[SessionState]:
+        """Sessions that were live at the last commit."""
+        rows = guard(lambda: self._db.execute(
+            "SELECT record, sum FROM session WHERE live = 1 ORDER BY n").fetchall(), "read the live sessions")
+        return self._sound(rows, lambda row: self._with_seq(sessions.decode(_checked(row, "a session"))))
+
+    def active_runs(self) -> list[RunState]:
+        """Runs that wait or execute, oldest first."""
+        rows = guard(lambda: self._db.execute(
+            "SELECT record, sum, n FROM run WHERE status BETWEEN 1 AND 3 ORDER BY n").fetchall(),
+            "read the active runs")
+        return self._sound(rows, self._with_progress)
+
+    def _sound(self, rows: list[Any], decode: Callable[[Any], T]) -> list[T]:
+        """The rows that can be read: one flipped byte must not keep the whole partition down."""
+        found = []
+        for row in rows:
+            try:
+                found.append(guard(lambda row=row: decode(row), "read a row"))  # type: ignore[misc]
+            except StoreError:
+                self.damaged += 1
+        return found
+
+    def list_sessions(
+        self, *, status: int | None, agent_id: str | None, after: int, limit: int, bytes_max: int
+    ) -> tuple[list[SessionState], bool]:
+        """(sessions in order of creation, after a row number; whether there are more)."""
+        sql = "SELECT record, sum FROM session WHERE n > ?"
+        args: list[Any] = [after]
+        if status is not None:
+            sql, args = sql + " AND status = ?", [*args, status]
+        if agent_id is not None:
+            sql, args = sql + " AND agent_id = ?", [*args, agent_id]
+
+        def read() -> tuple[list[SessionState], bool]:
+            rows, more = self._page(sql + " ORDER BY n LIMIT ?", args, limit, bytes_max)
+            return [self._with_seq(sessions.decode(_checked(row, "a session"))) for row in rows], more
+
+        return guard(read, "list sessions")
+
+    def list_runs(
+        self, session: int, *, after: int, limit: int, bytes_max: int
+    ) -> tuple[list[RunState], bool]:
+        """(runs of a session in order of creation, after a row number; whether there are more)."""
+
+        def read() -> tuple[list[RunState], bool]:
+            sql = "SELECT record, sum, n FROM run WHERE session = ? AND n > ? ORDER BY n LIMIT ?"
+            rows, more = self._page(sql, [session, after], limit, bytes_max)
+            return [self._with_progress(row) for row in rows], more
+
+        return guard(read, "list runs")
+
+    def _page(self, sql: str, args: list[Any], limit: int, bytes_max: int) -> tuple[list[Any], bool]:
+        """Rows whose first column is a record: at most so many, of at most so many bytes, but one."""
+        found: list[Any] = []
+        size = 0
+        for row in self._db.execute(sql, (*args, limit + 1)):
+            if len(found) == limit or size > bytes_max:
+                return found, True
+            size += len(row[0])
+            found.append(row)
+        return found, False
+
+    def events(
+        self, session: int, *, after: int = 0, before: int | None = None, run: int | None = None,
+        types: Iterable[int] = (), since: float | None = None, limit: int = 1000, bytes_max: int = 1 << 20,
+    ) -> tuple[list[StoredEvent], bool]:
+        """(events after a seq that match, whether these are all)."""
+        sql = f"SELECT {_EVENT_COLUMNS} FROM event e WHERE e.session = ? AND e.seq > ?"
+        args: list[Any] = [session, after]
+        for clause, value in (("e.seq < ?", before), ("e.run = ?", run), ("e.ts >= ?", since)):
+            if value is not None:
+                sql, args = f"{sql} AND {clause}", [*args, value]
+        codes = list(types)
+        if codes:
+            sql += f" AND e.type IN ({','.join('?' * len(codes))})"
+        sql += " ORDER BY e.seq LIMIT ?"
+        return guard(
+            lambda: self._take_events(sql, (*args, *codes, limit + 1), limit, bytes_max), "read events"
+        )
+
+    def _take_events(
+        self, sql: str, args: tuple[Any, ...], limit: int, bytes_max: int
+    ) -> tuple[list[StoredEvent], bool]:
+        found: list[StoredEvent] = []
+        size = 0
+        for row in self._db.execute(sql, args):
+            if len(found) == limit or (size > bytes_max and found):
+                return found, False
+            size += len(row[6])
+            found.append(self._stored_event(row))
+        return found, True
+
+    def _stored_event(self, row: Any) -> StoredEvent:
+        if checksum(row[6]) != row[7]:
+            raise StoreError(f"event {row[0]} of {self.path.name} is damaged", code="storage_read_failed")
+        return StoredEvent(row[0], row[2], row[3], row[6])
+
+    def feed_events(self, after: int, limit: int, bytes_max: int) -> list[tuple[str, StoredEvent]]:
+        """(session id, event) in order of pos, after one."""
+
+        def read() -> list[tuple[str, StoredEvent]]:
+            sql = (f"SELECT {_EVENT_COLUMNS}, s.id FROM event e JOIN session s ON s.n = e.session"
+                   " WHERE e.pos > ? ORDER BY e.pos LIMIT ?")
+            found: list[tuple[str, StoredEvent]] = []
+            size = 0
+            for row in self._db.execute(sql, (after, limit)):
+                if size > bytes_max:
+                    break
+                size += len(row[6])
+                found.append((row[8], self._stored_event(row)))
+            return found
+
+        return guard(read, "read the feed")
+
+    def feed_lifecycle(self, after: int, limit: int) -> list[tuple[str, bytes]]:
+        """(topic, payload) in order of lseq, after one."""
+        sql = "SELECT topic, payload FROM lifecycle WHERE lseq > ? ORDER BY lseq LIMIT ?"
+        return guard(lambda: [(row[0], row[1]) for row in self._all(sql, after, limit)], "read the feed")
+
+    def lowest_lifecycle(self) -> int:
+        """The lowest lseq that is kept (0: none)."""
+        return int(guard(lambda: self._one("SELECT min(lseq) FROM lifecycle") or 0, "read the feed"))
+
+    def receipts(self, client: bytes) -> list[tuple[int, Receipt]]:
+        """The stored receipts of a client."""
+        sql = "SELECT number, parts, below FROM receipt WHERE client = ? ORDER BY number"
+        return guard(lambda: [
+            (row[0], Receipt(tuple(wire.unpack(row[1])), row[2])) for row in self._all(sql, client)
+        ], "read receipts")
+
+    def routes(self, after: str, limit: int) -> list[tuple[str, bytes, int, str]]:
+        """(key, record, offset_ms, boot id) in key order, after one; a damaged row has an empty record."""
+        rows = guard(lambda: self._all(
+            "SELECT r.key, r.record, b.offset_ms, b.boot_id, r.sum FROM route r JOIN boot b ON b.id = r.boot"
+            " WHERE r.key > ? ORDER BY r.key LIMIT ?", after, limit), "read routes")
+        found = [(row[0], row[1] if checksum(row[1]) == row[4] else b"", row[2], row[3]) for row in rows]
+        self.damaged += sum(1 for row in found if not row[1])
+        return found
+
+    def route(self, key: str) -> tuple[bytes, int, str] | None:
+        """(record, offset_ms, boot id) of one key."""
+        row = guard(lambda: self._db.execute(
+            "SELECT r.record, r.sum, b.offset_ms, b.boot_id FROM route r JOIN boot b ON b.id = r.boot"
+            " WHERE r.key = ?", (key,)).fetchone(), "read a route")
+        return None if row is None else (_checked(row, f"the route of {key}"), row[2], row[3])
+
+
+def _replace_seq(state: SessionState, seq: int) -> SessionState:
+    return msgspec.structs.replace(state, seq=seq)
+
+
+def _replace_batch(state: RunState, batch: int) -> RunState:
+    return msgspec.structs.replace(state, batch=batch)
+
+
+def _checked(row: Any, what: str) -> bytes:
+    record: bytes = row[0]
+    if checksum(record) != row[1]:
+        raise StoreError(f"{what} is damaged on the disk (checksum)", code="storage_read_failed")
+    return record
+
+
+__all__ = ["StoredEvent", "StoredRows"]
