@@ -9,6 +9,13 @@ import sys
 def main() -> None:
     """Run the command line and exit with its code: 0 ok, 1 the operation failed, 2 usage, 3 no node,
     4 not found, 5 timeout, 130 interrupted."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # before a command could take care of it
+        sys.exit(130)
+
+
+def _run() -> None:
     from mesh.cli.app import root
 
     for stream in (sys.stdout, sys.stderr):

@@ -138,13 +138,18 @@ async def run_once(client: mesh.AsyncClient, count: int) -> Figure:
     )
 
 
-async def delivered_events(client: mesh.AsyncClient, agent: str, count: int) -> Figure:
-    """Events of one run, stored and then received by a listener in order and without a gap."""
+async def delivered_events(
+    client: mesh.AsyncClient, agent: str, count: int, rate: int | None = None
+) -> Figure:
+    """Events of one run, stored and then received by a listener in order and without a gap.
+
+    Without ``rate`` as many as go through; with it so many a second, and the figure is their delay.
+    """
     session = await client.sessions.start(agent)
     listener = await client.listen(f"session.{session.id}.")
     seen, first_s, last_s, late_ms = 0, 0.0, 0.0, []
     try:
-        await client.runs.submit(session.id, {"prompt": str(count)})
+        await client.runs.submit(session.id, {"prompt": f"{count} {rate}" if rate else str(count)})
         async for note in listener:
             last_s = time.perf_counter()
             if note.data["type"] == "message_streamed":
@@ -163,6 +168,8 @@ async def delivered_events(client: mesh.AsyncClient, agent: str, count: int) -> 
         "delay_p50_ms": round(percentile(late_ms, 0.5), 2),
         "delay_p99_ms": round(percentile(late_ms, 0.99), 2),
     }
+    if rate:
+        return Figure(f"session events at {rate:,}/s, delay p50", percentile(late_ms, 0.5), "ms", details)
     return Figure("session events, stored and delivered", seen / max(last_s - first_s, 1e-9), "/s", details)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -35,6 +36,11 @@ CANCEL_WAIT_S = 8.0
     help="Cancel the run after this time; exit code 5.",
 )
 @click.option(
+    "--cwd",
+    type=click.Path(exists=True, file_okay=False),
+    help="Where the command works. For `shell` on this machine the default is here.",
+)
+@click.option(
     "--context",
     multiple=True,
     callback=values.pairs,
@@ -47,6 +53,7 @@ def run(  # noqa: PLR0917 (click passes by name)
     prompt: tuple[str, ...],
     session_id: str | None,
     limit_s: float | None,
+    cwd: str | None,
     context: dict[str, Any],
     config_file: str | None,
 ) -> None:
@@ -57,39 +64,61 @@ def run(  # noqa: PLR0917 (click passes by name)
     Example: mesh run shell "wc -w README.md"
     """
     words = values.prompt_text(prompt)
-    with _a_client(config_file) as (client, address):
-        raise click.exceptions.Exit(
-            run_in_session(
-                client, address, agent, words, session_id=session_id, limit_s=limit_s, context=context
-            )
+    with _signals_heard(), _a_client(config_file) as (client, address):
+        if cwd is None and agent == "shell" and not (shell().address or _named_address()):
+            cwd = "."
+        task = Task(
+            agent, words, session_id, limit_s, str(Path(cwd).resolve()) if cwd else None, context or None
         )
+        raise click.exceptions.Exit(run_task(client, address, task))
 
 
-def run_in_session(
-    client: mesh.Client,
-    address: str | None,
-    agent: str,
-    prompt: str,
-    *,
-    session_id: str | None,
-    limit_s: float | None,
-    context: dict[str, Any],
-) -> int:
+class Task(NamedTuple):
+    """What the command line asked for."""
+
+    agent: str
+    prompt: str
+    session_id: str | None
+    limit_s: float | None
+    cwd: str | None
+    context: dict[str, Any] | None
+
+
+def run_task(client: mesh.Client, address: str | None, task: Task) -> int:
     """Start (or find) the session, run, follow; a session made for this run ends with it."""
-    if session_id is None:
-        record = client.sessions.start(agent, context=context or None)
+    if task.session_id is None:
+        record = client.sessions.start(task.agent, context=task.context)
     else:
-        record = client.sessions.start_or_get(session_id, agent, context=context or None)
+        record = client.sessions.start_or_get(task.session_id, task.agent, context=task.context)
+    code = render.FAILED
     try:
-        given = client.runs.submit(record.id, {"prompt": prompt}, deadline_s=limit_s)
+        given = client.runs.submit(
+            record.id,
+            {"prompt": task.prompt},
+            deadline_s=task.limit_s,
+            provider_opts={"cwd": task.cwd} if task.cwd else None,
+        )
         code = follow_run(client, record.id, given.id, after=record.seq, address=address)
-    except BaseException:
-        if session_id is None:
-            _end_session(address, record.id, "cancel")
-        raise
-    if session_id is None:
-        _end_session(address, record.id, "complete" if code == render.OK else "cancel")
+    finally:
+        if task.session_id is None:
+            _end_session(address, record.id, "complete" if code == render.OK else "cancel")
     return code
+
+
+@contextmanager
+def _signals_heard() -> Iterator[None]:
+    """A closed terminal or a polite kill cancels the run as Ctrl-C does."""
+    import signal
+
+    def interrupted(_signum: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {signum: signal.signal(signum, interrupted) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def follow_run(
@@ -194,4 +223,4 @@ def _embedded(config_file: str | None) -> Iterator[str]:
         yield node.address
 
 
-__all__ = ["CANCEL_WAIT_S", "follow_run", "run", "run_in_session"]
+__all__ = ["CANCEL_WAIT_S", "Task", "follow_run", "run", "run_task"]

@@ -16,8 +16,9 @@ from typing import Any
 
 from mesh.client import _link
 from mesh.client._payload import Call, Pair
-from mesh.client._protocol import FOREVER, HELLO, Completion, Facts, Protocol
+from mesh.client._protocol import HELLO, Completion, Facts, Protocol
 from mesh.client._surface import Ask, Emit, Pause, Plan, Request, check_timeout, failure, result_of
+from mesh.client._traffic import FOREVER
 from mesh.errors import ClientClosed, InvalidState, MeshError, NodeUnreachable
 from mesh.net import sockets
 
@@ -55,7 +56,7 @@ class AsyncLink:
     # --- calls ---
 
     def call(self, kind: int, slot: int, call: Call, timeout_s: float | None = None) -> asyncio.Future[Pair]:
-        """Queue a call; it leaves with the others of this loop turn. The future gets its pair, never an error."""
+        """Queue a call; it leaves with the others of this loop turn. The future never gets an error."""
         loop = get_running_loop()
         if loop is not self._loop:
             self._bind(loop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from mesh.client import _surface_node as node_plans
 from mesh.client import _surface_routes as plans
 from mesh.client._aio_link import AsyncLink
 from mesh.client._protocol import READ, WRITE
@@ -137,36 +138,36 @@ class AsyncPartitions:
 
     async def count(self, *, timeout_s: float | None = None) -> int:
         """How many there are."""
-        number: int = await self._link.drive(plans.count(), timeout_s)
+        number: int = await self._link.drive(node_plans.count(), timeout_s)
         return number
 
     async def of(self, key_or_session_id: Key, *, timeout_s: float | None = None) -> int:
         """The index of the partition that a route key, a session id or a run id belongs to."""
-        index: int = await self._link.drive(plans.partition_of(key_or_session_id), timeout_s)
+        index: int = await self._link.drive(node_plans.partition_of(key_or_session_id), timeout_s)
         return index
 
     async def pid(self, key_or_index: Key | int, *, timeout_s: float | None = None) -> int | None:
         """The process that serves it now; None while there is none."""
-        pid: int | None = await self._link.drive(plans.partition_pid(key_or_index), timeout_s)
+        pid: int | None = await self._link.drive(node_plans.partition_pid(key_or_index), timeout_s)
         return pid
 
     async def info(self, index: int, *, timeout_s: float | None = None) -> PartitionInfo:
         """What is known of one partition, dead or alive."""
-        info: PartitionInfo = await self._link.drive(plans.partition_info(index), timeout_s)
+        info: PartitionInfo = await self._link.drive(node_plans.partition_info(index), timeout_s)
         return info
 
     async def list(self, *, timeout_s: float | None = None) -> List[PartitionInfo]:
         """All of them, by index."""
-        infos: List[PartitionInfo] = await self._link.drive(plans.partition_infos(), timeout_s)
+        infos: List[PartitionInfo] = await self._link.drive(node_plans.partition_infos(), timeout_s)
         return infos
 
     async def restart(self, index: int, *, timeout_s: float | None = None) -> None:
         """Have the supervisor restart one, also one that is down. Returns when the request was passed on."""
-        await self._link.drive(plans.restart(index), timeout_s)
+        await self._link.drive(node_plans.restart(index), timeout_s)
 
     async def prune(self, index: int, *, timeout_s: float | None = None) -> PruneResult:
         """Remove the expired routes of one partition now."""
-        result: PruneResult = await self._link.drive(plans.prune_one(index, timeout_s), timeout_s)
+        result: PruneResult = await self._link.drive(node_plans.prune_one(index, timeout_s), timeout_s)
         return result
 
 

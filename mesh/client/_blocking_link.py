@@ -22,8 +22,9 @@ from typing import Any
 
 from mesh.client import _link
 from mesh.client._payload import Call, Pair, error_pair
-from mesh.client._protocol import FOREVER, HELLO, Completion, Facts, Protocol
+from mesh.client._protocol import HELLO, Completion, Facts, Protocol
 from mesh.client._surface import Ask, Emit, Pause, Plan, Request, check_timeout, failure, result_of
+from mesh.client._traffic import FOREVER
 from mesh.errors import ClientClosed, MeshError, NodeUnreachable
 from mesh.net import sockets
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
 from mesh.client._surface import failure
 from mesh.core.records import Event, Handle, Page, Prompted, Run, RunResult, Session
-from mesh.errors import MeshError
 
 
 class Sessions:
@@ -84,7 +84,7 @@ class Sessions:
         parent_session_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Session:
-        """The session of that id, live; started when there is none. Options of an existing one are ignored."""
+        """The session of that id, live; started when there is none. An existing one keeps its options."""
         given = plans.fields(agent_id, context, metadata, tags, parent_session_id)
         return Session.from_map(
             self._one(WRITE, plans.new_session_call("session.start_or_get", agent, id, given), timeout_s)
@@ -164,7 +164,8 @@ class Sessions:
     ) -> Page[Session]:
         """Sessions of all partitions by creation; go on with the page's ``cursor`` until it is None."""
         page: Page[Session] = self._link.drive(
-            plans.list_sessions(status, agent_id, tags, limit, cursor, timeout_s), timeout_s
+            plans.list_sessions(status, agent_id, tags, limit=limit, cursor=cursor, timeout_s=timeout_s),
+            timeout_s,
         )
         return page
 
@@ -306,7 +307,7 @@ class Runs:
             deadline_s=deadline_s,
         )
         result: RunResult = self._link.drive(
-            plans.execute(self._link, run_id, options, on_event, timeout_s), timeout_s
+            run_plans.execute(self._link, run_id, options, on_event, timeout_s), timeout_s
         )
         return result
 
@@ -346,7 +347,7 @@ class Runs:
         Raises:
             MeshError: the run's error, or ``timeout`` when the caller's limit passed.
         """
-        result: RunResult = self._link.drive(plans.wait(run_id, timeout_s), timeout_s)
+        result: RunResult = self._link.drive(run_plans.wait(run_id, timeout_s), timeout_s)
         return result
 
     def get(self, run_id: str, *, timeout_s: float | None = None) -> Run:
@@ -364,4 +365,4 @@ class Runs:
         return found
 
 
-__all__ = ["Runs", "Sessions", "MeshError"]
+__all__ = ["Runs", "Sessions"]

@@ -233,7 +233,7 @@ class FeedCursor:
             number = data[{"lifecycle": "lseq", "session": "pos", "events": "seq"}[hole.unit]]
             if hole.unit == "lifecycle" and last == hole.after and number > last + 1:
                 raise InvalidArgument(
-                    f"lifecycle messages {last + 1} to {number - 1} of partition {hole.partition} are no longer kept",
+                    f"lifecycle messages {last + 1} to {number - 1} of partition {hole.partition} are gone",
                     code="invalid_cursor",
                     details={"partition": hole.partition},
                 )

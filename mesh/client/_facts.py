@@ -82,7 +82,7 @@ def again_s(payload: Payload, error: dict[str, Any], flags: int) -> float | None
 
 def too_late(payload: Payload, address: str, now_s: float) -> MeshError:
     """Why a payload is given up: nobody was there, or nobody answered in time."""
-    if not payload.tried:
+    if not payload.attempts:
         return unreachable(address)
     waited_s = now_s - payload.opened_s
     details: dict[str, Any] = {
@@ -107,4 +107,4 @@ def unreachable(address: str) -> NodeUnreachable:
     )
 
 
-__all__ = ["Facts", "again_s", "body_of", "facts_of", "refusal_of", "too_late", "unreachable"]
+__all__ = ["AGAIN_S", "Facts", "again_s", "body_of", "facts_of", "refusal_of", "too_late", "unreachable"]

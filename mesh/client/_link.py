@@ -160,7 +160,7 @@ def _local_endpoint(name: str) -> str:
     found = find_node(name)
     if found is None:
         raise NodeUnreachable(
-            f"no mesh node named {name!r} runs here (looked at {address_file(name)}): start one with `mesh up`, "
+            f"no mesh node named {name!r} runs here ({address_file(name)}): start one with `mesh up`, "
             "or give an address",
             details={"name": name},
         )

@@ -105,10 +105,12 @@ class Payload:
     """One request on its way to its answer."""
 
     __slots__ = (
-        "boot",
+        "attempts",
         "body",
+        "boot",
         "calls",
         "deadline_s",
+        "declined",
         "done",
         "due_s",
         "epoch",
@@ -125,7 +127,6 @@ class Payload:
         "sends",
         "slots",
         "tokens",
-        "tried",
     )
 
     def __init__(
@@ -156,8 +157,9 @@ class Payload:
         self.epoch = 0  #: the partition's epoch then
         self.due_s = deadline_s  #: when the core looks at it again
         self.sends = 0  #: since it was refused last
-        self.tried = False  #: it left at least once
+        self.attempts = 0  #: frames that left
         self.refusals = 0
+        self.declined = 0  #: refusals that promised that nothing was done
         self.renewals = 0
         self.refusal: dict[str, Any] | None = None
         self.queued = False
@@ -184,6 +186,11 @@ class Payload:
         )
 
     @property
+    def untouched(self) -> bool:
+        """Whether the node surely did nothing with it: every frame that left was refused with AGAIN."""
+        return self.attempts == self.declined
+
+    @property
     def what(self) -> str:
         """For messages: the op, or the kind of a payload without calls."""
         if not self.calls:
@@ -204,11 +211,11 @@ def split(
     bad: list[tuple[int, LocalProtocolError]] = []
     limit = frame_bytes - wire.HEADER_BYTES
     if len(calls) <= PIECE_CALLS:
-        _pack_range(calls, 0, len(calls), limit, bodies, bad)
+        _pack_range(calls, 0, len(calls), limit=limit, bodies=bodies, bad=bad)
         return bodies, bad
     pieces: list[tuple[int, int, bytes]] = []
     for first in range(0, len(calls), PIECE_CALLS):
-        _pack_range(calls, first, min(first + PIECE_CALLS, len(calls)), limit, pieces, bad)
+        _pack_range(calls, first, min(first + PIECE_CALLS, len(calls)), limit=limit, bodies=pieces, bad=bad)
     return _join(pieces, limit), bad
 
 
@@ -216,6 +223,7 @@ def _pack_range(
     calls: Sequence[Call],
     first: int,
     end: int,
+    *,
     limit: int,
     bodies: list[tuple[int, int, bytes]],
     bad: list[tuple[int, LocalProtocolError]],
@@ -233,8 +241,8 @@ def _pack_range(
             bad.append((first, error))
             return
         middle = (first + end) // 2
-        _pack_range(calls, first, middle, limit, bodies, bad)
-        _pack_range(calls, middle, end, limit, bodies, bad)
+        _pack_range(calls, first, middle, limit=limit, bodies=bodies, bad=bad)
+        _pack_range(calls, middle, end, limit=limit, bodies=bodies, bad=bad)
         return
     bodies.append((first, end, body))
 

@@ -1,4 +1,4 @@
-"""The SDK's protocol as a pure machine: calls in, frames out; frames in, completions out; time is an argument.
+"""The SDK's protocol as a pure machine: calls in, frames out; frames in, completions out; time comes in too.
 
 Rules of this file (design 3 and 4; the shells have no rule of their own):
 
@@ -12,7 +12,7 @@ Rules of this file (design 3 and 4; the shells have no rule of their own):
    open elsewhere stays with the old one: sent under a new number it could happen twice.
 5. Past its deadline a call fails: ``node_unreachable`` when nothing of it was ever sent, else ``timeout``.
    The number of a write that was given up is settled, so that it cannot land after a later call.
-6. A completion is (tokens, pairs). A token is whatever the shell gave; a pair is (0, value) or (1, error map).
+6. A completion is (tokens, pairs). A token is the shell's own; a pair is (0, value) or (1, error map).
 
 A shell does three things: ``flush`` once per turn, send what ``next_frame`` gives until it would block, and
 hand in received frames and the time (``due_s`` says when at the latest).
@@ -20,41 +20,37 @@ hand in received frames and the time (``due_s`` says when at the latest).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
-from mesh.client._facts import Facts, again_s, body_of, facts_of, refusal_of, too_late, unreachable
-from mesh.client._payload import LOCAL_ERROR, STALE, Batch, Call, Identity, Pair, Payload, error_pair, split
+from mesh.client._facts import AGAIN_S, Facts, again_s, body_of, facts_of, refusal_of, unreachable
+from mesh.client._payload import LOCAL_ERROR, STALE, Batch, Call, Pair, Payload, error_pair, split
+from mesh.client._traffic import (
+    BLOCKED_RETRY_S,
+    FOREVER,
+    HELLO,
+    NOTE,
+    NOTE_S,
+    PING,
+    READ,
+    RESTART,
+    STATUS,
+    WAIT,
+    WRITE,
+    Completion,
+    Traffic,
+)
 from mesh.core import wire
 from mesh.core.wire import Flag, Kind
 from mesh.errors import ClientClosed, RemoteProtocolError
 
 HELLO_EVERY_S = 0.05
-#: The first look at a payload that got no answer; doubled each time.
-SILENCE_S = 1.0
-WAIT_PING_S = 2.0
-BLOCKED_RETRY_S = 0.02
 RENEWALS_MAX = 3
-#: Notes to the router wait no longer than this for a connection.
-NOTE_S = 1.0
-FOREVER = float("inf")
 #: Calls whose arguments name keys of many slots: at a stale map their plan places them anew.
 MANY_OPS = frozenset(("route.set_many", "route.get_many", "route.resolve_many"))
 
-READ, WRITE, WAIT = int(Kind.READ), int(Kind.WRITE), int(Kind.WAIT)
-HELLO, STATUS, RESTART, PING, NOTE = (
-    int(Kind.HELLO),
-    int(Kind.STATUS),
-    int(Kind.RESTART),
-    int(Kind.PING),
-    int(Kind.NOTE),
-)
-
 _LISTS, _TWO = {list}, {2}
-
-Completion = tuple[Sequence[Any], Iterable[Pair]]
 
 
 class Early(NamedTuple):
@@ -67,29 +63,18 @@ class Early(NamedTuple):
     deadline_s: float
 
 
-class Protocol:
+class Protocol(Traffic):
     """One client's conversation with one node. Not thread-safe, no IO, no clock."""
 
     def __init__(self, new_id: Callable[[], bytes], address: str, timeout_s: float) -> None:
-        self._new_id = new_id
-        self._address = address
+        super().__init__(new_id, address)
         self._timeout_s = timeout_s
-        self.facts: Facts | None = None
-        self.due_s = FOREVER  #: the next moment at which ``tick`` has something to do
         self.stray = 0  #: replies to nothing, and bytes that were no reply
-        self.retired: list[Identity] = []  #: their links may be closed; the shell empties the list
         self._map: bytes | None = None
         self._batches: dict[tuple[int, int, float | None], Batch] = {}
         self._unplaced: list[tuple[int, int, Call | None, Any, float | None]] = []
         self._early: list[Early] = []
-        self._open: dict[int, Payload] = {}
-        self._outbox: deque[Payload] = deque()
-        self._identity = Identity(new_id())
         self._hello: Payload | None = None
-        self._boot = 0
-        self._epochs: dict[int, int] = {}
-        self._next_id = 0
-        self._closed = False
 
     # --- calls in ---
 
@@ -145,7 +130,7 @@ class Protocol:
             batches, self._batches = self._batches, {}
             for (kind, partition, timeout_s), batch in batches.items():
                 deadline_s = now_s + (self._timeout_s if timeout_s is None else timeout_s)
-                self._open_batch(kind, partition, deadline_s, batch, now_s, done)
+                self._open_batch((kind, partition, deadline_s), batch, now_s, done)
         return done
 
     def _accept(self, early: Early, now_s: float, done: list[Completion]) -> None:
@@ -183,17 +168,19 @@ class Protocol:
             batch.slots.append(slot)
             batch.tokens.append(token)
         for (kind, partition, deadline_s), batch in groups.items():
-            self._open_batch(kind, partition, deadline_s, batch, now_s, done)
+            self._open_batch((kind, partition, deadline_s), batch, now_s, done)
 
     def _open_batch(
-        self, kind: int, partition: int, deadline_s: float, batch: Batch, now_s: float, done: list[Completion]
+        self, place: tuple[int, int, float], batch: Batch, now_s: float, done: list[Completion]
     ) -> None:
+        """Make payloads of calls of one (kind, partition, deadline)."""
+        kind, partition, deadline_s = place
         calls, slots, tokens = batch.calls, batch.slots, batch.tokens
         if kind == WAIT and len(calls) > 1:
             for index in range(len(calls)):
                 single = Batch()
                 single.calls, single.slots, single.tokens = [calls[index]], [slots[index]], [tokens[index]]
-                self._open_batch(kind, partition, deadline_s, single, now_s, done)
+                self._open_batch(place, single, now_s, done)
             return
         frame_bytes = self.facts.frame_bytes if self.facts else wire.FRAME_BYTES_MAX
         bodies, bad = split(calls, frame_bytes)
@@ -215,54 +202,7 @@ class Protocol:
                 payload.number = self._identity.numbering(partition).take()
             self._open_payload(payload, now_s)
 
-    def _id(self) -> int:
-        self._next_id += 1
-        return self._next_id
-
-    def _open_payload(self, payload: Payload, now_s: float) -> None:
-        payload.identity = self._identity
-        payload.identity.open += 1
-        self._open[payload.request_id] = payload
-        payload.due_s = min(payload.deadline_s, now_s + (WAIT_PING_S if payload.kind == WAIT else SILENCE_S))
-        self._look_at(payload.due_s)
-        self._queue(payload)
-
-    def _queue(self, payload: Payload) -> None:
-        if not payload.queued:
-            payload.queued = True
-            self._outbox.append(payload)
-
-    def _look_at(self, due_s: float) -> None:
-        if due_s < self.due_s:
-            self.due_s = due_s
-
     # --- frames out ---
-
-    def next_frame(self, now_s: float) -> tuple[bytes, bytes] | None:
-        """(client id, frame) that should leave now, or None. Call ``sent`` or ``blocked`` after trying."""
-        outbox = self._outbox
-        while outbox:
-            payload = outbox[0]
-            if payload.done or payload.deadline_s <= now_s:
-                payload.queued = False
-                outbox.popleft()
-                continue
-            version = self.facts.map_version if self.facts is not None else 0
-            return (payload.identity or self._identity).client_id, payload.encode(now_s, version)
-        return None
-
-    def sent(self) -> None:
-        """The frame of ``next_frame`` is on its way."""
-        payload = self._outbox.popleft()
-        payload.queued = False
-        payload.sends += 1
-        payload.tried = True
-        payload.boot = self._boot
-        payload.epoch = self._epochs.get(payload.partition, 0)
-
-    def blocked(self, now_s: float) -> None:
-        """Nobody took the frame: the link is down or full. Try again soon."""
-        self._look_at(now_s + BLOCKED_RETRY_S)
 
     def reconnected(self, now_s: float) -> None:
         """The link came back: it may be another router, so ask for its boot id if anything is open."""
@@ -290,13 +230,13 @@ class Protocol:
             header = wire.decode_header(frame)
         except RemoteProtocolError as error:
             return self._on_garbage(error)
-        if header.number != self._boot:
-            self._on_boot(header.number, now_s)
+        if header.number != self._boot and self._on_boot(header.number, now_s):
+            self._say_hello(now_s)
         if header.kind == Kind.GONE:
             self._on_gone(header.address, header.done_below, now_s)
             return []
         if self._hello is not None and header.request_id == self._hello.request_id:
-            return self._on_hello(frame, header.flags, now_s)
+            return self._on_hello(frame, now_s)
         payload = self._open.get(header.request_id)
         if payload is None or header.kind != Kind.REPLY:
             self.stray += 1
@@ -338,42 +278,7 @@ class Protocol:
         told = type(error)(f"{self._address}: {error.message}", details=error.details)
         return [(tokens, repeat(error_pair(told), len(tokens)))] if tokens else []
 
-    def _on_boot(self, boot: int, now_s: float) -> None:
-        former, self._boot = self._boot, boot
-        for payload in self._open.values():
-            if payload.sends and payload.boot != boot and former:
-                self._resend(payload, now_s)
-            elif not former:
-                payload.boot = boot
-        if former:
-            self._say_hello(now_s)
-
-    def _on_gone(self, partition: int, epoch: int, now_s: float) -> None:
-        for payload in self._open.values():
-            if payload.partition == partition and payload.sends and payload.epoch <= epoch:
-                self._resend(payload, now_s)
-
-    def _on_epoch(self, partition: int, epoch: int, now_s: float) -> None:
-        known = self._epochs.get(partition, 0)
-        if epoch <= known:
-            return
-        self._epochs[partition] = epoch
-        for payload in self._open.values():
-            if payload.partition == partition and payload.sends and payload.epoch < epoch:
-                if known:
-                    self._resend(payload, now_s)
-                else:
-                    payload.epoch = epoch
-
-    def _resend(self, payload: Payload, now_s: float) -> None:
-        """What it was sent to is gone. The next sign of silence is counted from here."""
-        if payload.kind in (HELLO, NOTE):
-            return
-        payload.due_s = min(payload.deadline_s, now_s + SILENCE_S)
-        self._look_at(payload.due_s)
-        self._queue(payload)
-
-    def _on_hello(self, frame: bytes, flags: int, now_s: float) -> list[Completion]:
+    def _on_hello(self, frame: bytes, now_s: float) -> list[Completion]:
         try:
             facts = facts_of(frame)
         except RemoteProtocolError as error:
@@ -400,23 +305,32 @@ class Protocol:
     ) -> list[Completion]:
         payload.refusal = error = refusal_of(frame)
         payload.refusals += 1
+        payload.declined += bool(header.flags & Flag.AGAIN)
         if header.flags & Flag.STALE_MAP:
             return self._on_stale(payload, header.map_version, now_s)
         if error["code"] == "client_expired" and payload.renewals < RENEWALS_MAX and payload.number:
             self._renew(payload, now_s)
             return []
         delay_s = again_s(payload, error, header.flags)
-        if delay_s is not None and now_s + delay_s < payload.deadline_s:
-            payload.due_s = now_s + delay_s
+        if delay_s is not None and (now_s + delay_s < payload.deadline_s or error["code"] != "overloaded"):
+            payload.due_s = min(now_s + delay_s, payload.deadline_s)
             payload.sends = 0
             self._look_at(payload.due_s)
             return []
-        self._close_payload(payload, unexecuted=bool(header.flags & Flag.AGAIN))
+        self._close_payload(payload)
         return [(payload.tokens, repeat((1, error), len(payload.tokens)))]
 
     def _on_stale(self, payload: Payload, version: int, now_s: float) -> list[Completion]:
-        """Ask for the map; then place the calls anew. Those on many slots go back to their plan."""
-        self._close_payload(payload, unexecuted=True)
+        """Ask for the map; then place the calls anew. Those on many slots go back to their plan.
+
+        A write that may have happened keeps its number and its partition: only there is its receipt.
+        """
+        if payload.kind == WRITE and not payload.untouched:
+            payload.sends, payload.due_s = 0, now_s + AGAIN_S
+            self._look_at(payload.due_s)
+            self._say_hello(now_s)
+            return []
+        self._close_payload(payload)
         same = self.facts is not None and self.facts.map_version == version
         self._map = None
         self._say_hello(now_s)
@@ -432,42 +346,13 @@ class Protocol:
             else:
                 self._early.append(Early(payload.kind, slot, call, token, payload.deadline_s))
                 self._look_at(payload.deadline_s)
-        for (kind, partition, timeout_s), batch in self._batches.items():
+        for (kind, _, timeout_s), batch in self._batches.items():
             self._unplaced.extend(
                 (kind, slot, call, token, timeout_s)
                 for slot, call, token in zip(batch.slots, batch.calls, batch.tokens, strict=True)
             )
         self._batches = {}
         return done
-
-    def _renew(self, payload: Payload, now_s: float) -> None:
-        """Go on under an identity that the node does not think it has forgotten."""
-        if payload.identity is self._identity:
-            self._identity = Identity(self._new_id())
-        former, payload.identity = payload.identity, self._identity
-        assert former is not None
-        former.numbering(payload.partition).settle(payload.number)
-        payload.identity.open += 1
-        payload.renewals += 1
-        payload.number = self._identity.numbering(payload.partition).take()
-        payload.sends = 0
-        self._leave(former)
-        self._resend(payload, now_s)
-
-    def _close_payload(self, payload: Payload, *, unexecuted: bool = False) -> None:
-        self._open.pop(payload.request_id, None)
-        payload.done = True
-        identity = payload.identity
-        assert identity is not None
-        if payload.number:
-            numbering = identity.numbering(payload.partition)
-            (numbering.release if unexecuted else numbering.settle)(payload.number)
-        self._leave(identity)
-
-    def _leave(self, identity: Identity) -> None:
-        identity.open -= 1
-        if not identity.open and identity is not self._identity:
-            self.retired.append(identity)
 
     # --- time ---
 
@@ -478,17 +363,7 @@ class Protocol:
         self.due_s = FOREVER
         done: list[Completion] = []
         self._tick_early(now_s, done)
-        for payload in list(self._open.values()):
-            if payload.deadline_s <= now_s:
-                self._close_payload(payload)
-                pair = error_pair(too_late(payload, self._address, now_s))
-                done.append((payload.tokens, repeat(pair, len(payload.tokens))))
-                continue
-            if payload.due_s <= now_s:
-                self._awake(payload, now_s)
-            self._look_at(payload.due_s)
-        if self._outbox:
-            self._look_at(now_s + BLOCKED_RETRY_S)
+        self._tick_open(now_s, done)
         return done
 
     def _tick_early(self, now_s: float, done: list[Completion]) -> None:
@@ -499,41 +374,15 @@ class Protocol:
             done.append(([early.token for early in late], repeat(pair, len(late))))
         for early in self._early:
             self._look_at(early.deadline_s)
-        if self._early and (self._hello is None or self._hello.due_s <= now_s):
-            self._say_hello(now_s)
-        elif not self._early and self._hello is not None and self.facts is None:
-            self._drop_hello()
-        elif self._hello is not None:
-            if self._hello.due_s <= now_s and self._open:
+        if self._hello is None:
+            if self._early:
                 self._say_hello(now_s)
-            self._look_at(max(self._hello.due_s, now_s + HELLO_EVERY_S))
-
-    def _awake(self, payload: Payload, now_s: float) -> None:
-        """A payload's moment: repeat after a refusal, or look after one that got no answer."""
-        if not payload.sends:
-            payload.due_s = min(payload.deadline_s, now_s + SILENCE_S)
-            self._queue(payload)
-            return
-        if payload.kind == WAIT:  # silence is its nature: only make sure that the router is still the same
-            self._ping(payload, now_s)
-            payload.due_s = min(payload.deadline_s, now_s + WAIT_PING_S)
-            return
-        age_s = now_s - payload.opened_s
-        if payload.sends == 1 and age_s < 2 * SILENCE_S:
-            self._ping(payload, now_s)
+        elif not self._early and not self._open:
+            self._drop_hello()  # nobody waits for it; the next call says it again if it has to
+        elif self._hello.due_s <= now_s:
+            self._say_hello(now_s)
         else:
-            self._queue(payload)
-        payload.due_s = min(payload.deadline_s, now_s + max(SILENCE_S, age_s))
-
-    def _ping(self, payload: Payload, now_s: float) -> None:
-        """Ask for the router's boot id; its answer is a stray reply whose header is all we want."""
-        if any(queued.kind == PING and not queued.tokens for queued in self._outbox):
-            return
-        ping = Payload(
-            kind=PING, partition=payload.partition, request_id=0, deadline_s=now_s + NOTE_S, now_s=now_s
-        )
-        ping.identity = payload.identity
-        self._queue(ping)
+            self._look_at(self._hello.due_s)
 
     def close(self) -> list[Completion]:
         """End everything that is open with ``client_closed``."""
@@ -545,7 +394,6 @@ class Protocol:
         self._outbox.clear()
         self._drop_hello()
         self.due_s = FOREVER
-        self._closed = True
         pair = error_pair(ClientClosed("the client was closed while the call was waiting"))
         return [(tokens, repeat(pair, len(tokens)))] if tokens else []
 

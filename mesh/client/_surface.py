@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from time import monotonic
 from typing import Any, NamedTuple
 
 from mesh.client._payload import STALE, Call
@@ -24,7 +25,7 @@ from mesh.core import wire
 from mesh.core.keys import SessionKey, encode, validate
 from mesh.core.records import Provenance, Resolution, RouteEntry, RouteRecord, Source, error_of
 from mesh.core.slots import route_slot
-from mesh.errors import InvalidArgument, MeshError
+from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError
 
 Key = SessionKey | Sequence[str | None] | str
 Route = Mapping[str, Any]
@@ -34,6 +35,8 @@ PLACES_MAX = 16_384
 #: How long a question to all partitions waits for each of them.
 EVERY_S = 1.0
 PAGE_MAX = 1_000
+#: A parked read is given up by the SDK after this time and parked again; the node answers after 25 s.
+PARK_S = 30.0
 
 
 class Ask(NamedTuple):
@@ -200,6 +203,22 @@ def decode_cursor(text: Any, kind: str) -> Any:
     except (MeshError, AttributeError, ValueError, IndexError, binascii.Error) as exc:
         raise InvalidArgument(f"not a cursor of {kind}: {text!r:.60}", code="invalid_cursor") from exc
     return values
+
+
+def park_limit(deadline_s: float | None, what: str, details: dict[str, Any]) -> float:
+    """How long the next waiting read may be parked.
+
+    Raises:
+        DeadlineExceeded: the caller's own limit has passed.
+    """
+    if deadline_s is None:
+        return PARK_S
+    left_s = deadline_s - monotonic()
+    if left_s <= 0:
+        raise DeadlineExceeded(
+            f"{what} within the caller's time limit; nothing was cancelled", details=details
+        )
+    return min(PARK_S, left_s)
 
 
 def result_of(status: int, value: Any) -> Any:

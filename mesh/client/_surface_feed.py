@@ -1,4 +1,4 @@
-"""Plans of a listener: become live in every partition, fetch what is missing. The machine is in ``_cursor``."""
+"""Plans of a listener: become live in every partition, fetch what is missing (decided in ``_cursor``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans of routes, partitions and agents: what is asked, and what the answers mean together."""
+"""Plans of routes: what is asked, and what the answers mean together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from mesh.client._payload import Call
-from mesh.client._protocol import HELLO, READ, RESTART, STATUS, WRITE, Facts
+from mesh.client._protocol import READ, WRITE, Facts
 from mesh.client._surface import (
     EVERY_S,
     FACTS,
@@ -28,9 +28,7 @@ from mesh.client._surface import (
     valid_fallbacks,
     value_of,
 )
-from mesh.core.keys import SessionKey
-from mesh.core.records import Page, PartitionInfo, PruneResult, Resolution, Source
-from mesh.core.slots import RUN_ID, check_id, run_slot, session_slot
+from mesh.core.records import Page, PruneResult, Resolution, Source
 from mesh.errors import InvalidArgument, LocalProtocolError, MeshError
 
 #: Keys of one request of the ``*_many`` methods.
@@ -180,9 +178,17 @@ def _grouped(rows: list[tuple[int, int, Any]], slot_map: bytes) -> list[tuple[in
     ]
 
 
+def _nothing(_value: Any, _place: int) -> None:
+    return None
+
+
+def _record(value: Any, _place: int) -> Any:
+    return route_record(value)
+
+
 def set_many(pairs: Iterable[Any], timeout_s: float | None) -> Plan:
     """``routes.set`` of many: each item is (key, route) or (key, route, ttl_ms)."""
-    many = _Many(WRITE, lambda group: ("route.set_many", (group,)), lambda value, place: None)
+    many = _Many(WRITE, lambda group: ("route.set_many", (group,)), _nothing)
     for place, item in enumerate(pairs):
         many.results.append(None)
         try:
@@ -203,7 +209,7 @@ def set_many(pairs: Iterable[Any], timeout_s: float | None) -> Plan:
 
 def get_many(keys: Iterable[Any], timeout_s: float | None) -> Plan:
     """``routes.get`` of many."""
-    many = _Many(READ, lambda group: ("route.get_many", (group,)), lambda value, place: route_record(value))
+    many = _Many(READ, lambda group: ("route.get_many", (group,)), _record)
     _place_all(many, keys)
     return (yield from many.plan(timeout_s))
 
@@ -258,21 +264,14 @@ def prune(timeout_s: float | None) -> Plan:
     return PruneResult(pruned, len(answers))
 
 
-def prune_one(index: Any, timeout_s: float | None) -> Plan:
-    """The same in one partition."""
-    facts: Facts = yield FACTS
-    [answer] = yield [Ask(WRITE, ~check_index(index, facts.partitions), ("route.prune", ()), timeout_s)]
-    return PruneResult(value_of(answer), 1)
-
-
 def list_pages(
     kind: str,
     op: str,
     filters: tuple[Any, ...],
+    *,
     limit: Any,
     cursor: str | None,
     timeout_s: float | None,
-    *,
     order: Callable[[Any], Any],
     after_of: Callable[[Any], Any],
     parse: Callable[[Any], Any],
@@ -334,9 +333,9 @@ def list_routes(
             "routes",
             "route.list",
             (bridge_id, room_id),
-            limit,
-            cursor,
-            timeout_s,
+            limit=limit,
+            cursor=cursor,
+            timeout_s=timeout_s,
             order=_first,
             after_of=_first,
             parse=route_entry,
@@ -360,113 +359,15 @@ def check_limit(limit: Any) -> None:
         )
 
 
-# --- partitions and the node ---
-
-
-def slot_of(subject: Any) -> int:
-    """The slot of a route key, a session id or a run id.
-
-    Raises:
-        InvalidArgument: none of them.
-    """
-    if isinstance(subject, str) and ":" not in subject:
-        return run_slot(subject) if RUN_ID.match(subject) else session_slot(check_id(subject))
-    return place_route(subject)[1]
-
-
-def check_index(index: Any, partitions: int) -> int:
-    """A partition of this node.
-
-    Raises:
-        InvalidArgument: ``invalid_argument``.
-    """
-    if type(index) is not int or not 0 <= index < partitions:
-        raise InvalidArgument(
-            f"no partition {index!r:.40}: this node has 0 to {partitions - 1}", code="invalid_argument"
-        )
-    return index
-
-
-def count() -> Plan:
-    """How many partitions there are."""
-    facts: Facts = yield FACTS
-    return facts.partitions
-
-
-def partition_of(subject: Any) -> Plan:
-    """The index of the partition that a key, session or run belongs to."""
-    slot = slot_of(subject)
-    facts: Facts = yield FACTS
-    return facts.slot_map[slot]
-
-
-def status() -> Plan:
-    """The router's account of the node."""
-    [answer] = yield [Ask(STATUS, ~0, None)]
-    return value_of(answer)
-
-
-def partition_infos() -> Plan:
-    """All partitions, dead or alive."""
-    rows = (yield from status())["partitions"]
-    return [PartitionInfo.from_map(row) for row in rows]
-
-
-def partition_info(index: Any) -> Plan:
-    """One of them."""
-    infos: list[PartitionInfo] = yield from partition_infos()
-    return infos[check_index(index, len(infos))]
-
-
-def partition_pid(subject: Any) -> Plan:
-    """The process that serves a partition now, or None."""
-    if type(subject) is int:
-        index = subject
-    else:
-        index = yield from partition_of(subject)
-    info: PartitionInfo = yield from partition_info(index)
-    return info.pid
-
-
-def restart(index: Any) -> Plan:
-    """Ask the supervisor to restart a partition."""
-    facts: Facts = yield FACTS
-    [answer] = yield [Ask(RESTART, ~check_index(index, facts.partitions), None)]
-    value_of(answer)
-
-
-def backup(folder: Any, timeout_s: float | None) -> Plan:
-    """Have every partition write a consistent copy of its store; returns the files."""
-    if not folder:
-        raise InvalidArgument("backup needs a folder on the node's machine")
-    answers = yield from ask_every(WRITE, ("partition.backup", (str(folder),)), timeout_s)
-    return [value_of(answers[index]) for index in sorted(answers)]
-
-
 __all__ = [
-    "HELLO",
-    "MANY_MAX",
     "Linked",
-    "SessionKey",
     "ask_every",
-    "backup",
-    "check_index",
-    "check_limit",
-    "count",
     "get_many",
     "list_pages",
     "list_routes",
-    "partition_info",
-    "partition_infos",
-    "partition_of",
-    "partition_pid",
     "prune",
-    "prune_one",
     "resolve",
     "resolve_many",
-    "restart",
     "set_call",
     "set_many",
-    "slot_of",
-    "status",
 ]

@@ -7,7 +7,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from mesh.client import _surface_routes as plans
+from mesh.client import _surface_node as plans
+from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as session_plans
 from mesh.client._aio_link import AsyncLink
 from mesh.client._aio_listener import AsyncListener
@@ -76,7 +77,16 @@ class AsyncClient:
             deadline_s=deadline_s,
         )
         result: RunResult = await self._link.drive(
-            session_plans.run_once(self._link, agent, input, id, given, options, on_event, timeout_s),
+            run_plans.run_once(
+                self._link,
+                agent,
+                input,
+                session_id=id,
+                given=given,
+                options=options,
+                on_event=on_event,
+                timeout_s=timeout_s,
+            ),
             timeout_s,
         )
         return result

@@ -7,7 +7,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from mesh.client import _surface_routes as plans
+from mesh.client import _surface_node as plans
+from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as session_plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._blocking_listener import Listener
@@ -76,7 +77,16 @@ class Client:
             deadline_s=deadline_s,
         )
         result: RunResult = self._link.drive(
-            session_plans.run_once(self._link, agent, input, id, given, options, on_event, timeout_s),
+            run_plans.run_once(
+                self._link,
+                agent,
+                input,
+                session_id=id,
+                given=given,
+                options=options,
+                on_event=on_event,
+                timeout_s=timeout_s,
+            ),
             timeout_s,
         )
         return result

@@ -156,6 +156,11 @@ class Live:
             Overloaded: ``queue_full``.
         """
         sessions.require_active(session)
+        if run.status != RunStatus.PENDING:
+            raise InvalidState(
+                f"run {run.id} was executed before: it is {run.status}", code="invalid_transition",
+                details={"status": run.status.value, "run_id": run.id},
+            )
         work = self.state.work_of(session.id)
         if len(work.queue) >= self.queue_max and (work.running is not None or work.queue):
             raise Overloaded(

@@ -177,7 +177,7 @@ class RouterProcess:
         header = wire.decode_header(payload)
         if len(client) != wire.CLIENT_ID_BYTES or not client[0]:  # a zero begins the ids of our own actors
             raise RemoteProtocolError(
-                f"a client's routing id has {wire.CLIENT_ID_BYTES} bytes (this one {len(client)}), the first not 0"
+                f"a client's routing id has {wire.CLIENT_ID_BYTES} bytes, the first not 0; this has {len(client)}"
             )
         match header.kind:
             case wire.Kind.HELLO:

@@ -5,7 +5,7 @@ Facts this obeys (sqlite.org/wal.html, pragma.html):
 - ``locking_mode=EXCLUSIVE``: no other process can open the file, and WAL needs no shared memory. The
   WAL-reset corruption bug (3.7.0 to 3.51.2) needs two connections; apsw ships a fixed SQLite besides.
 - ``synchronous=FULL`` syncs the WAL at each commit (``power``), NORMAL only at checkpoints (``process``: a
-  commit survives the death of the process, not of the machine). It is switched between transactions, per batch.
+  commit survives the death of the process, not of the machine). It is switched between transactions.
 - Automatic checkpoints are off: they would stop a batch at a random moment. PASSIVE ones when idle, or when
   the WAL is over WAL_BYTES_MAX.
 - A row's ``sum`` is an xxh3 checksum of its blob: a flipped byte on the disk is an error, not an answer.
@@ -129,7 +129,7 @@ class Store(StoredRows):
                 (c, n, seen, r.done_below, wire.pack(r.parts)) for (c, n), r in receipts.items()])
         if settled:
             db.executemany("DELETE FROM receipt WHERE client = ? AND number < ?", list(settled.items()))
-        db.execute("COMMIT")
+        self._end()
 
     def _begin(self) -> None:
         """Begin a transaction of the present owner."""
@@ -137,13 +137,16 @@ class Store(StoredRows):
         if self._one("SELECT value FROM meta WHERE name = 'epoch'") != self.epoch:
             raise StoreError("another incarnation owns this partition now", code="stale_epoch")
 
+    def _end(self) -> None:
+        self._db.execute("COMMIT")
+
     def _fenced(self, write: Callable[[], None], what: str) -> None:
         """Run a small write as the present owner."""
 
         def work() -> None:
             self._begin()
             write()
-            self._db.execute("COMMIT")
+            self._end()
 
         guard(work, what, undo=self._rollback)
 

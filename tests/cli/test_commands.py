@@ -350,7 +350,9 @@ def test_run_in_a_named_session_leaves_it_open(cli: Cli, fake: FakeClient) -> No
     _a_run(fake, RunStatus.COMPLETED, event(5, "run_completed"))
     cli("run", "echo", "x", "--session", "s1", "--address", "a", "--timeout", "3")
     assert fake.named("sessions.start_or_get")[0][0] == ("s1", "echo")
-    assert fake.named("runs.submit") == [(("s1", {"prompt": "x"}), {"deadline_s": 3.0})]
+    assert fake.named("runs.submit") == [
+        (("s1", {"prompt": "x"}), {"deadline_s": 3.0, "provider_opts": None})
+    ]
     assert not fake.named("sessions.complete")
 
 

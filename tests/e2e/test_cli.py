@@ -21,7 +21,18 @@ pytestmark = pytest.mark.e2e
 MESH = [sys.executable, "-m", "mesh"]
 NAME = "cli-test"
 #: Nothing here takes so long; it only turns a hang into a failure.
-PATIENCE_S = 60.0
+PATIENCE_S = 30.0
+BEGUN: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on() -> Iterator[None]:
+    """If a test fails in the middle, then the commands it began end all the same."""
+    yield
+    while BEGUN:
+        process = BEGUN.pop()
+        process.kill()
+        process.communicate()
 
 
 def _environ(**more: str) -> dict[str, str]:
@@ -44,9 +55,11 @@ def mesh(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 def begin(*arguments: str, **more: str) -> subprocess.Popen[bytes]:
     """Start a command whose output is read while it runs."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*MESH, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environ(**more)
     )
+    BEGUN.append(process)
+    return process
 
 
 def read_until(process: subprocess.Popen[bytes], wanted: bytes) -> bytes:
@@ -280,6 +293,31 @@ def test_run_without_a_node(tmp_path: Path) -> None:
     file.write_text("one two three\n")
     done = _lonely("shell", f"wc -w < {file}")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "3", "")
+
+
+def test_run_works_in_the_callers_folder_with_and_without_a_node(node: Any, tmp_path: Path) -> None:
+    """If a command is run from a folder, then it works there, whoever started the node, and wherever."""
+    (tmp_path / "words").write_text("one two\n")
+    for name in (NAME, "nobody"):
+        done = subprocess.run(
+            [*MESH, "run", "shell", "wc -w words"],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+            cwd=tmp_path,
+            env=_environ(MESH_NODE_NAME=name, PYTHONPATH=str(Path(__file__).resolve().parents[2])),
+        )
+        assert done.stdout.split() == ["2", "words"], done.stderr
+
+
+def test_a_killed_run_command_cancels_its_run(node: Any, tmp_path: Path) -> None:
+    """If the terminal goes away (SIGHUP), then the run on the node is cancelled and its command is gone."""
+    process = begin("run", "shell", f"echo $$ > {tmp_path}/pid; echo ready; sleep 300", MESH_NODE_NAME=NAME)
+    read_until(process, b"ready\n")
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(PATIENCE_S) == 130
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
 
 
 def test_run_separates_stderr_and_reports_failure() -> None:

@@ -1,0 +1,171 @@
+"""Plans of runs: submit, follow, wait for the end. A waiting read is parked again until it has an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+from mesh.client._payload import Call
+from mesh.client._protocol import WAIT, WRITE
+from mesh.client._surface import Ask, Emit, Pause, Plan, park_limit, value_of
+from mesh.client._surface_routes import Linked
+from mesh.client._surface_sessions import (
+    STREAM_PAGE,
+    check_input,
+    event_of,
+    new_run_id,
+    new_session_call,
+    run_call,
+    session_events,
+)
+from mesh.core.events import RUN_TERMINAL_EVENT
+from mesh.core.records import Event, Run, RunResult, RunStatus
+from mesh.core.slots import run_slot, session_slot
+from mesh.errors import MeshError, NotFound, RunError, from_wire
+
+#: Pause before a waiting read that found no room is parked again.
+ROOM_S = 0.25
+_TERMINAL_TYPES = frozenset(RUN_TERMINAL_EVENT.values())
+
+
+def wait_run(run_id: str, deadline_s: float | None, first: Any = None) -> Plan:
+    """Park until the run is terminal. ``first`` is an answer that is already there (None: none)."""
+    slot, answer = run_slot(run_id), first
+    while True:
+        if isinstance(answer, MeshError):
+            if answer.code == "overloaded":
+                yield Pause(ROOM_S)
+            elif answer.code != "timeout":
+                raise answer
+        elif answer is not None:
+            return Run.from_map(answer)
+        park_s = park_limit(deadline_s, f"run {run_id} did not end", {"run_id": run_id})
+        [answer] = yield [Ask(WAIT, slot, ("run.wait", (run_id,)), park_s)]
+
+
+def finished(run: Run, events: Sequence[Event]) -> RunResult:
+    """The result of a run that completed.
+
+    Raises:
+        MeshError: the run's error, with ``run_id`` and ``session_id`` in its details.
+    """
+    if run.status == RunStatus.COMPLETED:
+        return RunResult(
+            run.output or {}, run.token_usage, run.cost_usd, tuple(events), run.session_id, run.id
+        )
+    code = {RunStatus.CANCELLED: "cancelled", RunStatus.TIMEOUT: "timeout"}.get(run.status)
+    error = run.error or {}
+    details = {**(error.get("details") or {}), "run_id": run.id, "session_id": run.session_id}
+    message = str(error.get("message") or f"run {run.id} is {run.status.value}")
+    if not error and code is None:
+        raise RunError(message, code="run_failed", details=details)
+    raise from_wire(code or str(error.get("code") or "run_failed"), message, details)
+
+
+def result_of_run(run_id: Any, deadline_s: float | None, *, whole_session: bool = False) -> Plan:
+    """Wait for a run and fetch its events (or its session's, for run_once)."""
+    run_slot(run_id)
+    run: Run = yield from wait_run(run_id, deadline_s)
+    return (yield from _with_events(run, whole_session))
+
+
+def _with_events(run: Run, whole_session: bool) -> Plan:
+    if run.status != RunStatus.COMPLETED:
+        return finished(run, ())
+    filters = {} if whole_session else {"run_id": run.id}
+    events = yield from session_events(run.session_id, filters, None)
+    return finished(run, events)
+
+
+def wait(run_id: Any, timeout_s: float | None) -> Plan:
+    """``runs.wait``."""
+    return (yield from result_of_run(run_id, _deadline(timeout_s)))
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else monotonic() + timeout_s
+
+
+def execute(
+    link: Linked,
+    run_id: Any,
+    options: dict[str, Any],
+    on_event: Callable[[Event], Any] | None,
+    timeout_s: float | None,
+) -> Plan:
+    """``runs.execute``: start the run, follow it, give its result."""
+    deadline_s = _deadline(timeout_s)
+    slot, call = run_call("run.execute", run_id, options)
+    [answer] = yield [Ask(WRITE, slot, call, _write_limit(link, timeout_s))]
+    run = Run.from_map(value_of(answer))
+    if on_event is not None:
+        yield from follow(run.session_id, run.id, {"run_id": run.id}, on_event, deadline_s)
+    return (yield from result_of_run(run.id, deadline_s))
+
+
+def run_once(
+    link: Linked,
+    agent: Any,
+    value: Any,
+    *,
+    session_id: Any,
+    given: dict[str, Any],
+    options: dict[str, Any],
+    on_event: Callable[[Event], Any] | None,
+    timeout_s: float | None,
+) -> Plan:
+    """``client.run_once``: one op creates the session, starts it and dispatches the run."""
+    deadline_s = _deadline(timeout_s)
+    _, (_, (sid, _, _)) = new_session_call("run.once", agent, session_id, given)
+    slot, run_id = session_slot(sid), new_run_id(sid)
+    call: Call = ("run.once", (run_id, sid, agent, check_input(value), given, options))
+    asks = [Ask(WRITE, slot, call, _write_limit(link, timeout_s), gate=True)]
+    if on_event is None:
+        park_s = park_limit(deadline_s, f"run {run_id} did not end", {"run_id": run_id})
+        asks.append(Ask(WAIT, slot, ("run.wait", (run_id,)), park_s))
+    answers = yield asks
+    value_of(answers[0])
+    first = None
+    if on_event is not None:
+        yield from follow(sid, run_id, {}, on_event, deadline_s)
+    elif not (isinstance(answers[1], NotFound) and answers[1].code == "run_not_found"):
+        first = answers[1]  # run_not_found: the question overtook a resent write; ask again
+    run: Run = yield from wait_run(run_id, deadline_s, first)
+    return (yield from _with_events(run, True))
+
+
+def _write_limit(link: Linked, timeout_s: float | None) -> float:
+    return link.timeout_s if timeout_s is None else min(timeout_s, link.timeout_s)
+
+
+def follow(
+    session_id: str,
+    run_id: str,
+    filters: dict[str, Any],
+    on_event: Callable[[Event], Any],
+    deadline_s: float | None,
+) -> Plan:
+    """Give the events to the caller's function, live and in order, up to the run's terminal one."""
+    slot = session_slot(session_id)
+    asked: dict[str, Any] = {**filters, "after": 0, "limit": STREAM_PAGE}
+    while True:
+        park_s = park_limit(
+            deadline_s, f"run {run_id} did not end", {"run_id": run_id, "session_id": session_id}
+        )
+        [answer] = yield [Ask(WAIT, slot, ("session.wait", (session_id, dict(asked))), park_s)]
+        if isinstance(answer, MeshError):
+            if answer.code == "overloaded":
+                yield Pause(ROOM_S)
+            elif answer.code != "timeout":
+                raise answer
+            continue
+        for row in answer[0]:
+            event = event_of(row)
+            asked["after"] = event.seq
+            yield Emit(on_event, event)
+            if event.run_id == run_id and event.type in _TERMINAL_TYPES:
+                return None
+
+
+__all__ = ["execute", "finished", "follow", "result_of_run", "run_once", "wait", "wait_run"]
