@@ -144,14 +144,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         for row in texts:
             click.echo("\t".join(row))
         return
-    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
-        drawn.add_column(column, overflow="fold")
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for place, column in enumerate(columns):
+        # The last column holds the long texts; an id that is cut in two cannot be copied.
+        widest = max((len(row[place]) for row in texts), default=0) if place < len(columns) - 1 else 0
+        drawn.add_column(column, overflow="fold", min_width=max(widest, len(column)))
     for row in texts:
         drawn.add_row(*(Text(cell) for cell in row))
     Console().print(drawn)

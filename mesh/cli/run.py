@@ -48,7 +48,7 @@ CANCEL_WAIT_S = 8.0
     help="What the agent is told; may be repeated.",
 )
 @config_option
-def run(  # noqa: PLR0917 (click passes by name)
+def run(
     agent: str,
     prompt: tuple[str, ...],
     session_id: str | None,

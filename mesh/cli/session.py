@@ -210,7 +210,7 @@ def attach(session_id: str, after: int | None) -> None:
 @click.option("--after", type=click.IntRange(min=0), help="Only events behind this one.")
 @click.option("--before", type=click.IntRange(min=1), help="Only events before this one.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many; default: all.")
-def events(  # noqa: PLR0917 (click passes by name)
+def events(
     session_id: str,
     run_id: str | None,
     event_type: str | None,

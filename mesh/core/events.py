@@ -19,20 +19,40 @@ from mesh.errors import InvalidArgument
 SCHEMA_VERSION = 1
 #: Order is the code in the store: append only, never reorder.
 EVENT_TYPES: tuple[str, ...] = (
-    "session_created", "session_started", "session_paused", "session_resumed", "session_completed",
-    "session_failed", "session_cancelled",
-    "run_started", "run_completed", "run_failed", "run_cancelled", "run_timeout",
-    "message_sent", "message_received", "message_streamed",
-    "tool_call_started", "tool_call_completed", "tool_call_failed",
-    "error_occurred", "error_recovered",
-    "token_usage_updated", "turn_completed",
-    "workspace_snapshot_taken", "workspace_diff_computed",
+    "session_created",
+    "session_started",
+    "session_paused",
+    "session_resumed",
+    "session_completed",
+    "session_failed",
+    "session_cancelled",
+    "run_started",
+    "run_completed",
+    "run_failed",
+    "run_cancelled",
+    "run_timeout",
+    "message_sent",
+    "message_received",
+    "message_streamed",
+    "tool_call_started",
+    "tool_call_completed",
+    "tool_call_failed",
+    "error_occurred",
+    "error_recovered",
+    "token_usage_updated",
+    "turn_completed",
+    "workspace_snapshot_taken",
+    "workspace_diff_computed",
     "policy_violation",
-    "tool_approval_requested", "tool_approval_granted", "tool_approval_denied",
+    "tool_approval_requested",
+    "tool_approval_granted",
+    "tool_approval_denied",
 )
 TYPE_CODE: dict[str, int] = {name: code for code, name in enumerate(EVENT_TYPES)}
 RUN_TERMINAL_EVENT: dict[str, str] = {
-    "completed": "run_completed", "failed": "run_failed", "cancelled": "run_cancelled",
+    "completed": "run_completed",
+    "failed": "run_failed",
+    "cancelled": "run_cancelled",
     "timeout": "run_timeout",
 }
 
@@ -76,10 +96,26 @@ def encode_fragment(
     correlation_id: str | None = None,
 ) -> bytes:
     """Encode what the author of an event knows; ``ts`` is wall time in seconds since the epoch (UTC)."""
-    return b"".join((
-        _TS, pack(ts), _TYPE[event_type], _SESSION, pack(session_id), _RUN, pack(run_id), _DATA, pack(data),
-        _METADATA, pack(metadata or {}), _PROVIDER, pack(provider), _TAIL, pack(correlation_id), _SCHEMA,
-    ))
+    return b"".join(
+        (
+            _TS,
+            pack(ts),
+            _TYPE[event_type],
+            _SESSION,
+            pack(session_id),
+            _RUN,
+            pack(run_id),
+            _DATA,
+            pack(data),
+            _METADATA,
+            pack(metadata or {}),
+            _PROVIDER,
+            pack(provider),
+            _TAIL,
+            pack(correlation_id),
+            _SCHEMA,
+        )
+    )
 
 
 class FragmentEncoder:
@@ -95,14 +131,24 @@ class FragmentEncoder:
         self._tail = b"".join((_METADATA, pack({}), _PROVIDER, pack(provider), _TAIL, pack(None), _SCHEMA))
 
     def encode(
-        self, event_type: str, data: dict[str, Any], ts: float, metadata: dict[str, Any] | None = None,
+        self,
+        event_type: str,
+        data: dict[str, Any],
+        ts: float,
+        metadata: dict[str, Any] | None = None,
         correlation_id: str | None = None,
     ) -> bytes:
         """The fragment of one event."""
         if metadata or correlation_id is not None:
             return encode_fragment(
-                event_type, self._session_id, self._run_id, data, ts=ts, provider=self.provider,
-                metadata=metadata, correlation_id=correlation_id,
+                event_type,
+                self._session_id,
+                self._run_id,
+                data,
+                ts=ts,
+                provider=self.provider,
+                metadata=metadata,
+                correlation_id=correlation_id,
             )
         return b"".join((_TS, pack(ts), _TYPE[event_type], self._middle, pack(data), self._tail))
 
@@ -117,15 +163,35 @@ def encode_stored(fragment: bytes, session_id: str, seq: int) -> bytes:
     return b"".join((_STORED_HEADER, fragment, _ID, pack(event_id(session_id, seq)), _SEQ, pack(seq)))
 
 
-def encode_published(fragment: bytes, session_id: str, seq: int, pos: int, stamp: bytes, stamp_pairs: int) -> bytes:
+def encode_published(
+    fragment: bytes, session_id: str, seq: int, pos: int, stamp: bytes, stamp_pairs: int
+) -> bytes:
     """The event's map for the feed; ``stamp`` holds the encoded pairs partition, epoch and node."""
-    return b"".join((
-        map_header(FRAGMENT_PAIRS + 3 + stamp_pairs), fragment, _ID, pack(event_id(session_id, seq)), _SEQ, pack(seq),
-        b"\xa3pos", pack(pos), stamp,
-    ))
+    return b"".join(
+        (
+            map_header(FRAGMENT_PAIRS + 3 + stamp_pairs),
+            fragment,
+            _ID,
+            pack(event_id(session_id, seq)),
+            _SEQ,
+            pack(seq),
+            b"\xa3pos",
+            pack(pos),
+            stamp,
+        )
+    )
 
 
 __all__ = [
-    "EVENT_TYPES", "FRAGMENT_PAIRS", "RUN_TERMINAL_EVENT", "SCHEMA_VERSION", "TYPE_CODE", "FragmentEncoder",
-    "encode_fragment", "encode_published", "encode_stored", "event_id", "type_code",
+    "EVENT_TYPES",
+    "FRAGMENT_PAIRS",
+    "RUN_TERMINAL_EVENT",
+    "SCHEMA_VERSION",
+    "TYPE_CODE",
+    "FragmentEncoder",
+    "encode_fragment",
+    "encode_published",
+    "encode_stored",
+    "event_id",
+    "type_code",
 ]

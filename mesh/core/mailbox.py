@@ -21,7 +21,7 @@ Three conversations, none of them visible to a client:
     actor -> router       ["ready", kind letter, index, incarnation, pid, stats map]   at connect, each second
                           ["bye"]                                                      drained, about to exit
     router -> actor       ["welcome", boot id, map version, slot map]                  after each ready whose
-                                                                                      sender does not know them
+                                                                                    sender does not know them
                           ["roster", [[index, incarnation, pid, state, reachable], ...]]  the runners, whole
 
 **Partition and runner**, through the router. Commands are numbered per (partition epoch, runner
@@ -38,7 +38,7 @@ incarnation) from 1 and resent until acknowledged; batches are numbered per (run
                           ["known", [[run_id, attempt], ...]] what this epoch believes is running there
     runner -> partition   ["acks", epoch, n]
                           ["batch", run_id, attempt, n, [[type code, ts, fragment], ...], settle or nil]
-                          ["catalogue", token or nil, [{name, provider, capabilities, problem, idempotent}, ...]]
+                          ["catalogue", token or nil, [{name, provider, capabilities, problem, ...}, ...]]
                           ["lost", [[run_id, attempt], ...]]  answer to "known": I do not have these
 
     session map of a run  {id, agent, agent_id, incarnation, context, metadata, tags}

@@ -277,16 +277,40 @@ class Page(Sequence[T], Generic[T]):
 
     def to_map(self) -> dict[str, Any]:
         """The page as plain maps."""
-        return {"items": [_plain(i) for i in self._items], "cursor": self.cursor, "missing": list(self.missing)}
+        return {
+            "items": [_plain(i) for i in self._items],
+            "cursor": self.cursor,
+            "missing": list(self.missing),
+        }
 
 
 def error_of(values: Mapping[str, Any]) -> MeshError:
     """The typed error of a stored or wire error map."""
-    return from_wire(str(values.get("code", "unknown_error")), str(values.get("message", "")), values.get("details"))
+    return from_wire(
+        str(values.get("code", "unknown_error")), str(values.get("message", "")), values.get("details")
+    )
 
 
 __all__ = [
-    "TERMINAL", "Event", "Handle", "Notification", "Page", "PartitionInfo", "Prompted", "Provenance", "PruneResult",
-    "Record", "Resolution", "RouteEntry", "RouteRecord", "Run", "RunResult", "RunStatus", "Session",
-    "SessionStatus", "Source", "StopReason", "error_of",
+    "TERMINAL",
+    "Event",
+    "Handle",
+    "Notification",
+    "Page",
+    "PartitionInfo",
+    "Prompted",
+    "Provenance",
+    "PruneResult",
+    "Record",
+    "Resolution",
+    "RouteEntry",
+    "RouteRecord",
+    "Run",
+    "RunResult",
+    "RunStatus",
+    "Session",
+    "SessionStatus",
+    "Source",
+    "StopReason",
+    "error_of",
 ]

@@ -64,7 +64,11 @@ def router_socket(
 
 
 def dealer_socket(
-    ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str, routing_id: bytes, *, frame_bytes: int = FRAME_BYTES_MAX,
+    ctx: zmq.Context[zmq.Socket[bytes]],
+    endpoint: str,
+    routing_id: bytes,
+    *,
+    frame_bytes: int = FRAME_BYTES_MAX,
     hwm: int = HWM_FRAMES,
 ) -> zmq.Socket[bytes]:
     """The one mailbox of an actor, or a client's link: connects, and queues nothing while unconnected."""

@@ -30,8 +30,11 @@ class RouterProcess:
         self.child = child
         limits = child.config.limits
         self.core = Router(
-            slot_map=child.slot_map, map_version=child.map_version, boot=child.incarnation,
-            runners=child.config.node.runners, inflight_max=limits.inflight_per_partition,
+            slot_map=child.slot_map,
+            map_version=child.map_version,
+            boot=child.incarnation,
+            runners=child.config.node.runners,
+            inflight_max=limits.inflight_per_partition,
             inflight_bytes_max=limits.inflight_bytes_per_partition,
         )
         self.children: list[dict[str, Any]] = []
@@ -61,8 +64,9 @@ class RouterProcess:
     def serve(self) -> None:
         """Forward until told to stop, or until the supervisor is gone."""
         child = self.child
-        child.control.send("ready", epoch=child.incarnation, pid=os.getpid(), address=self.address,
-                           feed=self.feed_address)
+        child.control.send(
+            "ready", epoch=child.incarnation, pid=os.getpid(), address=self.address, feed=self.feed_address
+        )
         control_fd = child.control.fileno()
         next_tick = 0.0
         while not self.stopping:
@@ -177,7 +181,7 @@ class RouterProcess:
         header = wire.decode_header(payload)
         if len(client) != wire.CLIENT_ID_BYTES or not client[0]:  # a zero begins the ids of our own actors
             raise RemoteProtocolError(
-                f"a client's routing id has {wire.CLIENT_ID_BYTES} bytes, the first not 0; this has {len(client)}"
+                f"a client's routing id has {wire.CLIENT_ID_BYTES} bytes, the first not 0; not {len(client)}"
             )
         match header.kind:
             case wire.Kind.HELLO:
@@ -187,8 +191,9 @@ class RouterProcess:
             case wire.Kind.RESTART:
                 self._restart(header.address)
             case wire.Kind.NOTE:
-                self._publish("route.unavailable", partition=header.address, count=1,
-                              component="session_manager")
+                self._publish(
+                    "route.unavailable", partition=header.address, count=1, component="session_manager"
+                )
         return self.core.answer(payload, wire.pack(None))
 
     def _restart(self, index: int) -> None:
@@ -223,12 +228,20 @@ class RouterProcess:
         """The node as ``mesh status`` shows it."""
         child = self.child
         return {
-            "node": child.config.node.name, "pid": os.getppid(), "data_dir": str(child.data_dir),
-            "boot": child.node_boot, "uptime_s": round(time.monotonic() - self.started, 3),
-            "endpoints": {"address": self.address, "feed": self.feed_address, "ipc": child.front_endpoint,
-                          "feed_ipc": child.feed_endpoint},
+            "node": child.config.node.name,
+            "pid": os.getppid(),
+            "data_dir": str(child.data_dir),
+            "boot": child.node_boot,
+            "uptime_s": round(time.monotonic() - self.started, 3),
+            "endpoints": {
+                "address": self.address,
+                "feed": self.feed_address,
+                "ipc": child.front_endpoint,
+                "feed_ipc": child.feed_endpoint,
+            },
             "router": {**self.core.counters, "pid": os.getpid(), "clients": len(self.core.heard)},
-            "children": self.children, "partitions": self.core.partition_rows(),
+            "children": self.children,
+            "partitions": self.core.partition_rows(),
             "runners": self.core.runner_rows(),
         }
 
@@ -239,7 +252,8 @@ class RouterProcess:
                 if actor is not None and not actor.welcomed:
                     welcome = ["welcome", self.core.boot, self.core.map_version, self.core.slot_map]
                     actor.welcomed = self._tell(actor, welcome) and self._tell(
-                        actor, ["roster", self.core.runner_roster()])
+                        actor, ["roster", self.core.runner_roster()]
+                    )
                     if actor.kind == mailbox.RUNNER:
                         self._tell_partitions()
             case "bye":
@@ -299,7 +313,8 @@ class RouterProcess:
         kind = "partition" if actor.kind == mailbox.PARTITION else "runner"
         what = {
             ChildState.READY: "restarted" if now["restarts"] else "started",
-            ChildState.RESTARTING: "exited", ChildState.DOWN: "down",
+            ChildState.RESTARTING: "exited",
+            ChildState.DOWN: "down",
         }.get(ChildState(now["state"]))
         if what is not None:
             self._publish(
@@ -329,7 +344,8 @@ def main(child: Child) -> None:
     except sockets.ZMQError as exc:
         node = child.config.node
         child.control.send(
-            "fatal", message=f"cannot listen on {node.host}:{node.port} and {node.port + 1}: {exc.strerror}; "
+            "fatal",
+            message=f"cannot listen on {node.host}:{node.port} and {node.port + 1}: {exc.strerror}; "
             "choose another with --port (0 picks free ones)",
         )
         raise SystemExit(1) from exc

@@ -184,8 +184,13 @@ def test_resolve_answers_from_fallbacks_when_the_node_is_silent(fake: FakeNode) 
         async with mesh.AsyncClient(fake.address, timeout_s=30.0) as client:
             index = await client.partitions.of(KEY)
             found = await client.routes.resolve(KEY, fallbacks)  # type: ignore[arg-type]
-            assert (found.external_room_id, found.source, found.fallback, found.stale, found.fallback_reason) == (
-                "f", "provided_fallback", True, False, "session_unavailable")
+            assert (
+                found.external_room_id,
+                found.source,
+                found.fallback,
+                found.stale,
+                found.fallback_reason,
+            ) == ("f", "provided_fallback", True, False, "session_unavailable")
             assert (found.partition, found.session_key) == (index, "t:b:r")
             while Kind.NOTE not in fake.kinds():
                 await asyncio.sleep(0.001)
@@ -211,10 +216,24 @@ def test_many_answers_in_order_with_errors_in_place(fake: FakeNode) -> None:
 
     async def scenario() -> None:
         async with mesh.AsyncClient(fake.address) as client:
-            done = await client.routes.set_many([
-                ("a:b:1", ROUTE), ("a:b", ROUTE), ("a:b:2", {}), ("a:b:3", ROUTE, 0), ("a:b:4", ROUTE, 5), "x"])
+            done = await client.routes.set_many(
+                [
+                    ("a:b:1", ROUTE),
+                    ("a:b", ROUTE),
+                    ("a:b:2", {}),
+                    ("a:b:3", ROUTE, 0),
+                    ("a:b:4", ROUTE, 5),
+                    "x",
+                ]
+            )
             assert [getattr(d, "code", None) for d in done] == [
-                None, "invalid_format", "invalid_route", "invalid_ttl", None, "validation_error"]
+                None,
+                "invalid_format",
+                "invalid_route",
+                "invalid_ttl",
+                None,
+                "validation_error",
+            ]
             found = await client.routes.get_many(["a:b:1", "", "a:b:2", ["a", "b", "4", None]])
             assert [getattr(f, "code", "ok") for f in found] == ["ok", "invalid_format", "not_found", "ok"]
             assert fake.ops().count("route.get_many") <= 2
@@ -319,7 +338,9 @@ def test_pages_of_all_partitions_lose_and_repeat_nothing(fake: FakeNode) -> None
                 if cursor is None:
                     break
             assert found == sorted(row[0] for p in rows for row in rows[p])
-            fake.script = lambda header, calls: SILENCE if header.address == 1 and calls else script(header, calls)
+            fake.script = lambda header, calls: (
+                SILENCE if header.address == 1 and calls else script(header, calls)
+            )
             page = await client.routes.list(limit=100, timeout_s=0.2)
             assert (len(page), page.missing, page.cursor) == (5, (1,), None)
 
@@ -332,8 +353,10 @@ def test_value_that_cannot_travel_fails_alone(fake: FakeNode) -> None:
     async def scenario() -> None:
         async with mesh.AsyncClient(fake.address) as client:
             good, bad = await asyncio.gather(
-                client.routes.set(KEY, ROUTE), client.routes.set(KEY, {"external_room_id": object()}),
-                return_exceptions=True)
+                client.routes.set(KEY, ROUTE),
+                client.routes.set(KEY, {"external_room_id": object()}),
+                return_exceptions=True,
+            )
             assert good is None and isinstance(bad, mesh.LocalProtocolError)
 
     asyncio.run(scenario())
@@ -341,8 +364,19 @@ def test_value_that_cannot_travel_fails_alone(fake: FakeNode) -> None:
 
 def test_raising_callback_of_a_run_is_the_callers_own_error(fake: FakeNode) -> None:
     """If on_event raises, then the caller gets that, and nothing is sent to cancel the run."""
-    event = {"id": "e", "type": "run_started", "session_id": "s", "run_id": None, "seq": 1, "ts": 0.0, "data": {},
-             "metadata": {}, "provider": None, "correlation_id": None, "schema_version": 1}
+    event = {
+        "id": "e",
+        "type": "run_started",
+        "session_id": "s",
+        "run_id": None,
+        "seq": 1,
+        "ts": 0.0,
+        "data": {},
+        "metadata": {},
+        "provider": None,
+        "correlation_id": None,
+        "schema_version": 1,
+    }
 
     def script(header: Header, calls: list[Any]) -> Any:
         return [[0, [[event], True]]] if calls and calls[0][0] == "session.wait" else None
@@ -381,8 +415,19 @@ def test_waiting_reads_are_parked_again_when_answered_empty(fake: FakeNode) -> N
     asked: list[int] = []
 
     def event(seq: int) -> dict[str, Any]:
-        return {"id": f"e{seq}", "type": "turn_completed", "session_id": "s", "run_id": None, "seq": seq, "ts": 0.0,
-                "data": {}, "metadata": {}, "provider": None, "correlation_id": None, "schema_version": 1}
+        return {
+            "id": f"e{seq}",
+            "type": "turn_completed",
+            "session_id": "s",
+            "run_id": None,
+            "seq": seq,
+            "ts": 0.0,
+            "data": {},
+            "metadata": {},
+            "provider": None,
+            "correlation_id": None,
+            "schema_version": 1,
+        }
 
     def script(header: Header, calls: list[Any]) -> Any:
         if header.kind != Kind.WAIT:

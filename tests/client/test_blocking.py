@@ -102,7 +102,10 @@ def test_driver_hands_over_when_its_own_call_is_done(fake: FakeNode) -> None:
 
 def test_no_node_is_a_clear_error_within_the_limit() -> None:
     """If nothing listens, then node_unreachable names the address and `mesh up`; retryable is true."""
-    with mesh.Client(DEAD, timeout_s=0.2) as client, pytest.raises(mesh.NodeUnreachable, match="mesh up") as raised:
+    with (
+        mesh.Client(DEAD, timeout_s=0.2) as client,
+        pytest.raises(mesh.NodeUnreachable, match="mesh up") as raised,
+    ):
         client.routes.get(KEY)
     assert DEAD in raised.value.message and raised.value.retryable
 
@@ -131,7 +134,10 @@ def test_text_that_is_no_address_is_a_config_error(address: str) -> None:
 def test_other_version_is_a_clear_error(fake: FakeNode) -> None:
     """If the node speaks another version, then the error says which, at once."""
     fake.script = lambda header, calls: b"MH\x02" + bytes(60)
-    with mesh.Client(fake.address, timeout_s=30.0) as client, pytest.raises(mesh.RemoteProtocolError, match="version"):
+    with (
+        mesh.Client(fake.address, timeout_s=30.0) as client,
+        pytest.raises(mesh.RemoteProtocolError, match="version"),
+    ):
         client.routes.get(KEY)
 
 
@@ -171,7 +177,9 @@ def test_client_works_in_a_forked_child_and_still_in_the_parent(fake: FakeNode) 
     """If a process forks, then the child's calls use sockets and a client id of their own."""
     with mesh.Client(fake.address) as client:
         client.routes.set(KEY, ROUTE)
-        pid = _fork(lambda: client.routes.get(KEY).route == ROUTE and client.routes.set("t:b:child", ROUTE) is None)
+        pid = _fork(
+            lambda: client.routes.get(KEY).route == ROUTE and client.routes.set("t:b:child", ROUTE) is None
+        )
         _, status = os.waitpid(pid, 0)
         assert status == 0
         assert client.routes.get("t:b:child").route == ROUTE
@@ -184,7 +192,9 @@ def test_fork_while_another_thread_drives(fake: FakeNode) -> None:
     """If a thread waits in a call during a fork, then the child is not stuck in its locks."""
     fake.script = lambda header, calls: SILENCE if header.kind == Kind.WAIT else None
     with mesh.Client(fake.address, timeout_s=20.0) as client:
-        waiting = threading.Thread(target=lambda: pytest.raises(mesh.ClientClosed, client.runs.wait, "run_" + "0" * 32))
+        waiting = threading.Thread(
+            target=lambda: pytest.raises(mesh.ClientClosed, client.runs.wait, "run_" + "0" * 32)
+        )
         waiting.start()
         while Kind.WAIT not in fake.kinds():
             client.ping()

@@ -30,12 +30,16 @@ class Log:
         common = {"partition": partition, "session_id": session_id, "epoch": 1, "node": "n"}
         if lifecycle:
             rows = self.lifecycle[partition]
-            rows.append({**common, "lseq": len(rows) + 1, "topic": f"lifecycle.status.{topic_id(session_id)}"})
+            rows.append(
+                {**common, "lseq": len(rows) + 1, "topic": f"lifecycle.status.{topic_id(session_id)}"}
+            )
         else:
             rows = self.events[partition]
             seq = sum(row["session_id"] == session_id for row in rows) + 1
             topic = f"session.{topic_id(session_id)}.turn_completed"
-            rows.append({**common, "pos": len(rows) + 1, "seq": seq, "type": "turn_completed", "topic": topic})
+            rows.append(
+                {**common, "pos": len(rows) + 1, "seq": seq, "type": "turn_completed", "topic": topic}
+            )
         return rows[-1]["topic"], rows[-1]
 
     def head(self, partition: int) -> dict[str, Any]:
@@ -100,7 +104,9 @@ STEP = st.tuples(
 @settings(max_examples=300, deadline=None)
 @given(
     steps=st.lists(STEP, max_size=40),
-    topics=st.sampled_from((("",), ("session.",), ("lifecycle.",), ("session.alpha.",), ("session.gam%2Ema.", "life"))),
+    topics=st.sampled_from(
+        (("",), ("session.",), ("lifecycle.",), ("session.alpha.",), ("session.gam%2Ema.", "life"))
+    ),
     page=st.integers(1, 5),
 )
 def test_each_message_comes_once_and_in_order(steps: list[Any], topics: tuple[str, ...], page: int) -> None:
@@ -135,7 +141,9 @@ def test_each_message_comes_once_and_in_order(steps: list[Any], topics: tuple[st
 
 
 @settings(max_examples=150, deadline=None)
-@given(steps=st.lists(st.tuples(st.sampled_from(SIDS), st.booleans()), min_size=1, max_size=25), data=st.data())
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(SIDS), st.booleans()), min_size=1, max_size=25), data=st.data()
+)
 def test_cursor_of_any_notification_continues_behind_it(steps: list[Any], data: st.DataObject) -> None:
     """If a listener comes back with the cursor of the n-th message, then it gets n+1 onwards, exactly."""
     log = Log()
@@ -235,7 +243,9 @@ def test_cursor_of_other_topics_is_refused(topics: tuple[str, ...]) -> None:
         (("node.partition_", "route.set"), {b"node.partition_", b"route.set"}),
     ],
 )
-def test_subscription_covers_the_unit_that_has_a_counter(topics: tuple[str, ...], subscribed: set[bytes]) -> None:
+def test_subscription_covers_the_unit_that_has_a_counter(
+    topics: tuple[str, ...], subscribed: set[bytes]
+) -> None:
     """If a topic is finer than its counter, then the whole unit is subscribed."""
     own = {b"node.head", b"node.echo.tok"}
     assert set(FeedCursor(topics, MAP, PARTITIONS, encode_cursor).subscriptions("tok")) - own == subscribed

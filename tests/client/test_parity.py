@@ -35,7 +35,9 @@ CONTRACT = {
 
 def public(cls: type[Any]) -> dict[str, Any]:
     """The public methods of a class."""
-    return {name: member for name, member in vars(cls).items() if not name.startswith("_") and callable(member)}
+    return {
+        name: member for name, member in vars(cls).items() if not name.startswith("_") and callable(member)
+    }
 
 
 @pytest.mark.parametrize(("other", "blocking"), PAIRS, ids=lambda cls: cls.__name__)
@@ -53,7 +55,9 @@ def test_asyncio_methods_are_coroutines_and_streams_are_async_iterators(
 ) -> None:
     """If a method waits, then it is a coroutine function in one client and a plain one in the other."""
     for name, method in public(other).items():
-        assert inspect.isasyncgenfunction(method) if name == "stream" else inspect.iscoroutinefunction(method), name
+        assert (
+            inspect.isasyncgenfunction(method) if name == "stream" else inspect.iscoroutinefunction(method)
+        ), name
         assert not inspect.iscoroutinefunction(public(blocking)[name])
 
 
@@ -88,6 +92,8 @@ def test_public_names_exist_and_are_documented() -> None:
 
 def test_importing_mesh_loads_neither_zmq_nor_asyncio() -> None:
     """If a program imports mesh, then the heavy modules wait for the first use."""
-    code = "import sys, mesh; print([m for m in ('zmq', 'asyncio', 'msgspec', 'msgpack') if m in sys.modules])"
+    code = (
+        "import sys, mesh; print([m for m in ('zmq', 'asyncio', 'msgspec', 'msgpack') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

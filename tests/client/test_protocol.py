@@ -95,7 +95,15 @@ class Wire:
         self.reply(header, facts, epoch=0)
         return self.sent()
 
-    def add(self, call: Any = GET, token: Any = "t", *, kind: int = READ, slot: int = 0, limit: float | None = None):
+    def add(
+        self,
+        call: Any = GET,
+        token: Any = "t",
+        *,
+        kind: int = READ,
+        slot: int = 0,
+        limit: float | None = None,
+    ):
         self.core.add(kind, slot, call, token, limit)
 
     def _finish(self, completions: Any) -> None:
@@ -267,9 +275,9 @@ def test_truncated_reply_is_a_protocol_error_for_its_calls(ready: Wire) -> None:
     """If a reply's body is cut anywhere, then its calls fail with protocol_error."""
     ready.add()
     [(_, header, _)] = ready.flush()
-    whole = wire.encode_header(Kind.REPLY, answers=READ, request_id=header.request_id, number=BOOT) + wire.pack(
-        [[0, {"key": "value"}]]
-    )
+    whole = wire.encode_header(
+        Kind.REPLY, answers=READ, request_id=header.request_id, number=BOOT
+    ) + wire.pack([[0, {"key": "value"}]])
     ready.receive(whole[:-3])
     assert ready.code() == "protocol_error"
 
@@ -430,7 +438,11 @@ def test_again_is_repeated_with_growing_pauses_until_the_limit(ready: Wire) -> N
             numbers.append(header.number)
     assert set(numbers) == {1} and 9 <= len(numbers) <= 30
     status, error = ready.done["t"]
-    assert (status, error["code"], error["details"]["last_refusal"]) == (1, "timeout", "partition_unavailable")
+    assert (status, error["code"], error["details"]["last_refusal"]) == (
+        1,
+        "timeout",
+        "partition_unavailable",
+    )
     assert ready.now_s - started_s == pytest.approx(2.0, abs=0.21)
 
 

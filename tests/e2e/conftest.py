@@ -51,7 +51,7 @@ def client(node: mesh.LocalNode) -> Iterator[mesh.Client]:
         yield opened
 
 
-AGENTS = '''
+AGENTS = """
 import asyncio, time
 
 async def counter(run):
@@ -72,10 +72,10 @@ def plain(run):
 
 async def thrice(run):
     for _ in range(3):
-        yield {"type": "tool_call_started", "data": {"tool_call_id": "t1", "tool_name": "x", "tool_input": {}}}
+        yield {"type": "tool_call_started", "data": {"tool_call_id": "t", "tool_name": "x", "tool_input": {}}}
     yield "end"
 
 async def safe(run):
     yield "again"
     await asyncio.sleep(float(run.prompt) if run.attempt == 1 else 0)
-'''
+"""

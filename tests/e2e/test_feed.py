@@ -8,9 +8,10 @@ import signal
 from itertools import islice
 from typing import Any
 
-import mesh
 import pytest
 from helpers import wait_for
+
+import mesh
 
 
 def take(feed: Any, count: int) -> list[mesh.Notification]:
@@ -111,7 +112,11 @@ def test_many_listeners_each_see_everything_once(node: mesh.LocalNode) -> None:
     everything = asyncio.run(scenario())
     for partition in (0, 1):
         own = [[pos for p, pos in seen if p == partition] for seen in everything]
-        assert all(positions == list(range(positions[0], positions[0] + len(positions))) for positions in own if positions)
+        assert all(
+            positions == list(range(positions[0], positions[0] + len(positions)))
+            for positions in own
+            if positions
+        )
         assert len({len(positions) for positions in own}) == 1
 
 

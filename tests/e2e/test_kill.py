@@ -7,9 +7,10 @@ import signal
 import threading
 from typing import Any
 
-import mesh
 import pytest
 from helpers import pids, wait_for
+
+import mesh
 
 ROUTE = {"external_room_id": "ext", "n": 1}
 
@@ -107,7 +108,10 @@ def test_resolve_with_a_fallback_answers_while_the_partition_is_frozen(client: m
     former = kill_partition(client, 0, signal.SIGSTOP)
     found = client.routes.resolve(key, fallbacks=[{"external_room_id": "lobby"}])
     assert (found.external_room_id, found.source, found.fallback_reason) == (
-        "lobby", "provided_fallback", "session_unavailable")
+        "lobby",
+        "provided_fallback",
+        "session_unavailable",
+    )
     wait_for(lambda: replaced(client, 0, former), "the partition's next incarnation")
     assert client.routes.resolve(key).source == "state_hit"
 

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import mesh
 from helpers import wait_for
+
+import mesh
 
 #: A command with a child in its group and a grandchild in a session of its own, all of which would stay.
 TREE = "sleep 4711 & setsid sleep 4712 & echo ready; sleep 4713"
@@ -71,7 +72,10 @@ def test_killed_supervisor_takes_everything_with_it(tmp_path: Path, node_config:
             assert sleepers() == []
     finally:
         node.close()
-    with mesh.LocalNode(tmp_path / "data", config=node_config) as again, again.client(timeout_s=20.0) as client:
+    with (
+        mesh.LocalNode(tmp_path / "data", config=node_config) as again,
+        again.client(timeout_s=20.0) as client,
+    ):
         runs = client.sessions.runs("tree")
         assert [run.status for run in runs] == ["failed"]
         assert runs[0].error["code"] == "outcome_unknown"
@@ -135,7 +139,9 @@ time.sleep(600)
 def test_killed_parent_of_a_local_node_takes_the_node_with_it(tmp_path: Path) -> None:
     """If the program that owns a LocalNode is killed, then the node and its commands end."""
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path / "data"), TREE], stdout=subprocess.PIPE, cwd=tmp_path,
+        [sys.executable, "-c", PARENT, str(tmp_path / "data"), TREE],
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(mesh.__file__).resolve().parents[1])},
     ) as parent:
         assert parent.stdout is not None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 
-import mesh
 import pytest
 from helpers import wait_for
+
+import mesh
 
 
 def types(events: list[mesh.Event]) -> list[str]:
@@ -19,8 +20,16 @@ def test_run_once_leaves_the_promised_log(client: mesh.Client) -> None:
     assert result.output["content"] == "hello mesh"
     log = types(list(result.events))
     streamed = log.count("message_streamed")
-    assert log == ["session_created", "session_started", "message_sent", "run_started",
-                   *["message_streamed"] * streamed, "message_received", "run_completed", "session_completed"]
+    assert log == [
+        "session_created",
+        "session_started",
+        "message_sent",
+        "run_started",
+        *["message_streamed"] * streamed,
+        "message_received",
+        "run_completed",
+        "session_completed",
+    ]
     assert [event.seq for event in result.events] == list(range(1, len(log) + 1))
     assert client.sessions.get(result.session_id).status == "completed"
 
@@ -50,7 +59,7 @@ def test_prompts_while_busy_run_in_order(client: mesh.Client) -> None:
 
 
 def test_stop_pauses_and_resume_brings_the_session_back(client: mesh.Client) -> None:
-    """If a session is stopped, then it is paused and not live; resume gives a new incarnation with its log."""
+    """If a session is stopped, then it is paused, not live; resume gives a new incarnation with its log."""
     client.sessions.start("echo", id="s")
     handle = client.sessions.handle("s")
     assert client.sessions.id_of(handle) == "s"
@@ -112,13 +121,32 @@ def test_lifecycle_feed_tells_the_whole_story_once(client: mesh.Client) -> None:
         seen: list[tuple[str, str]] = []
         for note in feed:
             _, what, sid = note.topic.split(".")
-            seen.append((sid, what if what == "started" else f"{what}:{note.data.get('reason') or note.data['status']}"))
+            seen.append(
+                (
+                    sid,
+                    what if what == "started" else f"{what}:{note.data.get('reason') or note.data['status']}",
+                )
+            )
             if [s for s, _ in seen].count("c") == 4:
                 break
     assert [w for s, w in seen if s == "a"] == [
-        "status:active", "started", "status:paused", "stopped:stopped"]
-    assert [w for s, w in seen if s == "b"] == ["status:active", "started", "status:completed", "stopped:normal"]
-    assert [w for s, w in seen if s == "c"] == ["status:active", "started", "status:completed", "stopped:normal"]
+        "status:active",
+        "started",
+        "status:paused",
+        "stopped:stopped",
+    ]
+    assert [w for s, w in seen if s == "b"] == [
+        "status:active",
+        "started",
+        "status:completed",
+        "stopped:normal",
+    ]
+    assert [w for s, w in seen if s == "c"] == [
+        "status:active",
+        "started",
+        "status:completed",
+        "stopped:normal",
+    ]
 
 
 def test_stream_delivers_live_events_gaplessly(client: mesh.Client) -> None:
@@ -153,7 +181,9 @@ def test_shell_streams_both_pipes_and_its_exit_code_decides(client: mesh.Client)
     with pytest.raises(mesh.MeshError) as failure:
         client.run_once("shell", "echo out; echo err >&2; exit 3", id="sh")
     assert failure.value.code == "command_failed"
-    pieces = {e.data["stream"]: e.data["content"] for e in client.sessions.events("sh", type="message_streamed")}
+    pieces = {
+        e.data["stream"]: e.data["content"] for e in client.sessions.events("sh", type="message_streamed")
+    }
     assert pieces == {"stdout": "out\n", "stderr": "err\n"}
 
 
@@ -203,8 +233,10 @@ def test_bad_input_gets_its_code(client: mesh.Client, call: object, code: str) -
     assert refused.value.code == code
 
 
-def test_idle_session_goes_down_and_the_next_prompt_revives_it(node_config: dict[str, dict[str, object]]) -> None:
-    """If a live session is idle for the configured time, then it is stopped (idle) and revived by a prompt."""
+def test_idle_session_goes_down_and_the_next_prompt_revives_it(
+    node_config: dict[str, dict[str, object]],
+) -> None:
+    """If a live session is idle for long, then it is stopped (idle) and revived by a prompt."""
     with (
         mesh.LocalNode(config={**node_config, "sessions": {"idle_timeout_s": 0.5}}) as node,
         node.client(timeout_s=20.0) as client,
