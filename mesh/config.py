@@ -99,11 +99,18 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     supervision: SupervisionSection = SupervisionSection()
     limits: LimitsSection = LimitsSection()
     agents: dict[str, dict[str, Any]] = {}
+    source: str = ""  #: the TOML file this came from; ``agents.reload`` reads its agents again
 
     def to_map(self) -> dict[str, Any]:
-        """Plain maps, as ``mesh config show`` prints them."""
+        """Plain maps in the shape of the TOML file, as ``mesh config show`` prints them."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
+        del plain["source"]
         return plain
+
+    def to_document(self) -> dict[str, Any]:
+        """Everything, for the process that runs the node."""
+        document: dict[str, Any] = msgspec.to_builtins(self)
+        return document
 
 
 #: key -> (lowest, highest) where it is not simply "greater than 0".
@@ -145,7 +152,16 @@ def load(
             _merge(merged, _from_environ(name, text), name)
     if overrides:
         _merge(merged, overrides, "the program's settings")
-    return _build(merged)
+    return _build(merged, "" if path is None else str(Path(path).resolve()))
+
+
+def load_agents(path: str) -> dict[str, dict[str, Any]]:
+    """The agents of a config file as it is now, the built-in ones included.
+
+    Raises:
+        ConfigError: the file is broken; nothing of it should be used.
+    """
+    return load(path, environ={}).agents
 
 
 def default_data_dir(name: str) -> Path:
@@ -171,7 +187,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _sections() -> dict[str, type[msgspec.Struct]]:
-    return {f.name: f.type for f in msgspec.structs.fields(NodeConfig) if f.name != "agents"}
+    return {f.name: f.type for f in msgspec.structs.fields(NodeConfig) if f.name not in ("agents", "source")}
 
 
 def _merge(into: dict[str, dict[str, Any]], values: Mapping[str, Any], origin: str) -> None:
@@ -259,13 +275,13 @@ def _nearest(word: Any, names: Any) -> str:
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(names))})"
 
 
-def _build(merged: dict[str, dict[str, Any]]) -> NodeConfig:
+def _build(merged: dict[str, dict[str, Any]], source: str) -> NodeConfig:
     sections: dict[str, Any] = {name: cls(**merged.get(name, {})) for name, cls in _sections().items()}
     agents = {"echo": {"provider": "echo"}, "shell": {"provider": "shell"}} | merged.get("agents", {})
-    return NodeConfig(**sections, agents=agents)
+    return NodeConfig(**sections, agents=agents, source=source)
 
 
 __all__ = [
     "LimitsSection", "NodeConfig", "NodeSection", "RoutesSection", "SessionsSection", "SupervisionSection",
-    "data_dir", "default_data_dir", "load",
+    "data_dir", "default_data_dir", "load", "load_agents",
 ]

@@ -92,7 +92,7 @@ def document(
 ) -> dict[str, Any]:
     """What ``python -m mesh.node`` needs to know."""
     return {
-        "config": config.to_map(), "data_dir": str(data_dir.resolve()), "by_name": by_name,
+        "config": config.to_document(), "data_dir": str(data_dir.resolve()), "by_name": by_name,
         "parent_fd": parent_fd, "ready_fd": ready_fd, "foreground": foreground, "sys_path": sys.path,
     }
 

@@ -182,11 +182,7 @@ async def _measure_durable(opened: mesh.AsyncClient, calls: dict[str, int]) -> l
     from mesh.cli import measure
 
     async with opened as client:
-        return [
-            await _noted(
-                measure.sets(client, measure.keys(5_000), calls["durable"], " (durable against power loss)")
-            )
-        ]
+        return [await _noted(measure.sets(client, measure.keys(5_000), calls["durable"], " (fsync)"))]
 
 
 async def _measure_restart(opened: mesh.AsyncClient, calls: dict[str, int]) -> list[Figure]:

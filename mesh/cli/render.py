@@ -25,6 +25,11 @@ from mesh.errors import (
 
 OK, FAILED, USAGE, NO_NODE, NOT_FOUND, TIMEOUT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
+#: The last column of a table is at least so wide, if its texts are.
+LAST_COLUMN_MIN = 24
+#: Blanks between two columns; rich counts them as part of the left one.
+GAP = 2
+
 #: code -> what to do about it; ``{...}`` is filled from the error's details when they are there.
 HINTS = {
     "config_error": "look at the settings with: mesh config show",
@@ -148,14 +153,18 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for place, column in enumerate(columns):
-        # The last column holds the long texts; an id that is cut in two cannot be copied.
-        widest = max((len(row[place]) for row in texts), default=0) if place < len(columns) - 1 else 0
-        drawn.add_column(column, overflow="fold", min_width=max(widest, len(column)))
+    drawn = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    # The last column holds the long texts and is folded; an id that is cut in two cannot be copied.
+    widths = [max(len(column), *(len(row[i]) for row in texts), 0) for i, column in enumerate(columns)]
+    widths[-1] = min(widths[-1], LAST_COLUMN_MIN)
+    for column, width in zip(columns, widths, strict=True):
+        drawn.add_column(column, overflow="fold", min_width=width + GAP)
     for row in texts:
         drawn.add_row(*(Text(cell) for cell in row))
-    Console().print(drawn)
+    console = Console()
+    # Where the terminal is too narrow it wraps the lines itself, and nothing is cut off.
+    console.width = max(console.width, sum(widths) + GAP * len(widths))
+    console.print(drawn)
 
 
 def _cell(value: Any) -> str:
@@ -217,8 +226,10 @@ def cause(death: dict[str, Any] | None) -> str:
 
 __all__ = [
     "FAILED",
+    "GAP",
     "HINTS",
     "INTERRUPTED",
+    "LAST_COLUMN_MIN",
     "NOT_FOUND",
     "NO_NODE",
     "OK",

@@ -12,7 +12,7 @@ import click
 
 from mesh.cli import render, values
 from mesh.cli.app import command, open_client, shell
-from mesh.cli.settings import config_option, load
+from mesh.cli.settings import config_option, load, sections
 from mesh.errors import DeadlineExceeded, MeshError, RunError, from_wire
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _embedded(config_file: str | None) -> Iterator[str]:
         click.echo(
             "no node is up: running on one for this command alone (mesh up starts one that stays)", err=True
         )
-    overrides = settings.to_map()
+    overrides = sections(settings)
     for key in ("data_dir", "port", "host", "name"):
         overrides["node"].pop(key, None)
     overrides["node"] |= {"partitions": 1, "runners": 1}

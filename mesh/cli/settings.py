@@ -40,6 +40,11 @@ def load(given: str | None, overrides: dict[str, Any] | None = None) -> NodeConf
     return load_config(config_path(given), overrides=overrides)
 
 
+def sections(settings: NodeConfig) -> dict[str, dict[str, Any]]:
+    """The settings in the shape of the TOML file, agents included."""
+    return {name: values for name, values in settings.to_map().items() if isinstance(values, dict)}
+
+
 def config_option(command: F) -> F:
     """Decorator: ``--config FILE``."""
     return click.option(
@@ -70,7 +75,7 @@ def show(config_file: str | None, section: str | None) -> None:
 
     Example: mesh config show --section routes
     """
-    settings = {name: _without_secrets(values) for name, values in load(config_file).to_map().items()}
+    settings = {name: _without_secrets(values) for name, values in sections(load(config_file)).items()}
     if section is not None:
         if section not in settings:
             raise click.UsageError(f"no section {section!r}; there are {', '.join(settings)}")
@@ -155,4 +160,4 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str | bool | int | float) else json.dumps(str(value))
 
 
-__all__ = ["config", "config_option", "config_path", "load"]
+__all__ = ["config", "config_option", "config_path", "load", "sections"]

@@ -57,30 +57,30 @@ class AsyncLink:
 
     def call(self, kind: int, slot: int, call: Call, timeout_s: float | None = None) -> asyncio.Future[Pair]:
         """Queue a call; it leaves with the others of this loop turn. The future never gets an error."""
-        loop = get_running_loop()
-        if loop is not self._loop:
-            self._bind(loop)
+        if not self._flushing:
+            self._begin_turn()
         if timeout_s is not None:
             check_timeout(timeout_s)
-        future: asyncio.Future[Pair] = Future(loop=loop)
+        future: asyncio.Future[Pair] = Future(loop=self._loop)
         self._protocol.add(kind, slot, call, future, timeout_s)
-        if not self._flushing:
-            self._flushing = True
-            loop.call_soon(self._flush)
         return future
 
     def control(self, kind: int, partition: int = 0, timeout_s: float | None = None) -> asyncio.Future[Pair]:
         """Queue a request to the router itself."""
+        if not self._flushing:
+            self._begin_turn()
+        check_timeout(timeout_s)
+        future: asyncio.Future[Pair] = Future(loop=self._loop)
+        self._protocol.add_control(kind, partition, future, timeout_s)
+        return future
+
+    def _begin_turn(self) -> None:
+        """The first call of a loop turn. Looked up here only: asking for the running loop costs a syscall."""
         loop = get_running_loop()
         if loop is not self._loop:
             self._bind(loop)
-        check_timeout(timeout_s)
-        future: asyncio.Future[Pair] = Future(loop=loop)
-        if not self._flushing:
-            self._flushing = True
-            loop.call_soon(self._flush)
-        self._protocol.add_control(kind, partition, future, timeout_s)
-        return future
+        self._flushing = True
+        loop.call_soon(self._flush)
 
     def note(self, partition: int) -> None:
         """Tell the router that a fallback was used because of that partition."""

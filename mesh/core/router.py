@@ -28,6 +28,9 @@ from mesh.errors import MeshError, Overloaded, RemoteProtocolError, RequestError
 HEARD_S = 10.0
 HEARD_MAX = 20_000
 RETRY_AFTER_MS = 20
+#: A waiting read is one short call; it is not counted in flight, so its size is bounded here.
+WAIT_BYTES_MAX = 64 * 1024
+_LONG_WAIT = f"a WAIT payload has at most {WAIT_BYTES_MAX} bytes"
 
 READ, WRITE, WAIT = int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)
 _PARTITION_FLAG = int(wire.Flag.PARTITION)
@@ -114,7 +117,10 @@ class Router:
         actor = self.partitions[partition]
         if actor.identity is None:
             return None, self.unavailable(payload, actor), None
-        if kind != WAIT:
+        if kind == WAIT:
+            if len(payload) > WAIT_BYTES_MAX:
+                return None, self.refusal(payload, RequestError(_LONG_WAIT, code="limit_exceeded")), None
+        else:
             if actor.inflight >= self.inflight_max or actor.inflight_bytes >= self.inflight_bytes_max:
                 return None, self.overloaded(payload, actor), None
             actor.inflight += 1
@@ -306,4 +312,4 @@ class Router:
         ]
 
 
-__all__ = ["HEARD_MAX", "HEARD_S", "RETRY_AFTER_MS", "Actor", "Router"]
+__all__ = ["HEARD_MAX", "HEARD_S", "RETRY_AFTER_MS", "WAIT_BYTES_MAX", "Actor", "Router"]

@@ -21,6 +21,8 @@ from mesh.core.wire import FRAME_BYTES_MAX
 
 #: Frames that may wait in a pipe; the bound in requests is the router's, this one is for memory.
 HWM_FRAMES = 10_000
+#: No mark is set higher, whatever the limits in the config are.
+HWM_MAX = 1_000_000
 #: The feed's pipe to one listener. A slow one loses messages here and fetches them by cursor.
 FEED_HWM_FRAMES = 50_000
 NOWAIT = zmq.NOBLOCK

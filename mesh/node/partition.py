@@ -36,7 +36,6 @@ from mesh.node.upkeep import Upkeep
 from mesh.store.sqlite import Store
 
 TICK_S = 1.0
-HWM_MAX = 1_000_000
 #: READY is repeated this often: a new router knows all its actors after so long at most.
 READY_S = 0.1
 #: Guesses and expiries that nobody waits for ride with the next commit, or are flushed after this time.
@@ -94,7 +93,7 @@ class PartitionProcess:
         identity = mailbox.identity(mailbox.PARTITION, child.index, self.epoch)
         # All that may be answered at once fits into the pipe: a reply is not lost while the router lives.
         most = sockets.HWM_FRAMES + limits.inflight_per_partition + limits.waiters_per_partition
-        hwm = min(most, HWM_MAX)
+        hwm = min(most, sockets.HWM_MAX)
         self.socket = sockets.dealer_socket(ctx, child.back_endpoint, identity, hwm=hwm)
         self.publisher = Publisher(sockets.publisher_socket(ctx, child.feed_in_endpoint), self.state)
         self.reads.echo = self.publisher.echo

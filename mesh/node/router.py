@@ -42,7 +42,9 @@ class RouterProcess:
         self.stopping = False
         ctx = sockets.context()
         self.front = sockets.router_socket(ctx, frame_bytes=limits.frame_bytes)
-        self.back = sockets.router_socket(ctx, hwm=limits.inflight_per_partition * 2)
+        # Twice what may be open: libzmq tells of room in steps of half the mark.
+        most = 2 * (limits.inflight_per_partition + limits.waiters_per_partition)
+        self.back = sockets.router_socket(ctx, hwm=min(most, sockets.HWM_MAX))
         node = child.config.node
         # A router that was started again binds where its predecessor did: remote clients know nothing else.
         self.address = bind(self.front, child.address or f"tcp://{node.host}:{node.port}")

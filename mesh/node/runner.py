@@ -76,7 +76,8 @@ class Runner:
         self.outbox = Outbox(limits.runner_unacked_bytes)
         self.processes = RunProcesses()
         self.registry = Registry(
-            child.config.agents, processes=self.processes, on_change=self._tell_catalogue
+            child.config.agents, processes=self.processes, on_change=self._tell_catalogue,
+            source=child.config.source,
         )
         self.states: dict[str, dict[str, Any]] = {}
         self.output_bytes_max = limits.output_bytes

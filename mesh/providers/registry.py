@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mesh.config import load_agents
 from mesh.errors import ConfigError, MeshError, RunError
 from mesh.providers.base import Provider, nearest_name
 from mesh.providers.echo import EchoProvider
@@ -31,11 +32,13 @@ class Registry:
 
     def __init__(
         self, agents: Mapping[str, Mapping[str, Any]], *, processes: Processes,
-        on_change: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None] = lambda: None, source: str = "",
     ) -> None:
         self._processes = processes
         self._on_change = on_change
         self._tables = dict(agents)
+        self._source = source
+        self._source_problem: str | None = None
         self._providers: dict[str, Provider] = {}
         self._problems: dict[str, str] = {}
         self._loading: dict[str, asyncio.Future[None]] = {}
@@ -46,11 +49,29 @@ class Registry:
             self._build(name, fresh=False)
 
     async def reload(self) -> None:
-        """Read every agent's module anew. Runs that are executing keep the function they began with."""
+        """Read the config file's agents and every agent's module anew.
+
+        Runs that are executing keep the function they began with. A broken config file changes no agent; it
+        is listed with its problem, under its own name, until it is mended.
+        """
         await self.loaded()
+        if self._source:
+            self._read_source()
         for name in self._tables:
             self._build(name, fresh=True)
         await self.loaded()
+
+    def _read_source(self) -> None:
+        try:
+            tables = load_agents(self._source)
+        except ConfigError as exc:
+            self._source_problem = exc.message
+            return
+        self._source_problem = None
+        for name in self._tables.keys() - tables.keys():
+            self._providers.pop(name, None)
+            self._problems.pop(name, None)
+        self._tables = dict(tables)
 
     async def loaded(self) -> None:
         """Return when nothing is being loaded."""
@@ -82,7 +103,13 @@ class Registry:
 
     def catalogue(self) -> list[dict[str, Any]]:
         """One entry per agent: {name, provider, capabilities, problem, idempotent}."""
-        return [self._entry(name, table) for name, table in sorted(self._tables.items())]
+        entries = [self._entry(name, table) for name, table in sorted(self._tables.items())]
+        if self._source_problem is not None:
+            entries.append({
+                "name": self._source, "provider": "config", "capabilities": [],
+                "problem": self._source_problem, "idempotent": False,
+            })
+        return entries
 
     def _entry(self, name: str, table: Mapping[str, Any]) -> dict[str, Any]:
         provider = self._providers.get(name)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from mesh.cli.settings import sections
 from mesh.config import NodeConfig, load
 
 Cli = Callable[..., Result]
@@ -30,13 +31,13 @@ def test_each_example_is_right(cli: Cli, file: Path) -> None:
 def test_default_toml_holds_every_default() -> None:
     """If a default changes or a key is added, then configs/default.toml must say so."""
     written = tomllib.loads((CONFIGS / "default.toml").read_text())
-    assert written == {name: keys for name, keys in NodeConfig().to_map().items() if name != "agents"}
+    assert written == {name: keys for name, keys in sections(NodeConfig()).items() if name != "agents"}
 
 
 def test_each_default_has_a_line_of_its_own() -> None:
     """If a reader looks for a key, then it stands at the beginning of a line."""
     lines = (CONFIGS / "default.toml").read_text().splitlines()
-    keys = [key for name, keys in NodeConfig().to_map().items() if name != "agents" for key in keys]
+    keys = [key for name, keys in sections(NodeConfig()).items() if name != "agents" for key in keys]
     assert [line.split(" = ")[0] for line in lines if " = " in line and not line.startswith("#")] == keys
 
 
@@ -66,7 +67,7 @@ def test_example_summarize_counts_words() -> None:
 
 def test_show_prints_toml_that_means_the_same(cli: Cli) -> None:
     """If the settings are shown, then reading them back gives the settings."""
-    assert tomllib.loads(cli("config", "show").stdout) == load(environ={}).to_map()
+    assert tomllib.loads(cli("config", "show").stdout) == sections(load(environ={}))
 
 
 def test_show_as_json_with_an_override(cli: Cli) -> None:

@@ -495,7 +495,7 @@ def test_parked_read_is_not_resent_but_asks_for_the_router(ready: Wire) -> None:
 
 
 def test_reconnected_link_asks_for_the_boot_id_when_something_is_open(ready: Wire) -> None:
-    """If the link comes back, then HELLO finds out whether it is the same router; an idle client is silent."""
+    """If the link comes back, then HELLO asks whether it is the same router; an idle client is silent."""
     ready.core.reconnected(ready.now_s)
     assert ready.sent() == []
     ready.add()
@@ -613,7 +613,7 @@ def test_call_on_many_slots_goes_back_to_its_plan(ready: Wire) -> None:
 
 
 def test_expired_client_begins_anew_with_another_id(ready: Wire) -> None:
-    """If the node forgot our numbers, then the refused write leaves once more, as number 1 of a new client."""
+    """If the node forgot our numbers, then the refused write leaves again, as number 1 of a new client."""
     old, header = write(ready, "a")
     ready.reply(header, [[0, None]])
     _, expired = write(ready, "b")

@@ -111,6 +111,13 @@ def test_bytes_in_flight_are_bounded() -> None:
     assert refusal(core.on_client(CLIENT, payload(), 0)[1])[1] == "overloaded"
 
 
+def test_a_long_waiting_read_is_refused() -> None:
+    """If a waiting read, which nobody counts, is large, then it is refused at the door."""
+    core = router()
+    ready(core)
+    assert refusal(core.on_client(CLIENT, payload(wire.Kind.WAIT) + bytes(70_000), 0)[1])[1] == "limit_exceeded"
+
+
 def test_what_zeromq_did_not_take_leaves_the_count() -> None:
     """If a forwarded frame could not be sent, then it is not in flight and the client is told."""
     core = router()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from driving import Bench, drive, python_agent
+
+from mesh.config import load_agents
+from mesh.node.processes import RunProcesses
+from mesh.providers.registry import Registry
 
 
 def catalogue(agents: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -152,3 +157,24 @@ def test_capabilities_and_idempotence_come_from_the_table() -> None:
         ("bash", "tool"),
         ("read", "file_access"),
     ]
+
+
+def test_reload_takes_the_agents_of_a_changed_config_file(tmp_path: Path) -> None:
+    """If the config file changes, then reload adds and removes agents; a broken file changes none."""
+    file = tmp_path / "mesh.toml"
+    file.write_text('[agents.first]\nprovider = "echo"\n')
+
+    async def play() -> list[dict[str, str | None]]:
+        registry = Registry(load_agents(str(file)), processes=RunProcesses(), source=str(file))
+        registry.start()
+        seen = []
+        for text in ('[agents.second]\nprovider = "echo"\n', "[agents.second\n"):
+            file.write_text(text)
+            await registry.reload()
+            seen.append({entry["name"]: entry["problem"] for entry in registry.catalogue()})
+        return seen
+
+    changed, broken = asyncio.run(play())
+    assert changed == {"echo": None, "second": None, "shell": None}
+    assert broken.keys() == {*changed, str(file)}
+    assert "not valid TOML" in str(broken[str(file)])
