@@ -25,9 +25,9 @@ from mesh.errors import (
 
 OK, FAILED, USAGE, NO_NODE, NOT_FOUND, TIMEOUT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
-#: The last column of a table is at least so wide, if its texts are.
-LAST_COLUMN_MIN = 24
-#: Blanks between two columns; rich counts them as part of the left one.
+#: A table may be so wide; a row beyond it would be somebody's mistake.
+TABLE_COLUMNS_MAX = 10_000
+#: Blanks between two columns.
 GAP = 2
 
 #: code -> what to do about it; ``{...}`` is filled from the error's details when they are there.
@@ -154,17 +154,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     from rich.text import Text
 
     drawn = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-    # The last column holds the long texts and is folded; an id that is cut in two cannot be copied.
-    widths = [max(len(column), *(len(row[i]) for row in texts), 0) for i, column in enumerate(columns)]
-    widths[-1] = min(widths[-1], LAST_COLUMN_MIN)
-    for column, width in zip(columns, widths, strict=True):
-        drawn.add_column(column, overflow="fold", min_width=width + GAP)
+    for place, column in enumerate(columns):
+        widest = max((len(row[place]) for row in texts), default=0)
+        drawn.add_column(column, no_wrap=True, overflow="ignore", min_width=max(widest, len(column)))
     for row in texts:
         drawn.add_row(*(Text(cell) for cell in row))
-    console = Console()
-    # Where the terminal is too narrow it wraps the lines itself, and nothing is cut off.
-    console.width = max(console.width, sum(widths) + GAP * len(widths))
-    console.print(drawn)
+    # Where the terminal is too narrow it wraps the lines itself: an id that is cut cannot be copied.
+    console = Console(width=TABLE_COLUMNS_MAX)
+    with console.capture() as lines:
+        console.print(drawn, crop=False, soft_wrap=True)
+    click.echo("\n".join(line.rstrip() for line in lines.get().splitlines()))
 
 
 def _cell(value: Any) -> str:
@@ -229,10 +228,10 @@ __all__ = [
     "GAP",
     "HINTS",
     "INTERRUPTED",
-    "LAST_COLUMN_MIN",
     "NOT_FOUND",
     "NO_NODE",
     "OK",
+    "TABLE_COLUMNS_MAX",
     "TIMEOUT",
     "USAGE",
     "Options",

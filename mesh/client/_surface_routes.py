@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE, Facts
@@ -29,7 +30,7 @@ from mesh.client._surface import (
     value_of,
 )
 from mesh.core.records import Page, PruneResult, Resolution, Source
-from mesh.errors import InvalidArgument, LocalProtocolError, MeshError
+from mesh.errors import InvalidArgument, LocalProtocolError, MeshError, RemoteProtocolError, Unavailable
 
 #: Keys of one request of the ``*_many`` methods.
 MANY_MAX = 4_096
@@ -109,141 +110,163 @@ def _from_fallback(link: Linked, text: str, slot: int, usable: list[dict[str, An
 # --- many keys ---
 
 
+class _Group(NamedTuple):
+    """Keys of one partition: where their results go, and what travels."""
+
+    partition: int
+    places: list[int]
+    items: list[Any]
+
+
 class _Many:
-    """The keys of one ``*_many`` call: where each result goes, and what is still to be asked."""
+    """The keys of one ``*_many`` call, in parallel lists: this is the hot loop of the fastest methods."""
 
     def __init__(
-        self, kind: int, call: Callable[[list[Any]], Call], parse: Callable[[Any, int], Any]
+        self,
+        kind: int,
+        call: Callable[[list[Any]], Call],
+        store: Callable[[list[Any], list[int], list[Any]], None],
     ) -> None:
         self.kind = kind
         self.call = call
-        self.parse = parse
+        self.store = store  #: (results, places, pairs): read the answers of one group
         self.results: list[Any] = []
-        self.rows: list[tuple[int, int, Any]] = []  #: (place in the results, slot, what travels)
+        self.errors: dict[int, MeshError] = {}  #: what was found wrong here, by place
+        self.slots: list[int] = []  #: by place
+        self.items: list[Any] = []  #: by place
+
+    def add_keys(self, keys: Iterable[Any]) -> None:
+        """Keys that travel as their text."""
+        slots, items = self.slots, self.items
+        for key in keys:
+            try:
+                text, slot = place_route(key)
+            except MeshError as error:
+                self.errors[len(slots)] = error
+                text, slot = "", 0
+            slots.append(slot)
+            items.append(text)
+
+    def add_error(self, error: MeshError) -> None:
+        """The next item is wrong: it is answered here."""
+        self.errors[len(self.slots)] = error
+        self.slots.append(0)
+        self.items.append(None)
 
     def plan(self, limit_s: float | None) -> Plan:
         """Ask every partition at once; returns the results in the caller's order."""
-        rows = self.rows
+        self.results = [None] * len(self.slots)
+        for place, error in self.errors.items():
+            self.results[place] = error
+        places: Iterable[int] = [p for p in range(len(self.slots)) if p not in self.errors]
         for _ in range(PLACE_ATTEMPTS):
-            if not rows:
-                break
             try:
                 facts: Facts = yield NeedFacts(limit_s)
             except MeshError as error:
-                self._fail(rows, error)
+                self._fail(places, error)
                 return self.results
-            groups = _grouped(rows, facts.slot_map)
-            rows = []
+            groups = self._grouped(places, facts.slot_map)
+            anew: list[int] = []
             while groups:
-                answers = yield [
-                    Ask(self.kind, ~partition, self.call([row[2] for row in group]), limit_s)
-                    for partition, group in groups
-                ]
-                groups = self._take(groups, answers, rows)
-        self._fail(
-            rows, InvalidArgument("the placement map keeps changing; try again", code="partition_unavailable")
-        )
+                answers = yield [Ask(self.kind, ~g.partition, self.call(g.items), limit_s) for g in groups]
+                groups = self._take(groups, answers, anew)
+            if not anew:
+                return self.results
+            places = anew
+        self._fail(places, Unavailable("the placement map keeps changing; try again"))
         return self.results
 
-    def _take(self, groups: list[Any], answers: Sequence[Any], anew: list[Any]) -> list[Any]:
+    def _grouped(self, places: Iterable[int], slot_map: bytes) -> list[_Group]:
+        slots, items = self.slots, self.items
+        homes: defaultdict[int, list[int]] = defaultdict(list)
+        for place in places:
+            homes[slot_map[slots[place]]].append(place)
+        return [
+            _Group(partition, part, [items[place] for place in part])
+            for partition, whole in homes.items()
+            for part in (whole[first : first + MANY_MAX] for first in range(0, len(whole), MANY_MAX))
+        ]
+
+    def _take(self, groups: list[_Group], answers: Sequence[Any], anew: list[int]) -> list[_Group]:
         """Store the answers; returns the groups that have to be asked again in halves."""
         again = []
-        for (partition, group), answer in zip(groups, answers, strict=True):
+        for group, answer in zip(groups, answers, strict=True):
+            partition, places, items = group
             if answer is REPLACE:
-                anew.extend(group)
-            elif isinstance(answer, LocalProtocolError) and len(group) > 1:
-                middle = len(group) // 2
-                again += [(partition, group[:middle]), (partition, group[middle:])]
+                anew.extend(places)
+            elif isinstance(answer, LocalProtocolError) and len(places) > 1:
+                middle = len(places) // 2
+                again.append(_Group(partition, places[:middle], items[:middle]))
+                again.append(_Group(partition, places[middle:], items[middle:]))
             elif isinstance(answer, MeshError):
-                self._fail(group, answer)
+                self._fail(places, answer)
+            elif type(answer) is not list or len(answer) != len(places):
+                self._fail(places, RemoteProtocolError(f"not the answers to {len(places)} keys"))
             else:
-                results, parse = self.results, self.parse
-                for (place, _, _), (status, value) in zip(group, answer, strict=True):
-                    results[place] = parse(value, place) if status == 0 else failure(value)
+                self.store(self.results, places, answer)
         return again
 
-    def _fail(self, rows: Iterable[tuple[int, int, Any]], error: MeshError) -> None:
-        for place, _, _ in rows:
+    def _fail(self, places: Iterable[int], error: MeshError) -> None:
+        for place in places:
             self.results[place] = error
 
 
-def _grouped(rows: list[tuple[int, int, Any]], slot_map: bytes) -> list[tuple[int, list[Any]]]:
-    by_partition: dict[int, list[Any]] = {}
-    for row in rows:
-        by_partition.setdefault(slot_map[row[1]], []).append(row)
-    return [
-        (partition, group[first : first + MANY_MAX])
-        for partition, group in by_partition.items()
-        for first in range(0, len(group), MANY_MAX)
-    ]
+def _store_nothing(results: list[Any], places: list[int], pairs: list[Any]) -> None:
+    for place, (status, value) in zip(places, pairs, strict=True):
+        results[place] = failure(value) if status else None
 
 
-def _nothing(_value: Any, _place: int) -> None:
-    return None
-
-
-def _record(value: Any, _place: int) -> Any:
-    return route_record(value)
+def _store_records(results: list[Any], places: list[int], pairs: list[Any]) -> None:
+    for place, (status, value) in zip(places, pairs, strict=True):
+        results[place] = failure(value) if status else route_record(value)
 
 
 def set_many(pairs: Iterable[Any], timeout_s: float | None) -> Plan:
     """``routes.set`` of many: each item is (key, route) or (key, route, ttl_ms)."""
-    many = _Many(WRITE, lambda group: ("route.set_many", (group,)), _nothing)
-    for place, item in enumerate(pairs):
-        many.results.append(None)
+    many = _Many(WRITE, lambda items: ("route.set_many", (items,)), _store_nothing)
+    for item in pairs:
         try:
             key, route, *ttl = item
             text, slot = place_route(key)
             if ttl:
                 (ttl_ms,) = ttl
                 check_ttl(ttl_ms)
-            many.rows.append((place, slot, (text, check_route(route), *ttl)))
+            travels = (text, check_route(route), *ttl)
         except MeshError as error:
-            many.results[place] = error
+            many.add_error(error)
         except (TypeError, ValueError):
-            many.results[place] = InvalidArgument(
-                "an item of set_many is (key, route) or (key, route, ttl_ms)"
-            )
+            many.add_error(InvalidArgument("an item of set_many is (key, route) or (key, route, ttl_ms)"))
+        else:
+            many.slots.append(slot)
+            many.items.append(travels)
     return (yield from many.plan(timeout_s))
 
 
 def get_many(keys: Iterable[Any], timeout_s: float | None) -> Plan:
     """``routes.get`` of many."""
-    many = _Many(READ, lambda group: ("route.get_many", (group,)), _record)
-    _place_all(many, keys)
+    many = _Many(READ, lambda items: ("route.get_many", (items,)), _store_records)
+    many.add_keys(keys)
     return (yield from many.plan(timeout_s))
 
 
 def resolve_many(link: Linked, keys: Iterable[Any], fallbacks: Any, timeout_s: float | None) -> Plan:
     """``routes.resolve`` of many; the fallbacks hold for each of them."""
     usable = valid_fallbacks(fallbacks)
-    keys = list(keys)
-    placed: dict[int, tuple[int, str]] = {}
 
-    def parse(value: Any, place: int) -> Resolution:
-        slot, text = placed[place]
-        return resolution(value, link.slot_map[slot], text)
+    def store(results: list[Any], places: list[int], pairs: list[Any]) -> None:
+        slot_map, slots, items = link.slot_map, many.slots, many.items
+        for place, (status, value) in zip(places, pairs, strict=True):
+            partition = slot_map[slots[place]]
+            results[place] = failure(value) if status else resolution(value, partition, items[place])
 
-    many = _Many(READ, lambda group: ("route.resolve_many", (group, usable)), parse)
-    _place_all(many, keys)
-    placed.update({place: (slot, text) for place, slot, text in many.rows})
+    many = _Many(READ, lambda items: ("route.resolve_many", (items, usable)), store)
+    many.add_keys(keys)
     results: list[Any] = yield from many.plan(_resolve_limit(link, usable, timeout_s))
     if usable:
-        for place, (slot, text) in placed.items():
-            if isinstance(results[place], MeshError) and results[place].code in _UNAVAILABLE:
-                results[place] = _from_fallback(link, text, slot, usable)
+        for place, result in enumerate(results):
+            if place not in many.errors and isinstance(result, MeshError) and result.code in _UNAVAILABLE:
+                results[place] = _from_fallback(link, many.items[place], many.slots[place], usable)
     return results
-
-
-def _place_all(many: _Many, keys: Iterable[Any]) -> None:
-    for place, key in enumerate(keys):
-        many.results.append(None)
-        try:
-            text, slot = place_route(key)
-        except MeshError as error:
-            many.results[place] = error
-        else:
-            many.rows.append((place, slot, text))
 
 
 # --- every partition ---

@@ -25,7 +25,7 @@ from mesh.core.live import Live, NoRunner
 from mesh.core.receipts import Key, Receipt, Receipts
 from mesh.core.routes import RouteTable
 from mesh.core.session_ops import SessionOps
-from mesh.core.slots import route_slot, session_slot
+from mesh.core.slots import RUN_ID, route_slot, run_slot, session_slot
 from mesh.core.state import State
 from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, StoreError, Unavailable
 
@@ -40,16 +40,7 @@ class Pending:
     """A write payload on its way to its answer."""
 
     __slots__ = (
-        "answer_bytes",
-        "calls",
-        "client",
-        "deadline_s",
-        "kind",
-        "number",
-        "over",
-        "parts",
-        "request_id",
-        "size",
+        "answer_bytes", "calls", "client", "deadline_s", "held", "kind", "number", "over", "parts", "request_id", "size",
     )
 
     def __init__(
@@ -64,6 +55,7 @@ class Pending:
         self.parts: list[bytes | None] = [None] * len(calls)
         self.answer_bytes = 0
         self.deadline_s = deadline_s
+        self.held: set[int] = set()  #: slots of parked calls: what follows there waits behind them
         self.over = False  #: answered or refused: a late part is of no use
 
     @property
@@ -231,6 +223,8 @@ class Partition:
                 self.route_written = True
                 answer = route_write(args, self.boot_ms, state.undo)
             elif op in self.writes:
+                if pending.held and _scope(op, args) in pending.held:
+                    raise NoRunner
                 answer = self.writes[op](args, PartOf(state, pending, index))
             else:
                 answer = self._unknown(op)
@@ -261,6 +255,9 @@ class Partition:
         if until_s is None:
             until_s = min(pending.deadline_s, self.state.mono + PARKED_S_MAX)
         self.parked.append((pending, index, until_s))
+        scope = _scope(*pending.calls[index])
+        if scope is not None:
+            pending.held.add(scope)
         return None
 
     def retry_parked(self) -> None:
@@ -269,6 +266,8 @@ class Partition:
         if not self.state.ready_runners():
             return
         parked, self.parked = self.parked, []
+        for pending, _, _ in parked:
+            pending.held = set()
         for pending, index, until_s in parked:
             counted = pending.answer_bytes
             self._call(pending, index, until_s)
@@ -359,6 +358,16 @@ class Partition:
             raise InvalidArgument("backup takes one argument: a folder on the node's machine")
         self.effects.append(("backup", args[0], part))
         return None
+
+
+def _scope(op: str, args: list[Any]) -> int | None:
+    """The slot that a call on a session or a run is about: calls of one list stay in order there."""
+    if args and type(args[0]) is str:
+        if op.startswith("session."):
+            return session_slot(args[0])
+        if op.startswith("run.") and RUN_ID.match(args[0]):
+            return run_slot(args[0])
+    return None
 
 
 def _too_much() -> InvalidArgument:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ class Backups:
     def __init__(self, store: Store, index: int) -> None:
         self._store = store
         self._index = index
-        self.active: list[tuple[Iterator[bool], Path, PartOf]] = []
+        self.active: list[tuple[Generator[bool, None, None], Path, PartOf]] = []
 
     def begin(self, effects: list[tuple[str, Any, PartOf]]) -> None:
-        """Start copying into ``<folder>/partition-N.db``; an existing file there is refused."""
+        """Start copying into ``<folder>/partition-N.db``; an existing file there is refused.
+
+        The copy has its name only when it is whole: one that a death cut short is begun anew.
+        """
         for _, folder, part in effects:
             target = Path(folder) / f"partition-{self._index}.db"
             try:
@@ -32,7 +35,8 @@ class Backups:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if target.exists():
                     raise InvalidState(f"{target} exists: choose an empty folder", code="already_exists")
-                self.active.append((self._store.backup_to(target, PAGES_PER_STEP), target, part))
+                _partial(target).unlink(missing_ok=True)
+                self.active.append((self._store.backup_to(_partial(target), PAGES_PER_STEP), target, part))
             except OSError as exc:
                 part.resolve(wire.failure(_refused(target, exc)))
             except MeshError as error:
@@ -44,6 +48,8 @@ class Backups:
         for copy, target, part in going:
             try:
                 if next(copy, True):
+                    copy.close()
+                    _partial(target).rename(target)
                     part.resolve(wire.ok(str(target)))
                 else:
                     self.active.append((copy, target, part))
@@ -51,6 +57,10 @@ class Backups:
                 part.resolve(wire.failure(_refused(target, exc)))
             except MeshError as error:
                 part.resolve(wire.failure(error))
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(target.name + ".partial")
 
 
 def _refused(target: Path, exc: OSError) -> StoreError:

@@ -16,7 +16,7 @@ The epoch is checked inside the write transaction, so a zombie writer cannot wri
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +222,7 @@ class Store(StoredRows):
         guard(lambda: self._db.wal_checkpoint(mode=mode), "checkpoint")
         self._wal_pages = 0
 
-    def backup_to(self, target: Path, pages: int) -> Iterator[bool]:
+    def backup_to(self, target: Path, pages: int) -> Generator[bool, None, None]:
         """Copy the file while it is written; each step copies some pages, the last one yields True.
 
         The copy has another name until it is whole.

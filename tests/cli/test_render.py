@@ -31,12 +31,12 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 def test_table_on_a_narrow_terminal_loses_nothing(terminal: Terminal) -> None:
-    """If a row is wider than the terminal, then ids stay whole and long texts are folded."""
+    """If a row is wider than the terminal, then the terminal wraps it and nothing is cut off."""
     row = ("i" * 40, "j" * 20, "long text " * 10)
     with redirect_stdout(terminal):
         render.table(("id", "other", "text"), [row])
     text = plain(terminal)
-    assert "i" * 40 in text and "j" * 20 in text and "".join(text.split()).count("longtext") == 10
+    assert "i" * 40 in text and "j" * 20 in text and text.count("long text") == 10
 
 
 def test_table_without_rows_is_its_header(terminal: Terminal) -> None:

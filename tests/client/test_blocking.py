@@ -113,7 +113,7 @@ def test_no_node_is_a_clear_error_within_the_limit() -> None:
 def test_no_address_and_no_local_node_says_how_to_start_one(clean_environ: pytest.MonkeyPatch) -> None:
     """If no address is given and no node runs here, then the first call says so; the constructor does not."""
     clean_environ.setenv("MESH_NODE_NAME", "nobody-of-this-name")
-    with mesh.Client() as client, pytest.raises(mesh.NodeUnreachable, match="nobody-of-this-name.*mesh up"):
+    with mesh.Client() as client, pytest.raises(mesh.NodeUnreachable, match=r"nobody-of-this-name.*mesh up"):
         client.routes.get(KEY)
 
 
@@ -192,9 +192,12 @@ def test_fork_while_another_thread_drives(fake: FakeNode) -> None:
     """If a thread waits in a call during a fork, then the child is not stuck in its locks."""
     fake.script = lambda header, calls: SILENCE if header.kind == Kind.WAIT else None
     with mesh.Client(fake.address, timeout_s=20.0) as client:
-        waiting = threading.Thread(
-            target=lambda: pytest.raises(mesh.ClientClosed, client.runs.wait, "run_" + "0" * 32)
-        )
+
+        def wait() -> None:
+            with pytest.raises(mesh.ClientClosed):
+                client.runs.wait("run_" + "0" * 32)
+
+        waiting = threading.Thread(target=wait)
         waiting.start()
         while Kind.WAIT not in fake.kinds():
             client.ping()

@@ -26,8 +26,8 @@ PAIRS: list[tuple[type[Any], type[Any]]] = [
 CONTRACT = {
     "routes": "set get resolve delete list prune config set_many get_many resolve_many",
     "partitions": "count of pid info list restart prune",
-    "sessions": "create start start_or_get activate pause resume complete cancel fail stop abort prompt get list handle "
-    "id_of stop_by_handle runs events stream",
+    "sessions": "create start start_or_get activate pause resume complete cancel fail stop abort prompt get "
+    "list handle id_of stop_by_handle runs events stream",
     "runs": "create execute submit wait get cancel",
     "agents": "list reload",
 }

@@ -414,6 +414,23 @@ def test_a_call_that_needs_a_runner_waits_for_one(bench: Bench) -> None:
     assert code_of(bench.replies[request]) == "ok" and bench.status(run_id) == "running"
 
 
+def test_calls_behind_a_parked_one_wait_for_it(bench: Bench) -> None:
+    """If a call of a list is parked, then the calls on the same session behind it stay behind it."""
+    bench.crash_runner(0)
+    bench.roster()
+    request = bench.post(["session.start", ["s", "echo", None]], ["run.create", [RUN, "s", "x"]],
+                         ["session.create", ["t", "echo", None]], ["run.execute", [RUN]], ["session.abort", ["s"]])
+    assert bench.state.has_session("t") and not bench.state.has_session("s")
+    bench.spawn(0)
+    bench.roster()
+    bench.catalogue()
+    bench.deliver()
+    runner = bench.runners[0]
+    assert runner is not None and runner.cancelled == {RUN}
+    bench.progress(runner, RUN, "cancelled")
+    assert [status for status, _ in bench.replies[request]] == [0] * 5
+
+
 @pytest.mark.parametrize(("limit_s", "after_s"), [(3.0, 3.0), (1e6, 30.0)])
 def test_a_parked_call_is_given_up_in_time(bench: Bench, limit_s: float, after_s: float) -> None:
     """If no runner comes, then a parked call is answered at its limit, after 30 s at the latest, retried or not."""
