@@ -245,13 +245,20 @@ class Router:
                 actor.dead_pid = None  # the number is used again
             elif former.get("pid") not in (None, child["pid"]):
                 actor.dead_pid = former["pid"]
-            alive = child["pid"] is not None and child["state"] in (ChildState.READY, ChildState.STARTING)
-            if actor.identity is not None and not (alive and child["pid"] == actor.pid):
+            if actor.identity is not None and self._says_dead(actor, former, child):
                 self.on_gone(actor)
                 changed.append((actor, former))
             elif (former["state"], former.get("pid")) != (child["state"], child["pid"]):
                 changed.append((actor, former))
         return changed
+
+    @staticmethod
+    def _says_dead(actor: Actor, former: dict[str, Any], child: dict[str, Any]) -> bool:
+        """Whether the supervisor's word is about the present holder. Its READY may be faster than the word
+        of its birth: what is said before that is about its predecessor."""
+        if child["pid"] == actor.pid or child["state"] in (ChildState.DOWN, ChildState.STOPPED):
+            return child["state"] not in (ChildState.READY, ChildState.STARTING)
+        return actor.pid in (former.get("pid"), actor.dead_pid)
 
     def gone_frame(self, actor: Actor) -> bytes:
         """What recently heard clients are told when a partition lost its holder."""

@@ -33,10 +33,9 @@ class Backups:
                 if not target.is_absolute() or "\0" in folder:
                     raise InvalidArgument(f"{folder!r:.200}: give an absolute path")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if target.exists():
+                if target.exists() or any(target == other for _, other, _ in self.active):
                     raise InvalidState(f"{target} exists: choose an empty folder", code="already_exists")
-                _partial(target).unlink(missing_ok=True)
-                self.active.append((self._store.backup_to(_partial(target), PAGES_PER_STEP), target, part))
+                self.active.append((self._store.backup_to(target, PAGES_PER_STEP), target, part))
             except OSError as exc:
                 part.resolve(wire.failure(_refused(target, exc)))
             except MeshError as error:
@@ -49,7 +48,6 @@ class Backups:
             try:
                 if next(copy, True):
                     copy.close()
-                    _partial(target).rename(target)
                     part.resolve(wire.ok(str(target)))
                 else:
                     self.active.append((copy, target, part))
@@ -57,10 +55,6 @@ class Backups:
                 part.resolve(wire.failure(_refused(target, exc)))
             except MeshError as error:
                 part.resolve(wire.failure(error))
-
-
-def _partial(target: Path) -> Path:
-    return target.with_name(target.name + ".partial")
 
 
 def _refused(target: Path, exc: OSError) -> StoreError:

@@ -27,8 +27,7 @@ def session_of(client: mesh.Client, partition: int, prefix: str = "s") -> str:
 
 
 def kill_partition(client: mesh.Client, index: int, number: int = signal.SIGKILL) -> int:
-    pid = client.partitions.pid(index)
-    assert pid is not None
+    pid: int = wait_for(lambda: client.partitions.pid(index), "a living partition")
     os.kill(pid, number)
     return pid
 
