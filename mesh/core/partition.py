@@ -40,7 +40,17 @@ class Pending:
     """A write payload on its way to its answer."""
 
     __slots__ = (
-        "answer_bytes", "calls", "client", "deadline_s", "held", "kind", "number", "over", "parts", "request_id", "size",
+        "answer_bytes",
+        "calls",
+        "client",
+        "deadline_s",
+        "held",
+        "kind",
+        "number",
+        "over",
+        "parts",
+        "request_id",
+        "size",
     )
 
     def __init__(

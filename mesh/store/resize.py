@@ -16,7 +16,7 @@ import msgspec
 
 from mesh.core import run as runs
 from mesh.core import session as sessions
-from mesh.core.slots import moved_map, session_slot
+from mesh.core.slots import PARTITIONS_MAX, moved_map, session_slot
 from mesh.store.file import checksum, guard
 from mesh.store.node_db import NodeDb
 from mesh.store.sqlite import Store
@@ -50,7 +50,7 @@ def _move(data_dir: Path, node: NodeDb, target: bytes) -> None:
                 if slots:
                     _copy(data_dir, source, goal, slots)
         node.set_map(target)
-    for index in range(max(count, max(target) + 1)):
+    for index in range(PARTITIONS_MAX):  # also the files of partitions that are no more, after a kill
         _sweep(data_dir, index, [s for s in range(len(target)) if target[s] != index])
     node.set_pending(None)
 

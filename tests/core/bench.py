@@ -19,7 +19,7 @@ from mesh.core.routes import RouteTable
 from mesh.core.runner import Inbox
 from mesh.core.session_ops import SessionOps
 from mesh.core.slots import even_map, run_id_for
-from mesh.core.state import RunnerEntry, State
+from mesh.core.state import State
 from mesh.errors import ClientExpired, MeshError, StoreError
 from mesh.log import Log
 from mesh.node.actors import Actors
@@ -84,11 +84,20 @@ class Runner:
         """The next batch of a run: one event, or the terminal one with the settlement."""
         attempt, made = self.runs[run_id]
         kind = "message_streamed" if status is None else ev.RUN_TERMINAL_EVENT[status]
-        settle = None if status is None else {
-            "status": status, "output": {"content": "x"}, "token_usage": {}, "cost_usd": None,
-            "error": None if status == "completed" else {"code": "provider_error", "message": "m", "details": {}},
-            "provider_metadata": {"provider": "echo"},
-        }
+        settle = (
+            None
+            if status is None
+            else {
+                "status": status,
+                "output": {"content": "x"},
+                "token_usage": {},
+                "cost_usd": None,
+                "error": None
+                if status == "completed"
+                else {"code": "provider_error", "message": "m", "details": {}},
+                "provider_metadata": {"provider": "echo"},
+            }
+        )
         fragment = ev.encode_fragment(kind, "s", run_id, {}, ts=1.0)
         return ["batch", run_id, attempt, made + 1, [[ev.TYPE_CODE[kind], 1.0, fragment]], settle]
 
@@ -135,8 +144,9 @@ class Bench:
         self.actors = Actors(self.partition, self.outboxes, Log("bench"))
         self.sent = {index: deque() for index in self.states}
         self._clock()
-        recovery = Recovery(self.store, self.partition, Log("bench"), node_boot=self.node_boot, boot_id="boot",
-                            offset_ms=0)
+        recovery = Recovery(
+            self.store, self.partition, Log("bench"), node_boot=self.node_boot, boot_id="boot", offset_ms=0
+        )
         recovery.load()
         self.partition.begin()
         recovery.settle()
@@ -234,7 +244,9 @@ class Bench:
                 self.store.commit(state, {}, dirty, settled, power=False)
             except StoreError as error:
                 for pending, answer in self.partition.fail(error.message, dirty):
-                    self.replies[pending.request_id] = wire.unpack(answer) if isinstance(answer, bytes) else answer
+                    self.replies[pending.request_id] = (
+                        wire.unpack(answer) if isinstance(answer, bytes) else answer
+                    )
                 self.actors.answers.clear()
                 state.end_batch()
                 return
@@ -284,7 +296,9 @@ class Bench:
 
     # --- calls ---
 
-    def post(self, *calls: list[Any], number: int | None = None, done_below: int = 1, limit_s: float = 1e6) -> int:
+    def post(
+        self, *calls: list[Any], number: int | None = None, done_below: int = 1, limit_s: float = 1e6
+    ) -> int:
         """Send a write payload; its answer is (or will be) in ``replies``."""
         if number is None:
             self.number += 1
@@ -340,8 +354,13 @@ class Bench:
         return said
 
     def events(self, session_id: str) -> list[str]:
-        return [ev.EVENT_TYPES[code] for (code,) in self.rows(
-            "SELECT e.type FROM event e JOIN session s ON s.n = e.session WHERE s.id = ? ORDER BY e.seq", session_id)]
+        return [
+            ev.EVENT_TYPES[code]
+            for (code,) in self.rows(
+                "SELECT e.type FROM event e JOIN session s ON s.n = e.session WHERE s.id = ? ORDER BY e.seq",
+                session_id,
+            )
+        ]
 
 
 def new_run_id(session_id: str, n: int) -> str:

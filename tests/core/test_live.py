@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench import Bench, new_run_id
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -18,7 +19,6 @@ from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core import wire
 from mesh.core.records import TERMINAL, RunStatus, SessionStatus
-from bench import Bench, new_run_id
 
 SESSIONS = [f"s{i}" for i in range(4)]
 LEGAL = {(a.value, target.value) for allowed, target, _ in sessions.VERBS.values() for a in allowed}
@@ -102,7 +102,9 @@ class Steps:
         runner = self.bench.runners[i]
         if runner is not None and runner.runs:
             run_id = sorted(runner.runs)[which % len(runner.runs)]
-            self.bench.progress(runner, run_id, "cancelled" if run_id in runner.cancelled and status else status)
+            self.bench.progress(
+                runner, run_id, "cancelled" if run_id in runner.cancelled and status else status
+            )
 
     def runner_dies(self, i: int, told: bool, state: str) -> None:
         self.bench.crash_runner(i, state)
@@ -186,7 +188,9 @@ class Steps:
                 assert state.run(run_id).status == RunStatus.QUEUED and state.run(run_id).session_id == sid
             assert work.running is None or state.run(work.running).status == RunStatus.RUNNING
         waiting = {row[0] for row in self.bench.rows("SELECT id FROM run WHERE status BETWEEN 1 AND 3")}
-        assert waiting == {r for w in state.work.values() for r in (*w.queue, *((w.running,) if w.running else ()))}
+        assert waiting == {
+            r for w in state.work.values() for r in (*w.queue, *((w.running,) if w.running else ()))
+        }
 
     def bounds_hold(self) -> None:
         assert len(self.bench.state.live) <= 3
@@ -215,7 +219,11 @@ class Steps:
         for run_id in self.run_ids:
             if bench.state.has_run(run_id):
                 run = bench.state.run(run_id)
-                assert run.status in TERMINAL or run.status == RunStatus.PENDING or run.session_id in bench.state.work
+                assert (
+                    run.status in TERMINAL
+                    or run.status == RunStatus.PENDING
+                    or run.session_id in bench.state.work
+                )
         for check in (self.log_has_no_holes, self.each_run_ends_once, self.lifecycle_alternates,
                       self.memory_is_what_the_disk_says):
             check()
@@ -256,7 +264,8 @@ STEPS: dict[str, tuple[dict[str, list[Any]], int]] = {
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_random_life_keeps_every_promise(seed: int) -> None:
-    """If verbs, deaths, kills and full disks come in any order, then the log, the runs and the feed stay true."""
+    """If verbs, deaths, kills and full disks come in any order, then the log, the runs and the feed stay
+    true."""
     chance = random.Random(seed)
     life = Steps()
     names = [name for name, (_, weight) in STEPS.items() for _ in range(weight)]

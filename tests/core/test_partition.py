@@ -34,17 +34,29 @@ def read(partition: Partition, *calls: list[Any]) -> Any:
 def test_calls_of_one_payload_see_each_other_in_order(bench: Bench) -> None:
     """If a list of calls builds on each other, then they are decided in their order."""
     run_id = new_run_id("s", 1)
-    reply = bench.replies[bench.post(
-        ["session.create", ["s", "echo", None]], ["session.activate", ["s"]], ["run.create", [run_id, "s", "x"]],
-        ["run.execute", [run_id]])]
+    reply = bench.replies[
+        bench.post(
+            ["session.create", ["s", "echo", None]],
+            ["session.activate", ["s"]],
+            ["run.create", [run_id, "s", "x"]],
+            ["run.execute", [run_id]],
+        )
+    ]
     assert [status for status, _ in reply] == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize(("calls", "code"), [
-    ([["nope", []]], "unknown_op"), ([["session.get", ["s"]]], "unknown_op"), ([["route.get", ["a"]]], "unknown_op"),
-    ([["session.create", []]], "validation_error"), ([["session.create", ["s"] * 9]], "validation_error"),
-    ([["partition.backup", [5]]], "validation_error"), ([["partition.backup", []]], "validation_error"),
-])
+@pytest.mark.parametrize(
+    ("calls", "code"),
+    [
+        ([["nope", []]], "unknown_op"),
+        ([["session.get", ["s"]]], "unknown_op"),
+        ([["route.get", ["a"]]], "unknown_op"),
+        ([["session.create", []]], "validation_error"),
+        ([["session.create", ["s"] * 9]], "validation_error"),
+        ([["partition.backup", [5]]], "validation_error"),
+        ([["partition.backup", []]], "validation_error"),
+    ],
+)
 def test_a_wrong_call_is_answered_by_its_own_error(bench: Bench, calls: Any, code: str) -> None:
     """If an op is unknown, a read, or has wrong arguments, then the call alone is refused."""
     reply = bench.replies[bench.post(*calls, ["session.create", ["ok", "echo", None]])]
@@ -112,7 +124,9 @@ def test_while_degraded_only_what_was_answered_is_answered(bench: Bench) -> None
     assert bench.partition.repeated(_pending(bench, 2, ["session.create", ["t", "echo", None]]), 1) is None
 
 
-def test_replies_that_do_not_fit_are_refused_call_by_call(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replies_that_do_not_fit_are_refused_call_by_call(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the answers of a payload are more than a frame holds, then the surplus ones are limit_exceeded and
     undone, also in a read."""
     monkeypatch.setattr(module, "REPLY_BYTES_MAX", 1_000)
@@ -156,7 +170,9 @@ JUNK = st.recursive(
 def test_any_calls_are_answered_one_by_one(tmp_path_factory: Any, calls: Any) -> None:
     """If any op gets any arguments, then every call has an answer and none is a bug of ours."""
     bench = Bench(tmp_path_factory.mktemp("junk"))
-    names = sorted((bench.partition.writes | bench.partition.route_writes).keys() - {"partition.backup", "agent.reload"})
+    names = sorted(
+        (bench.partition.writes | bench.partition.route_writes).keys() - {"partition.backup", "agent.reload"}
+    )
     try:
         reply = bench.replies.get(bench.post(*([names[n % len(names)], args] for n, args in calls)))
     except MeshError:

@@ -277,7 +277,8 @@ def test_silent_clients_are_forgotten_unless_something_is_open() -> None:
 
 
 def test_memory_of_clients_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If there are too many clients, then the longest silent leave memory and are read again when they come."""
+    """If there are too many clients, then the longest silent leave memory and are read again when they
+    come."""
     monkeypatch.setattr(module, "CLIENTS_MAX", 3)
     disk, receipts = fresh()
     clients = [bytes([i]) * 16 for i in range(1, 9)]

@@ -36,7 +36,12 @@ def reply_to(frame: bytes, partition: int = 0) -> bytes:
     header = wire.decode_header(frame[wire.ACTOR_PREFIX_BYTES:])
     size = len(frame) - wire.ACTOR_PREFIX_BYTES
     return frame[:16] + wire.encode_header(
-        wire.Kind.REPLY, answers=header.kind, address=partition, remaining_ms=size, request_id=header.request_id)
+        wire.Kind.REPLY,
+        answers=header.kind,
+        address=partition,
+        remaining_ms=size,
+        request_id=header.request_id,
+    )
 
 
 def refusal(answer: bytes) -> tuple[wire.Header, str]:
@@ -45,14 +50,26 @@ def refusal(answer: bytes) -> tuple[wire.Header, str]:
     return header, wire.unpack(answer[wire.HEADER_BYTES:])["code"]
 
 
-def child(index: int = 0, kind: str = "partition", state: str = "ready", pid: int | None = 50, **more: Any) -> Any:
-    return {"name": f"{kind}-{index}", "kind": kind, "index": index, "state": state, "pid": pid, "incarnation": 5,
-            "restarts": 0, "cause": None, **more}
+def child(
+    index: int = 0, kind: str = "partition", state: str = "ready", pid: int | None = 50, **more: Any
+) -> Any:
+    return {
+        "name": f"{kind}-{index}",
+        "kind": kind,
+        "index": index,
+        "state": state,
+        "pid": pid,
+        "incarnation": 5,
+        "restarts": 0,
+        "cause": None,
+        **more,
+    }
 
 
 @pytest.mark.parametrize("slot", [0, 1, 2, 4095])
 def test_a_request_goes_to_the_holder_of_its_slot(slot: int) -> None:
-    """If a slot is addressed, then the present incarnation of its partition gets client, deadline and payload."""
+    """If a slot is addressed, then the present incarnation of its partition gets client, deadline and
+    payload."""
     core = router()
     identities = [ready(core, index=i, pid=50 + i) for i in (0, 1)]
     sent = payload(address=slot)
@@ -89,7 +106,8 @@ def test_a_missing_partition_is_answered_at_once(state: str, again: bool) -> Non
 
 
 def test_inflight_is_bounded_and_given_back() -> None:
-    """If as many are in flight as may be, then the next is overloaded until a reply comes; waits do not count."""
+    """If as many are in flight as may be, then the next is overloaded until a reply comes; waits do not
+    count."""
     core = router()
     identity = ready(core)
     frames = [core.on_client(CLIENT, payload(), 0)[1] for _ in range(2)]
@@ -115,7 +133,9 @@ def test_a_long_waiting_read_is_refused() -> None:
     """If a waiting read, which nobody counts, is large, then it is refused at the door."""
     core = router()
     ready(core)
-    assert refusal(core.on_client(CLIENT, payload(wire.Kind.WAIT) + bytes(70_000), 0)[1])[1] == "limit_exceeded"
+    assert (
+        refusal(core.on_client(CLIENT, payload(wire.Kind.WAIT) + bytes(70_000), 0)[1])[1] == "limit_exceeded"
+    )
 
 
 def test_what_zeromq_did_not_take_leaves_the_count() -> None:

@@ -16,19 +16,37 @@ from mesh.errors import InvalidArgument, InvalidState, MeshError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.integers(0, 9), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.integers(0, 9), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 LEGAL = {
-    ("pending", "queued"), ("pending", "cancelled"), ("queued", "running"), ("queued", "cancelled"),
-    ("queued", "failed"), ("running", "waiting_approval"), ("running", "queued"), ("waiting_approval", "running"),
+    ("pending", "queued"),
+    ("pending", "cancelled"),
+    ("queued", "running"),
+    ("queued", "cancelled"),
+    ("queued", "failed"),
+    ("running", "waiting_approval"),
+    ("running", "queued"),
+    ("waiting_approval", "running"),
     *((a, b.value) for a in ("running", "waiting_approval") for b in TERMINAL),
 }
 
 
 def made(**changes: Any) -> RunState:
-    return RunState(**{"n": 1, "id": "r", "session_id": "s", "status": RunStatus.PENDING, "input": "x", "options": {},
-                       "created_at": 0.0, **changes})
+    return RunState(
+        **{
+            "n": 1,
+            "id": "r",
+            "session_id": "s",
+            "status": RunStatus.PENDING,
+            "input": "x",
+            "options": {},
+            "created_at": 0.0,
+            **changes,
+        }
+    )
 
 
 @pytest.mark.parametrize("a", list(RunStatus))
@@ -51,9 +69,21 @@ def test_codes_below_terminal_are_not_terminal() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [5, [], {"nope": 1}, {"deadline_s": 0}, {"deadline_s": -1}, {"deadline_s": float("nan")}, {"deadline_s": "1"},
-     {"deadline_s": float("inf")}, {"deadline_s": True}, {"required_capabilities": "tool"},
-     {"required_capabilities": [1]}, {"required_capabilities": ["teleport"]}, {"optional_capabilities": {"a": 1}}],
+    [
+        5,
+        [],
+        {"nope": 1},
+        {"deadline_s": 0},
+        {"deadline_s": -1},
+        {"deadline_s": float("nan")},
+        {"deadline_s": "1"},
+        {"deadline_s": float("inf")},
+        {"deadline_s": True},
+        {"required_capabilities": "tool"},
+        {"required_capabilities": [1]},
+        {"required_capabilities": ["teleport"]},
+        {"optional_capabilities": {"a": 1}},
+    ],
 )
 def test_a_wrong_option_is_refused(options: Any) -> None:
     """If an option is wrong, then the run is refused, not started without it."""
@@ -70,10 +100,20 @@ def test_good_options_are_kept_and_empty_ones_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("run_input", "expected"),
-    [("hi", [("user", "hi")]), ({"prompt": "hi"}, [("user", "hi")]), ("", []), ({"prompt": ""}, []),
-     ({"prompt": 5}, []), (5, []), (None, []), ({"messages": [{"role": "System", "content": "a"}, {"content": "b"}]},
-                                                [("system", "a"), ("user", "b")]),
-     ({"messages": [{"content": ""}, "x", {"content": [1]}]}, [("user", "[1]")])],
+    [
+        ("hi", [("user", "hi")]),
+        ({"prompt": "hi"}, [("user", "hi")]),
+        ("", []),
+        ({"prompt": ""}, []),
+        ({"prompt": 5}, []),
+        (5, []),
+        (None, []),
+        (
+            {"messages": [{"role": "System", "content": "a"}, {"content": "b"}]},
+            [("system", "a"), ("user", "b")],
+        ),
+        ({"messages": [{"content": ""}, "x", {"content": [1]}]}, [("user", "[1]")]),
+    ],
 )
 def test_messages_of_an_input(run_input: Any, expected: list[tuple[str, str]]) -> None:
     """If an input holds messages or a prompt, then each becomes one message_sent."""
@@ -91,8 +131,11 @@ def test_options_of_anything_are_storable_or_refused(options: Any) -> None:
     assert repr(runs.decode(runs.encode(run))) == repr(run)
 
 
-@given(settle=st.fixed_dictionaries({}, optional={
-    name: JSON for name in ("output", "error", "token_usage", "cost_usd", "provider_metadata")}))
+@given(
+    settle=st.fixed_dictionaries(
+        {}, optional=dict.fromkeys(("output", "error", "token_usage", "cost_usd", "provider_metadata"), JSON)
+    )
+)
 def test_a_result_of_anything_can_be_read_back(settle: dict[str, Any]) -> None:
     """If an agent's result is anything that msgpack carries, then the settled run can be read back."""
     run = msgspec.structs.replace(made(status=RunStatus.RUNNING), **runs.checked_result(settle))

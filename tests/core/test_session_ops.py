@@ -217,8 +217,11 @@ def test_the_end_of_run_once_ends_its_session(bench: Bench, status: str, expecte
 
 @pytest.mark.parametrize("verb", ["cancel", "fail"])
 @pytest.mark.parametrize("running", [True, False])
-def test_a_verb_ends_the_session_of_run_once_in_its_own_status(bench: Bench, verb: str, running: bool) -> None:
-    """If somebody cancels or fails the session of a run.once, then that verb decides, not the cancelled run."""
+def test_a_verb_ends_the_session_of_run_once_in_its_own_status(
+    bench: Bench, verb: str, running: bool
+) -> None:
+    """If somebody cancels or fails the session of a run.once, then that verb decides, not the cancelled
+    run."""
     run_id = new_run_id("o", 1)
     bench.call("run.once", run_id, "o", "echo", "hi", None, None)
     if running:
@@ -240,7 +243,9 @@ def test_a_verb_ends_the_session_of_run_once_in_its_own_status(bench: Bench, ver
     assert bench.state.session(sid).status == {"cancel": "cancelled", "fail": "failed"}[verb]
 
 
-@pytest.mark.parametrize("run_id", [None, 5, "", "run_x", "run_" + "0" * 32, RUN + "a", RUN.upper(), b"x", []])
+@pytest.mark.parametrize(
+    "run_id", [None, 5, "", "run_x", "run_" + "0" * 32, RUN + "a", RUN.upper(), b"x", []]
+)
 def test_a_run_id_must_carry_the_slot_of_its_session(bench: Bench, run_id: Any) -> None:
     """If a run id would not lead to its session's partition, then it is invalid_id."""
     started(bench)
@@ -285,7 +290,8 @@ def test_the_answer_comes_when_the_run_is_settled(bench: Bench, verb: str) -> No
 @pytest.mark.parametrize("verb", ["run.cancel", "session.stop", "session.abort", "session.cancel"])
 @pytest.mark.parametrize("obeys", ["before", "after", "never"])
 def test_the_same_number_after_a_restart_is_answered(bench: Bench, verb: str, obeys: str) -> None:
-    """If the partition dies while somebody waits, then the resent payload is answered and the run ends once."""
+    """If the partition dies while somebody waits, then the resent payload is answered and the run ends
+    once."""
     runner = started(bench)
     prompt(bench)
     calls = [verb, [RUN if verb == "run.cancel" else "s"]]
@@ -401,7 +407,8 @@ def test_a_failed_transaction_after_the_time_limit_of_a_cancel_is_tried_again(be
 
 
 def test_a_call_that_needs_a_runner_waits_for_one(bench: Bench) -> None:
-    """If no runner is ready, then run.once is parked, its run does not exist yet, and it starts when one comes."""
+    """If no runner is ready, then run.once is parked, its run does not exist yet, and it starts when one
+    comes."""
     bench.crash_runner(0)
     bench.roster()
     run_id = new_run_id("o", 1)
@@ -418,8 +425,13 @@ def test_calls_behind_a_parked_one_wait_for_it(bench: Bench) -> None:
     """If a call of a list is parked, then the calls on the same session behind it stay behind it."""
     bench.crash_runner(0)
     bench.roster()
-    request = bench.post(["session.start", ["s", "echo", None]], ["run.create", [RUN, "s", "x"]],
-                         ["session.create", ["t", "echo", None]], ["run.execute", [RUN]], ["session.abort", ["s"]])
+    request = bench.post(
+        ["session.start", ["s", "echo", None]],
+        ["run.create", [RUN, "s", "x"]],
+        ["session.create", ["t", "echo", None]],
+        ["run.execute", [RUN]],
+        ["session.abort", ["s"]],
+    )
     assert bench.state.has_session("t") and not bench.state.has_session("s")
     bench.spawn(0)
     bench.roster()
@@ -433,7 +445,8 @@ def test_calls_behind_a_parked_one_wait_for_it(bench: Bench) -> None:
 
 @pytest.mark.parametrize(("limit_s", "after_s"), [(3.0, 3.0), (1e6, 30.0)])
 def test_a_parked_call_is_given_up_in_time(bench: Bench, limit_s: float, after_s: float) -> None:
-    """If no runner comes, then a parked call is answered at its limit, after 30 s at the latest, retried or not."""
+    """If no runner comes, then a parked call is answered at its limit, after 30 s at the latest, retried or
+    not."""
     bench.crash_runner(0)
     bench.roster()
     request = bench.post(["session.start", ["s", "echo", None]], limit_s=limit_s)
@@ -460,7 +473,7 @@ def test_a_parked_call_survives_a_failed_transaction_of_others(bench: Bench) -> 
 
 
 def test_a_parked_call_whose_commit_fails_keeps_its_neighbours_answer(bench: Bench) -> None:
-    """If one call of a payload was committed and the parked one fails to commit, then each has its own answer,
+    """If one call of a payload was committed and the parked one fails to commit, each has its own answer,
     and a resend executes the second only."""
     bench.crash_runner(0)
     bench.roster()
@@ -488,7 +501,8 @@ def test_a_restarted_router_kills_no_run(bench: Bench) -> None:
 
 
 def test_a_runners_death_settles_its_run_and_restarts_its_sessions(bench: Bench) -> None:
-    """If a runner dies, then its run is outcome_unknown and the session is announced anew when one is there."""
+    """If a runner dies, then its run is outcome_unknown and the session is announced anew when one is
+    there."""
     started(bench)
     prompt(bench)
     prompt(bench, RUN2)
@@ -556,7 +570,8 @@ def test_a_poison_session_ends_at_its_third_crash(bench: Bench) -> None:
 
 
 def test_a_command_that_was_lost_with_the_partition_is_sent_again(bench: Bench) -> None:
-    """If the partition dies after the claim, before the runner heard, then the run starts once all the same."""
+    """If the partition dies after the claim, before the runner heard, then the run starts once all the
+    same."""
     runner = started(bench)
     bench.call("session.prompt", "s", RUN, "x", "follow_up")
     bench.sent[0].clear()
@@ -584,7 +599,8 @@ def test_a_lost_answer_about_lost_runs_is_asked_for_again(bench: Bench) -> None:
 
 
 def test_after_the_nodes_death_each_live_session_stopped_once(bench: Bench) -> None:
-    """If the node dies, then live sessions get one stopped (node_lost), stay active, and their runs are settled."""
+    """If the node dies, then live sessions get one stopped (node_lost), stay active, and their runs are
+    settled."""
     started(bench)
     prompt(bench)
     bench.kill_node()
@@ -622,8 +638,33 @@ def test_a_result_of_any_shape_can_be_read_back(bench: Bench, output: Any) -> No
 # --- nonsense ---
 
 ARGS = st.lists(
-    st.sampled_from(["s", RUN, "echo", "follow_up", "hi", None, {}, [], 5, -1, 2**64 - 1, float("nan"), b"x", True,
-                     {"tags": 5}, {"code": "x"}, {1: 2}, [["a"]], "", "\0\x01", "run_", 0.5, {"deadline_s": []}])
+    st.sampled_from(
+        [
+            "s",
+            RUN,
+            "echo",
+            "follow_up",
+            "hi",
+            None,
+            {},
+            [],
+            5,
+            -1,
+            2**64 - 1,
+            float("nan"),
+            b"x",
+            True,
+            {"tags": 5},
+            {"code": "x"},
+            {1: 2},
+            [["a"]],
+            "",
+            "\0\x01",
+            "run_",
+            0.5,
+            {"deadline_s": []},
+        ]
+    )
     | st.recursive(st.none() | st.text(max_size=5) | st.integers(-9, 9), lambda x: st.lists(x, max_size=3)),
     max_size=8,
 )
@@ -631,7 +672,9 @@ ARGS = st.lists(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_any_arguments_give_an_answer_and_change_nothing_when_refused(tmp_path_factory: Any, data: Any) -> None:
+def test_any_arguments_give_an_answer_and_change_nothing_when_refused(
+    tmp_path_factory: Any, data: Any
+) -> None:
     """If arguments are nonsense, then each op gives an error of ours, and what it began is undone."""
     bench = Bench(tmp_path_factory.mktemp("nonsense"))
     bench.call("session.start", "s", "echo", None)

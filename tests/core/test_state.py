@@ -46,10 +46,25 @@ def run(n: int, sid: str, **changes: Any) -> RunState:
 
 def image(state: State) -> Any:
     """Everything that a batch may change."""
-    return (dict(state.sessions), dict(state.runs), dict(state.work), dict(state.live), state.pos, state.lseq,
-            state.next_session, state.next_run, state.session_count, list(state.events), list(state.lifecycle),
-            dict(state.dirty_sessions), dict(state.dirty_runs), dict(state.progress), list(state.commands),
-            list(state.settled), list(state.resolutions))
+    return (
+        dict(state.sessions),
+        dict(state.runs),
+        dict(state.work),
+        dict(state.live),
+        state.pos,
+        state.lseq,
+        state.next_session,
+        state.next_run,
+        state.session_count,
+        list(state.events),
+        list(state.lifecycle),
+        dict(state.dirty_sessions),
+        dict(state.dirty_runs),
+        dict(state.progress),
+        list(state.commands),
+        list(state.settled),
+        list(state.resolutions),
+    )
 
 
 def change(state: State, chance: random.Random) -> None:
@@ -86,7 +101,7 @@ def change(state: State, chance: random.Random) -> None:
 
 @pytest.mark.parametrize("seed", range(200))
 def test_going_back_to_a_mark_restores_everything(seed: int) -> None:
-    """If a call, and later the batch, are undone, then nothing differs from the mark, dirty marks included."""
+    """If a call, and later the batch, are undone, nothing differs from the mark, dirty marks included."""
     chance = random.Random(seed)
     state = fresh()
     for _ in range(chance.randrange(20)):

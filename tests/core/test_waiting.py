@@ -26,7 +26,9 @@ def test_waiters_are_found_by_what_they_wait_for() -> None:
     assert waiters.of(("run", "other")) == []
 
 
-@pytest.mark.parametrize(("partition_max", "client_max", "name"), [(2, 9, "per_partition"), (9, 2, "per_client")])
+@pytest.mark.parametrize(
+    ("partition_max", "client_max", "name"), [(2, 9, "per_partition"), (9, 2, "per_client")]
+)
 def test_each_bound_is_refused_by_its_name(partition_max: int, client_max: int, name: str) -> None:
     """If a bound is reached, then the refusal names the setting and when to come again."""
     waiters = Waiters(partition_max=partition_max, client_max=client_max)
@@ -62,7 +64,9 @@ def test_nothing_is_left_behind(seed: int) -> None:
     for _ in range(3_000):
         now += chance.random() * 0.1
         if chance.random() < 0.6:
-            one = waiter(chance.choice([A, B]), ("run", str(chance.randrange(9))), now + chance.choice([1, 25]))
+            one = waiter(
+                chance.choice([A, B]), ("run", str(chance.randrange(9))), now + chance.choice([1, 25])
+            )
             try:
                 waiters.park(one)
                 present.append(one)
@@ -77,6 +81,6 @@ def test_nothing_is_left_behind(seed: int) -> None:
             present.remove(one)
         assert len(waiters) == len(present)
         assert len(waiters._heap) <= 130 + 2 * len(present)
-    for one in list(present):
+    for one in present:
         waiters.finish(one)
     assert len(waiters) == 0 and not waiters._by_key and not waiters._per_client

@@ -76,8 +76,14 @@ class MiniNode:
     ) -> None:
         self.folder = folder
         self.partitions = partitions
-        self.config: NodeConfig = load(environ={}, overrides={
-            "node": {"port": 0, "partitions": partitions}, "agents": {"echo": {"provider": "echo"}}, **(config or {})})
+        self.config: NodeConfig = load(
+            environ={},
+            overrides={
+                "node": {"port": 0, "partitions": partitions},
+                "agents": {"echo": {"provider": "echo"}},
+                **(config or {}),
+            },
+        )
         self.runtime = Path(tempfile.mkdtemp(prefix="n", dir=os.environ["MESH_RUNTIME_DIR"]))
         self.before = before
         self.spawned = 0
@@ -100,6 +106,10 @@ class MiniNode:
     def start_partition(self, index: int = 0) -> dict[str, Any]:
         ready = self.start(f"partition-{index}", "partition", index).ready()
         self.tell_router()
+        with RawClient(self) as client:
+            client.read(
+                ["feed.head", []], address=index
+            )  # slot i belongs to partition i: the router knows it
         return ready
 
     def start(self, name: str, kind: str, index: int) -> Process:
@@ -131,9 +141,18 @@ class MiniNode:
         for name, child in self.children.items():
             kind, _, index = name.partition("-")
             alive = child.status is None
-            rows.append({"name": name, "kind": kind, "index": int(index or 0), "incarnation": 1, "restarts": 0,
-                         "state": "ready" if alive else "restarting", "pid": child.pid if alive else None,
-                         "cause": None})
+            rows.append(
+                {
+                    "name": name,
+                    "kind": kind,
+                    "index": int(index or 0),
+                    "incarnation": 1,
+                    "restarts": 0,
+                    "state": "ready" if alive else "restarting",
+                    "pid": child.pid if alive else None,
+                    "cause": None,
+                }
+            )
         self.children["router"].control.send("roster", children=rows)
 
     def kill_partition(self, index: int = 0) -> None:
@@ -275,7 +294,9 @@ class FakeRunner:
             self.commands.extend(fresh)
             self.tell(wire.actor_id(b"P", 0), ["acks", epoch, self._done[epoch]])
 
-    def batch(self, run_id: str, attempt: int, n: int, types: list[int], settle: dict[str, Any] | None) -> None:
+    def batch(
+        self, run_id: str, attempt: int, n: int, types: list[int], settle: dict[str, Any] | None
+    ) -> None:
         rows = [[code, 1.0, _fragment(code, run_id)] for code in types]
         self.tell(wire.actor_id(b"P", 0), ["batch", run_id, attempt, n, rows, settle])
 
@@ -286,5 +307,11 @@ def _fragment(code: int, run_id: str) -> bytes:
     return encode_fragment(EVENT_TYPES[code], "s", run_id, {"x": 1}, ts=1.0)
 
 
-COMPLETED = {"status": "completed", "output": {"content": "x"}, "error": None, "token_usage": {}, "cost_usd": None,
-             "provider_metadata": {}}
+COMPLETED = {
+    "status": "completed",
+    "output": {"content": "x"},
+    "error": None,
+    "token_usage": {},
+    "cost_usd": None,
+    "provider_metadata": {},
+}

@@ -18,7 +18,8 @@ ROUTE = {"external_room_id": "x"}
 
 
 def small_disk() -> None:
-    """In the partition: SIGUSR1 makes the file full (SQLITE_FULL at the next page), SIGUSR2 gives room again."""
+    """In the partition: SIGUSR1 makes the file full (SQLITE_FULL at the next page), SIGUSR2 gives room
+    again."""
     from mesh.store.sqlite import Store
 
     stores: list[Store] = []
@@ -73,7 +74,10 @@ def test_full_disk_refuses_writes_and_serves_reads(tmp_path: Path) -> None:
         waiting = client.wait("session.wait", "s", {"after": 1})
         os.kill(pid, signal.SIGUSR2)
         recovered(client)
-        assert client.write(["session.cancel", ["s"]], ["session.create", ["t", "echo", {}]]).codes == ["ok", "ok"]
+        assert client.write(["session.cancel", ["s"]], ["session.create", ["t", "echo", {}]]).codes == [
+            "ok",
+            "ok",
+        ]
         assert client.take(waiting).value[0][0]["seq"] == 2
         assert client.read(["feed.head", []]).value["pos"] == 3
         assert node.children["partition-0"].pid == pid

@@ -51,7 +51,8 @@ def test_an_acknowledged_write_is_read_by_anybody(node: MiniNode, client: RawCli
 
 
 def test_a_repeated_number_has_one_effect_also_after_kill_9(node: MiniNode, client: RawClient) -> None:
-    """If a payload comes again, then it is answered from its receipt; a killed partition's successor knows it."""
+    """If a payload comes again, then it is answered from its receipt; a killed partition's successor knows
+    it."""
     calls = [["session.create", ["s", "echo", {}]], ["route.set", [KEY, ROUTE]]]
     first = client.write(*calls, number=1)
     assert client.write(*calls, number=1).body == first.body
@@ -96,11 +97,26 @@ for _ in range(300):
     DEEP = [DEEP]
 
 
-@pytest.mark.parametrize("junk", [
-    b"", b"\xc1", b"\x93\x01", b"\x81\xa1a\x01", b"\x90\x90", b"\x91\x05", b"\x91\x91\xa1a", b"\xdd\xff\xff\xff\xff",
-    b"\xdb\xff\xff\xff\xffabc", b"\x91" * 5_000, wire.pack([["a", 5]]), wire.pack([[5, []]]), b"\xa2\xff\xfe",
-    b"\x91\x92\xa1a\x91\x81\x90\x01", b"\x91\x92\xa1a\x91\xc7\x01\x05x",
-])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"",
+        b"\xc1",
+        b"\x93\x01",
+        b"\x81\xa1a\x01",
+        b"\x90\x90",
+        b"\x91\x05",
+        b"\x91\x91\xa1a",
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdb\xff\xff\xff\xffabc",
+        b"\x91" * 5_000,
+        wire.pack([["a", 5]]),
+        wire.pack([[5, []]]),
+        b"\xa2\xff\xfe",
+        b"\x91\x92\xa1a\x91\x81\x90\x01",
+        b"\x91\x92\xa1a\x91\xc7\x01\x05x",
+    ],
+)
 def test_a_body_that_is_no_list_of_calls_is_a_protocol_error(client: RawClient, junk: bytes) -> None:
     """If the body is broken in any way, then the payload is refused by a typed error and the node lives."""
     for kind in (wire.Kind.READ, wire.Kind.WRITE, wire.Kind.WAIT):
@@ -109,9 +125,36 @@ def test_a_body_that_is_no_list_of_calls_is_a_protocol_error(client: RawClient, 
     assert client.read(["route.config", []]).codes == ["ok"]
 
 
-NONSENSE = [None, 5, -1, 2**63, 2**64 - 1, float("nan"), float("inf"), "", "a\0b\x1b", "x" * 5000, b"\xff", [], [[]], {},
-            {1: 2}, {"a": DEEP}, DEEP, ["s"] * 9, True, {"after": 2**63}, {"since": 2**64 - 1}, {"since": float("nan")},
-            {"run_id": [1]}, {"type": [[]]}, {"type": "nope"}, {"limit": 0}, {"limit": "5"}, {"before": None}]
+NONSENSE = [
+    None,
+    5,
+    -1,
+    2**63,
+    2**64 - 1,
+    float("nan"),
+    float("inf"),
+    "",
+    "a\0b\x1b",
+    "x" * 5000,
+    b"\xff",
+    [],
+    [[]],
+    {},
+    {1: 2},
+    {"a": DEEP},
+    DEEP,
+    ["s"] * 9,
+    True,
+    {"after": 2**63},
+    {"since": 2**64 - 1},
+    {"since": float("nan")},
+    {"run_id": [1]},
+    {"type": [[]]},
+    {"type": "nope"},
+    {"limit": 0},
+    {"limit": "5"},
+    {"before": None},
+]
 
 
 def test_nonsense_is_answered_by_typed_errors(client: RawClient) -> None:
@@ -130,7 +173,9 @@ def test_nonsense_is_answered_by_typed_errors(client: RawClient) -> None:
             codes = [client.take(request).codes[0] for request in requests]
         else:
             say = client.read if op.kind == "read" else client.write
-            codes = say(*([op.name, args] for args in lists), remaining_ms=500).codes  # what needs a runner has none
+            codes = say(
+                *([op.name, args] for args in lists), remaining_ms=500
+            ).codes  # what needs a runner has none
         assert "internal_error" not in codes, (op.name, lists[codes.index("internal_error")])
     assert client.read(["feed.head", []]).header.done_below == epoch
 
@@ -144,16 +189,22 @@ def test_a_deadline_that_passed_is_refused(client: RawClient) -> None:
 
 def test_too_many_in_flight_are_overloaded(tmp_path: Path) -> None:
     """If more payloads are open than may be, then the next is refused with the time to come again."""
-    with MiniNode(tmp_path, config={"limits": {"inflight_per_partition": 4}}) as node, RawClient(node) as client:
+    with (
+        MiniNode(tmp_path, config={"limits": {"inflight_per_partition": 4}}) as node,
+        RawClient(node) as client,
+    ):
         # No runner is there: starts are parked, and stay in flight.
         for number in range(1, 5):
-            client.send(wire.Kind.WRITE, wire.pack([["session.start", [f"s{number}", "echo", {}]]]), number=number)
+            client.send(
+                wire.Kind.WRITE, wire.pack([["session.start", [f"s{number}", "echo", {}]]]), number=number
+            )
         answer = client.take(client.send(wire.Kind.READ, wire.pack([["feed.head", []]])))
         assert answer.codes == ["overloaded"] and answer.body["details"]["retry_after_ms"] > 0
 
 
 def test_waiting_reads_do_not_count_and_are_bounded(tmp_path: Path) -> None:
-    """If more reads are parked than may be, then the next is refused by the bound's name; others are served."""
+    """If more reads are parked than may be, then the next is refused by the bound's name; others are
+    served."""
     config = {"limits": {"inflight_per_partition": 4, "waiters_per_client": 5}}
     with MiniNode(tmp_path, config=config) as node, RawClient(node) as client:
         client.write(["session.create", ["s", "echo", {}]])
@@ -162,7 +213,9 @@ def test_waiting_reads_do_not_count_and_are_bounded(tmp_path: Path) -> None:
         assert answer.codes == ["overloaded"] and "waiters_per_client" in answer.body[0][1]["message"]
         assert client.read(["feed.head", []]).codes == ["ok"]
         client.write(["session.cancel", ["s"]])
-        assert all(client.take(request).value[0][0]["type"] == "session_cancelled" for request in requests[:-1])
+        assert all(
+            client.take(request).value[0][0]["type"] == "session_cancelled" for request in requests[:-1]
+        )
 
 
 def test_a_waiting_read_wakes_for_its_own_matches_only(client: RawClient) -> None:
@@ -200,7 +253,8 @@ def test_a_session_named_like_a_run_is_not_mixed_up_with_it(client: RawClient) -
 
 
 def test_a_bug_in_one_call_is_internal_error_and_undone(tmp_path: Path) -> None:
-    """If a handler fails in the middle, then it alone is undone, its neighbours stand, the log has the trace."""
+    """If a handler fails in the middle, then it alone is undone, its neighbours stand, the log has the
+    trace."""
 
     def break_cancel() -> None:
         from mesh.core.session_ops import SessionOps
@@ -212,7 +266,11 @@ def test_a_bug_in_one_call_is_internal_error_and_undone(tmp_path: Path) -> None:
         SessionOps.cancel = broken
 
     with MiniNode(tmp_path, before=break_cancel) as node, RawClient(node) as client:
-        calls = [["session.create", ["a", "echo", {}]], ["session.cancel", ["a"]], ["session.create", ["b", "echo", {}]]]
+        calls = [
+            ["session.create", ["a", "echo", {}]],
+            ["session.cancel", ["a"]],
+            ["session.create", ["b", "echo", {}]],
+        ]
         assert client.write(*calls).codes == ["ok", "internal_error", "ok"]
         assert client.read(*(["session.get", [s]] for s in ("a", "half", "b"))).codes == [
             "ok", "session_not_found", "ok"]
@@ -221,7 +279,7 @@ def test_a_bug_in_one_call_is_internal_error_and_undone(tmp_path: Path) -> None:
 
 
 def test_a_zombie_cannot_write(node: MiniNode, client: RawClient) -> None:
-    """If another incarnation took the lease, then the older one's transaction is refused, its process ends."""
+    """If another incarnation took the lease, then the older one's transactions are refused."""
     client.write(["route.set", [KEY, ROUTE]])
     node.kill_partition()
     path = node.folder / "partition-0.db"
@@ -241,11 +299,13 @@ def test_a_second_process_cannot_open_the_file(node: MiniNode) -> None:
 
 
 def test_a_run_survives_kill_9_of_its_partition(node: MiniNode, client: RawClient) -> None:
-    """If the partition dies while a run executes, then the run goes on and ends once, and who waits is answered."""
+    """If the partition dies while a run executes, then the run goes on and ends once, and who waits is
+    answered."""
     run_id = run_id_for("s", "0" * 29)
     with FakeRunner(node) as runner:
-        assert client.write(["session.start", ["s", "echo", {}]], ["run.submit", [run_id, "s", "hi"]]).codes == [
-            "ok", "ok"]
+        assert client.write(
+            ["session.start", ["s", "echo", {}]], ["run.submit", [run_id, "s", "hi"]]
+        ).codes == ["ok", "ok"]
         assert runner.wait_for("run")[1:3] == [run_id, 1]
         runner.batch(run_id, 1, 1, [TYPE_CODE["run_started"]], None)
         seen = client.take(client.wait("session.wait", "s", {"type": "run_started"}))
