@@ -334,9 +334,11 @@ def test_a_run_that_does_not_obey_is_settled_here_and_fenced(bench: Bench) -> No
     bench.deliver()
     bench.tick(5.0)
     assert code_of(bench.replies[request]) == "ok"
-    bench.progress(runner, RUN, "completed")
-    assert bench.status(RUN) == "cancelled" and bench.events("s").count("run_completed") == 0
-    assert not runner.runs
+    late = runner.batch(RUN, "completed")
+    bench.progress(runner, RUN)
+    assert not runner.runs  # fenced: it does not even go on talking
+    bench.say(runner, late)
+    assert bench.status(RUN) == "cancelled" and bench.events("s")[-1] == "run_cancelled"
 
 
 def test_stop_ends_though_prompts_keep_coming(bench: Bench) -> None:

@@ -215,3 +215,48 @@ def test_listener_misses_and_repeats_nothing_while_everything_is_killed(client: 
         feed.close()
     assert seen == list(range(seen[0], seen[0] + len(seen)))
     assert pids(client, "router")
+
+
+def test_partition_that_is_down_answers_at_once_until_restarted_by_hand(
+    node_config: dict[str, Any],
+) -> None:
+    """If a partition exhausts its restarts, then it is down: refused at once, the other serves on, and a
+    restart by hand brings it back with its routes."""
+    config = {**node_config, "supervision": {"intensity": 2, "heartbeat_s": 0.2}}
+    with mesh.LocalNode(config=config) as node, node.client(timeout_s=20.0) as client:
+        key, other = key_of(client, 0), key_of(client, 1)
+        client.routes.set_many([(key, ROUTE), (other, ROUTE)])
+        with client.listen("node.partition_down") as feed:
+            for _ in range(3):
+                former = kill_partition(client, 0)
+                wait_for(lambda former=former: client.partitions.pid(0) != former, "the death")
+            assert next(iter(feed)).data["index"] == 0
+        with pytest.raises(mesh.MeshError) as refused:
+            client.routes.get(key)
+        assert refused.value.code == "partition_unavailable"
+        assert client.routes.resolve(key, [{"external_room_id": "lobby"}]).external_room_id == "lobby"
+        assert client.routes.get(other).route == ROUTE
+        assert client.partitions.info(0).state == "down"
+        client.partitions.restart(0)
+        assert wait_for(lambda: client.partitions.pid(0), "the restarted partition")
+        assert client.routes.get(key).route == ROUTE
+
+
+def test_runs_wait_for_a_runner_that_is_being_replaced(client: mesh.Client) -> None:
+    """If the only runner just died, then a run that is submitted meanwhile completes with its successor."""
+    (runner,) = wait_for(lambda: pids(client, "runner"), "the runner").values()
+    os.kill(runner, signal.SIGKILL)
+    results = [client.run_once("echo", f"n{i}").output["content"] for i in range(5)]
+    assert results == [f"n{i}" for i in range(5)]
+
+
+def test_everything_killed_at_once_comes_back_with_its_state(client: mesh.Client) -> None:
+    """If router, partitions and runner are killed together, then calls go on and nothing is lost."""
+    client.routes.set("t:b:r", ROUTE)
+    client.sessions.start("echo", id="all")
+    status = client.status()
+    for child in status["children"]:
+        os.kill(child["pid"], signal.SIGKILL)
+    assert client.routes.get("t:b:r").route == ROUTE
+    assert client.runs.wait(client.sessions.prompt("all", "back").run_id).output["content"] == "back"
+    assert client.status()["router"]["pid"] != status["router"]["pid"]

@@ -268,6 +268,7 @@ def test_node_restart_keeps_everything_and_tells_who_was_lost(tmp_path, node_con
 
 def test_agent_reload_takes_a_changed_file(client: mesh.Client, agents_file) -> None:  # type: ignore[no-untyped-def]
     """If an agent's file changes, then reload makes the next run use it; a broken one is named at start."""
+    assert client.run_once("plain", "loud").output["content"] == "LOUD"
     agents_file.write_text(agents_file.read_text().replace("run.prompt.upper()", "run.prompt.title()"))
     assert client.run_once("plain", "loud").output["content"] == "LOUD"
     client.agents.reload()
