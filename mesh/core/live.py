@@ -169,7 +169,7 @@ class Live:
                 details={"retry_after_ms": 100},
             )
         session = self.bring_up(session)
-        run = self.state.put_run(runs.step(run, RunStatus.QUEUED))
+        run = self.state.put_run(runs.step(run, RunStatus.QUEUED, queued_at=self.state.now))
         for message in runs.messages(run.input):
             self.state.append(session.id, "message_sent", message, run=run)
         self.state.put_work(session.id, work._replace(queue=(*work.queue, run.id)))

@@ -58,6 +58,7 @@ class RunState(msgspec.Struct, frozen=True, array_like=True):
     cost_usd: float | None = None
     provider: str | None = None
     provider_metadata: dict[str, Any] = {}
+    queued_at: float = 0.0  #: its place in the session's queue, also after a restart
 
 
 def step(run: RunState, status: RunStatus, **changes: Any) -> RunState:

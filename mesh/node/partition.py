@@ -206,6 +206,8 @@ class PartitionProcess:
             if deadline_ms <= self.state.mono * 1000:
                 raise DeadlineExceeded("the time limit passed before the partition took the request")
             calls = wire.decode_calls(body)
+            if self.recovery.loading:
+                self.recovery.refuse_partial(calls)
             if header.kind == READ:
                 self._reply(client, header.request_id, READ, size, self.partition.read(calls))
             else:
@@ -319,9 +321,9 @@ class PartitionProcess:
         self._send(client + self._header(request_id, kind, size, 0) + body)
 
     def _refuse(self, client: bytes, request_id: int, kind: int, size: int, error: MeshError) -> None:
-        self._send(
-            client + self._header(request_id, kind, size, wire.Flag.REFUSED) + wire.pack(error.to_map())
-        )
+        again = wire.Flag.AGAIN if error.code == "partition_unavailable" else 0
+        header = self._header(request_id, kind, size, wire.Flag.REFUSED | again)
+        self._send(client + header + wire.pack(error.to_map()))
 
     def _header(self, request_id: int, kind: int, size: int, flags: int) -> bytes:
         return wire.encode_header(

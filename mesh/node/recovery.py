@@ -6,16 +6,19 @@ key that is asked for meanwhile is fetched alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 from mesh.core.partition import Partition
 from mesh.core.records import RunStatus, StopReason
 from mesh.core.route_record import rebase
 from mesh.core.run import RunState
-from mesh.errors import StoreError
+from mesh.errors import StoreError, Unavailable
 from mesh.log import Log
 from mesh.store.sqlite import Store
 
 ROUTES_PER_LOAD = 2_000
 INCARNATIONS_PER_BOOT = 1_000_000
+WHOLE_TABLE = frozenset(("route.list", "route.prune"))
 
 
 class Recovery:
@@ -52,7 +55,7 @@ class Recovery:
             if self.partition.owns_session(session.id):
                 state.sessions[session.id] = session
                 state.live[session.id] = state.mono
-        for run in self.store.active_runs():
+        for run in sorted(self.store.active_runs(), key=lambda run: (run.queued_at, run.n)):
             if self.partition.owns_session(run.session_id):
                 self._load_run(run)
         if self.store.damaged:
@@ -92,6 +95,15 @@ class Recovery:
         if boot_id == self.boot_id:
             return record
         return rebase(record, offset_ms - self.offset_ms, self.partition.boot_ms)
+
+    def refuse_partial(self, calls: list[Any]) -> None:
+        """Refuse calls that look at the whole table while it is not in memory; they are sent again soon.
+
+        Raises:
+            Unavailable: nothing of the payload was done.
+        """
+        if any(op in WHOLE_TABLE for op, _ in calls):
+            raise Unavailable(f"partition {self.state.partition} is still loading its routes")
 
     def load_routes(self) -> None:
         """Load the next rows."""

@@ -723,3 +723,17 @@ def test_chance(bench: Bench) -> None:
         if chance.random() < 0.02:
             bench.kill()
     assert not bench.bugs
+
+
+def test_runs_wait_in_the_order_they_were_queued_in_also_after_a_restart(bench: Bench) -> None:
+    """If two runs are executed in another order than they were created in, then a restart keeps that order."""
+    started(bench)
+    first, second = new_run_id("s", 101), new_run_id("s", 102)
+    bench.call("run.create", first, "s", "1")
+    bench.call("run.create", second, "s", "2")
+    prompt(bench)
+    bench.call("run.execute", second)
+    bench.tick()
+    bench.call("run.execute", first)
+    bench.kill()
+    assert bench.state.work_of("s").queue == (second, first)

@@ -260,3 +260,23 @@ def test_everything_killed_at_once_comes_back_with_its_state(client: mesh.Client
     assert client.routes.get("t:b:r").route == ROUTE
     assert client.runs.wait(client.sessions.prompt("all", "back").run_id).output["content"] == "back"
     assert client.status()["router"]["pid"] != status["router"]["pid"]
+
+
+def test_list_right_after_a_restart_is_complete(client: mesh.Client) -> None:
+    """If routes are listed while their partition still loads them, then the pages hold every route."""
+    keys = [mesh.SessionKey("telegram", "bot", f"room_{i}") for i in range(6000)]
+    for start in range(0, len(keys), 2000):
+        client.routes.set_many([(key, ROUTE) for key in keys[start : start + 2000]])
+    for index in (0, 1):
+        kill_partition(client, index)
+    found: list[str] = []
+    cursor = None
+    while True:
+        page = client.routes.list(limit=1000, cursor=cursor)
+        assert not page.missing
+        found += [entry.session_key for entry in page]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert sorted(found) == sorted(map(str, keys))
+
