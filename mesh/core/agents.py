@@ -29,6 +29,7 @@ class Agents:
         self.catalogue: dict[str, dict[str, Any]] = {}
         self.reloads: dict[str, tuple[Part, set[int], float]] = {}
         self._tokens = 0
+        state.provider_of = self.provider
 
     def check(self, agent: Any, *, ready: bool = False) -> None:
         """Refuse an agent that nobody knows; with ``ready`` also one that cannot run now.

@@ -86,6 +86,7 @@ class State:
         self.next_session = self.next_run = 1
         self.session_count = 0
         self.now = 0.0  #: wall time of this batch, seconds
+        self.provider_of: Callable[[str], str] = str  #: agent -> provider, set by the catalogue
         self.mono = 0.0  #: monotonic time of this batch, seconds
         self.stamp = b"".join(
             (
@@ -240,7 +241,7 @@ class State:
             run.id if run else None,
             data,
             ts=self.now,
-            provider=provider or session.agent,
+            provider=provider or self.provider_of(session.agent),
             correlation_id=_text(session.metadata.get("correlation_id")),
         )
         self.append_fragment(session_id, ev.TYPE_CODE[event_type], self.now, fragment, run)

@@ -726,7 +726,7 @@ def test_chance(bench: Bench) -> None:
 
 
 def test_runs_wait_in_the_order_they_were_queued_in_also_after_a_restart(bench: Bench) -> None:
-    """If two runs are executed in another order than they were created in, then a restart keeps that order."""
+    """If runs are executed in another order than they were created in, then a restart keeps it."""
     started(bench)
     first, second = new_run_id("s", 101), new_run_id("s", 102)
     bench.call("run.create", first, "s", "1")
