@@ -10,7 +10,7 @@ Three conversations, none of them visible to a client:
                           progress {done}           still recovering, keeps the start limit away
                           restart {name}            (router) a client asked for it
                           fatal {message, code?, details?}   this node cannot start here
-    supervisor -> child   stop {}                   drain and exit; SIGTERM says the same
+    supervisor -> child   stop {again}              drain and exit (to be started again?); SIGTERM too
                           roster {children: [...]}  to the router, the whole truth at each change
 
     a roster entry: {name, kind, index, state, pid, incarnation, epoch, restarts, cause}; state is one of

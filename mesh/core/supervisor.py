@@ -67,9 +67,10 @@ class Spawn(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Ask the child to drain and exit."""
+    """Ask the child to drain and exit; ``again``: it is started again, the node goes on."""
 
     name: str
+    again: bool = False
 
 
 class Kill(NamedTuple):
@@ -205,7 +206,7 @@ class Supervision:
         if child.stop_until_s is not None:
             return []
         child.stop_until_s = now_s + self._policy.stop_timeout_s
-        return [*self._enter(child, ChildState.RESTARTING), Stop(name)]
+        return [*self._enter(child, ChildState.RESTARTING), Stop(name, again=True)]
 
     def shutdown(self, now_s: float) -> list[Action]:
         """Stop everything, the last stage first. Repeating it changes nothing."""

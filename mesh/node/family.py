@@ -107,9 +107,9 @@ class Family:
         if control.closed:
             self._hang_up(name)
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, *, again: bool = False) -> None:
         """Ask a child to drain and exit; wake it if it is stopped."""
-        self.send(name, "stop")
+        self.send(name, "stop", again=again)
         for signum in (signal.SIGTERM, signal.SIGCONT):
             self._signal(name, signum)
 

@@ -83,7 +83,7 @@ class PartitionProcess:
         self.degraded: str | None = None
         self.dropped = 0
         self.lazy_since: float | None = None
-        self.stopping = False
+        self.stopping: dict[str, Any] | None = None
         self._last_stats: dict[str, Any] = {}
 
     def _connect(self) -> None:
@@ -144,7 +144,7 @@ class PartitionProcess:
                 messages = control.receive()
                 if control.closed:
                     os._exit(1)  # the supervisor is dead: nobody would restart or stop us
-                self.stopping = any(message["t"] == "stop" for message in messages)
+                self.stopping = next((m for m in messages if m["t"] == "stop"), None)
             if self.publisher.socket in ready:
                 self.publisher.take_subscriptions()
             self._batch()
@@ -424,11 +424,12 @@ class PartitionProcess:
         }
 
     def _shut_down(self) -> None:
-        """Stopped by the supervisor: the runners are gone; end what is live and leave a clean file."""
+        """Stopped by the supervisor: leave a clean file. When the node stops, the runners are gone: end what is
+        live. When it is a restart by hand, they go on."""
         self._batch()
         self.partition.begin()
         self.partition.route_written = True  # what is lazy is written now
-        for session_id in list(self.state.live):
+        for session_id in () if self.stopping and self.stopping.get("again") else list(self.state.live):
             self.live.take_down(self.state.session(session_id), StopReason.SHUTDOWN)
         self._commit()
         self._send(wire.ROUTER_ID + wire.pack(["bye"]))

@@ -204,8 +204,8 @@ class Supervisor:
             match action:
                 case Spawn(name):
                     self._spawn(name)
-                case Stop(name):
-                    self._family.stop(name)
+                case Stop(name, again):
+                    self._family.stop(name, again=again)
                 case Kill(name, reason):
                     self._log.write("kills a child", child=name, reason=reason)
                     self._family.kill(name)

@@ -128,7 +128,7 @@ def test_restart_by_hand_of_a_living_child_stops_it_first() -> None:
     """If a living child is restarted by hand, then it is asked to stop, and replaced after its death."""
     core = supervision()
     assert core.restart("partition-0", 5.0) == [
-        Announce("partition-0", ChildState.RESTARTING), Stop("partition-0"),
+        Announce("partition-0", ChildState.RESTARTING), Stop("partition-0", again=True),
     ]
     assert core.restart("partition-0", 5.1) == []
     ended = {**KILLED, "signal": None, "exit_status": 0}

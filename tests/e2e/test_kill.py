@@ -280,3 +280,16 @@ def test_list_right_after_a_restart_is_complete(client: mesh.Client) -> None:
             break
     assert sorted(found) == sorted(map(str, keys))
 
+
+def test_restart_by_hand_leaves_live_sessions_and_runs_alone(client: mesh.Client) -> None:
+    """If a partition is restarted by hand, then its live sessions and their runs go on."""
+    sid = session_of(client, 0)
+    client.sessions.start("sleeper", id=sid)
+    handle = client.sessions.handle(sid)
+    run = client.runs.submit(sid, "0.7")
+    wait_for(lambda: client.sessions.events(sid, type="message_streamed"), "the first piece")
+    former = client.partitions.pid(0)
+    client.partitions.restart(0)
+    wait_for(lambda: replaced(client, 0, former or 0), "the next incarnation")
+    assert client.runs.wait(run.id).output["content"] == "starteddone"
+    assert client.sessions.handle(sid) == handle
