@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -294,8 +295,11 @@ def test_a_zombie_cannot_write(node: MiniNode, client: RawClient) -> None:
 
 def test_a_second_process_cannot_open_the_file(node: MiniNode) -> None:
     """If a partition serves, then its file is locked for everybody else."""
-    with pytest.raises(sqlite3.OperationalError, match="locked"):
-        sqlite3.connect(node.folder / "partition-0.db", timeout=0.05).execute("SELECT * FROM meta")
+    with (
+        closing(sqlite3.connect(node.folder / "partition-0.db", timeout=0.05)) as other,
+        pytest.raises(sqlite3.OperationalError, match="locked"),
+    ):
+        other.execute("SELECT * FROM meta")
 
 
 def test_a_run_survives_kill_9_of_its_partition(node: MiniNode, client: RawClient) -> None:
