@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import msgspec
 
 from mesh.core.records import Record
+from mesh.core.run import CAPABILITY_TYPES
 from mesh.errors import ConfigError, RunError
 
 #: What an agent may write. The node itself writes the others: they are its promises.
@@ -37,9 +38,6 @@ PROVIDER_EVENTS = frozenset((
 #: The type of the map that says what the run gives; no event.
 OUTPUT = "output"
 #: Capability types (spec 1.7).
-CAPABILITY_TYPES = (
-    "tool", "resource", "prompt", "sampling", "file_access", "network_access", "code_execution",
-)
 STREAMING = {"name": "streaming", "type": "sampling"}
 
 #: How the cut of a provider's stderr is bounded (spec 1.6).
@@ -299,7 +297,7 @@ def cut_stderr(text: str) -> str:
 
 
 __all__ = [
-    "CAPABILITY_TYPES", "COMMON_KEYS", "OUTPUT", "PROVIDER_EVENTS", "STREAMING", "Cancellation", "Output",
+    "COMMON_KEYS", "OUTPUT", "PROVIDER_EVENTS", "STREAMING", "Cancellation", "Output",
     "Piece", "Provider", "ProviderFailure", "RunContext", "SessionInfo", "as_failure", "capabilities_of",
     "check_keys", "checked", "cut_stderr", "messages_of", "nearest_name", "provider_error",
 ]
