@@ -424,8 +424,8 @@ class PartitionProcess:
         }
 
     def _shut_down(self) -> None:
-        """Stopped by the supervisor: leave a clean file. When the node stops, the runners are gone: end what is
-        live. When it is a restart by hand, they go on."""
+        """Stopped by the supervisor: leave a clean file. When the node stops, the runners are gone: end
+        what is live. When it is a restart by hand, they go on."""
         self._batch()
         self.partition.begin()
         self.partition.route_written = True  # what is lazy is written now
