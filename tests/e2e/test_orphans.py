@@ -63,7 +63,9 @@ def test_killed_supervisor_takes_everything_with_it(tmp_path: Path, node_config:
     node = mesh.LocalNode(tmp_path / "data", config=node_config).start()
     try:
         with node.client(timeout_s=20.0) as client:
-            run_tree(client)
+            with client.listen("lifecycle.started.") as feed:
+                run_tree(client)
+                cursor = next(iter(feed)).cursor
             supervisor = client.status()["pid"]
             mark = mark_of(supervisor)
             assert len(sleepers()) == 3
@@ -81,6 +83,17 @@ def test_killed_supervisor_takes_everything_with_it(tmp_path: Path, node_config:
         assert runs[0].error["code"] == "outcome_unknown"
         assert client.sessions.get("tree").status == "active"
         assert client.sessions.get("tree").handle is None
+        home = client.partitions.of("tree")  # order holds within one partition
+        after = next(f"n{i}" for i in range(100) if client.partitions.of(f"n{i}") == home)
+        client.sessions.start("echo", id=after)
+        with client.listen("lifecycle.", after=cursor) as late:
+            told = []
+            for note in late:
+                told.append((note.topic, note.data.get("reason")))
+                if note.topic == f"lifecycle.started.{after}":
+                    break
+        stopped = [what for what in told if what[0].startswith("lifecycle.stopped.")]
+        assert stopped == [("lifecycle.stopped.tree", "node_lost")]
 
 
 def test_killed_runner_leaves_none_of_its_commands(client: mesh.Client) -> None:
