@@ -23,19 +23,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     folder = tempfile.mkdtemp(prefix="mt-", dir="/tmp")
     config.stash[_FOLDER] = folder
-    config.stash[_BEFORE] = marked_processes()
     os.environ["MESH_RUNTIME_DIR"] = folder
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run when a process of a node or of an agent outlives it, and name it."""
-    before = session.config.stash[_BEFORE]
+    folder = session.config.stash[_FOLDER]
     until_s = time.monotonic() + END_WAIT_S
-    while (left := {pid: text for pid, text in marked_processes().items() if before.get(pid) != text}) and (
-        time.monotonic() < until_s
-    ):
+    while (left := marked_processes(folder)) and time.monotonic() < until_s:
         time.sleep(0.05)
-    shutil.rmtree(session.config.stash[_FOLDER], ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     if left:
         report = session.config.pluginmanager.get_plugin("terminalreporter")
         for pid, text in left.items():
@@ -45,14 +42,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def marked_processes() -> dict[int, str]:
-    """pid -> mark and command of every process of ours that a node started."""
+def marked_processes(folder: str) -> dict[int, str]:
+    """pid -> mark and command of every process that a node of this run started: it knows our folder."""
     found = {}
+    ours = f"MESH_RUNTIME_DIR={folder}".encode()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             environ = (entry / "environ").read_bytes().split(b"\0")
             mark = next((item for item in environ if item.startswith(b"MESH_MARK=")), None)
-            if mark is None:
+            if mark is None or ours not in environ:
                 continue
             stat = (entry / "stat").read_text()
             if stat[stat.rindex(")") + 2] in "ZX":
@@ -74,4 +72,3 @@ def clean_environ(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatc
 
 
 _FOLDER = pytest.StashKey[str]()
-_BEFORE = pytest.StashKey[dict[int, str]]()
