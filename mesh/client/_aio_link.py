@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import weakref
-from asyncio import Future, get_running_loop
+from asyncio import Future, InvalidStateError, get_running_loop
 from collections.abc import Iterable
 from time import monotonic
 from typing import Any
@@ -290,8 +290,10 @@ class AsyncLink:
 def _finish(completions: Iterable[Completion]) -> None:
     for tokens, pairs in completions:
         for future, pair in zip(tokens, pairs, strict=False):
-            if not future.done():
+            try:
                 future.set_result(pair)
+            except InvalidStateError:  # cancelled: rare, so nobody is asked whether it is done
+                pass
 
 
 __all__ = ["AsyncLink"]

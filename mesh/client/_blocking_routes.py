@@ -9,7 +9,7 @@ from mesh.client import _surface_node as node_plans
 from mesh.client import _surface_routes as plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._protocol import READ, WRITE
-from mesh.client._surface import Key, Route, failure, place_route, resolution, route_record
+from mesh.client._surface import Key, Route, failure, get_call, place_route, resolution, route_record
 from mesh.core.records import Page, PartitionInfo, PruneResult, Resolution, RouteEntry, RouteRecord
 from mesh.errors import MeshError
 
@@ -41,8 +41,8 @@ class Routes:
         Raises:
             NotFound: ``not_found``, or ``expired`` at the first look after its end.
         """
-        text, slot = place_route(key)
-        status, value = self._link.call(READ, slot, ("route.get", (text,)), timeout_s)
+        slot, call = get_call(key)
+        status, value = self._link.call(READ, slot, call, timeout_s)
         if status:
             raise failure(value)
         return route_record(value)

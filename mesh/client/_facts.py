@@ -32,7 +32,7 @@ def body_of(frame: bytes) -> Any:
     Raises:
         RemoteProtocolError: bytes that are not msgpack.
     """
-    return wire.unpack(memoryview(frame)[wire.HEADER_BYTES :]) if len(frame) > wire.HEADER_BYTES else None
+    return wire.unpack_reply(frame)
 
 
 def facts_of(frame: bytes) -> Facts:

@@ -25,6 +25,7 @@ from mesh.core import wire
 from mesh.core.keys import SessionKey, encode, validate
 from mesh.core.records import Provenance, Resolution, RouteEntry, RouteRecord, Source, error_of
 from mesh.core.slots import route_slot
+from mesh.core.wire import check_depth
 from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError
 
 Key = SessionKey | Sequence[str | None] | str
@@ -83,6 +84,31 @@ REPLACE = _Replace()
 _places: dict[Any, tuple[str, int]] = {}
 
 
+_gets: dict[Any, tuple[int, Call]] = {}
+
+
+def get_call(key: Any) -> tuple[int, Call]:
+    """(slot, call) of ``routes.get``. Remembered whole: the garbage collector looks at each new tuple.
+
+    Raises:
+        InvalidArgument: ``invalid_session_key`` or ``invalid_format``.
+    """
+    try:
+        return _gets[key]
+    except KeyError:
+        if len(_gets) >= PLACES_MAX:
+            _gets.clear()
+        found = _gets[key] = _get_call(key)
+        return found
+    except TypeError:  # a list: fine as a key of a route, not of a dict
+        return _get_call(key)
+
+
+def _get_call(key: Any) -> tuple[int, Call]:
+    text, slot = place_route(key)
+    return slot, ("route.get", (text,))
+
+
 def place_route(key: Any) -> tuple[str, int]:
     """(text, slot) of a route key.
 
@@ -94,6 +120,14 @@ def place_route(key: Any) -> tuple[str, int]:
     except TypeError:  # a list: fine as a key of a route, not of a dict
         return _place_route(key)
     return found if found is not None else _remember(key)
+
+
+def known_places(keys: Sequence[Any]) -> Sequence[tuple[str, int] | None]:
+    """What is remembered of many route keys, looked up in one go; None where nothing is."""
+    try:
+        return list(map(_places.get, keys))
+    except TypeError:  # one of them is a list
+        return (None,) * len(keys)
 
 
 def _place_route(key: Any) -> tuple[str, int]:
@@ -109,6 +143,9 @@ def _remember(key: Any) -> tuple[str, int]:
     return found
 
 
+_FLAT = frozenset((str, int, bool, float, bytes, type(None)))
+
+
 def check_route(route: Any) -> dict[str, Any]:
     """A route that may travel.
 
@@ -122,6 +159,11 @@ def check_route(route: Any) -> dict[str, Any]:
     checked: dict[str, Any] = route
     if checked.get("external_room_id") is None:
         raise InvalidArgument("a route needs an external_room_id that is not None", code="invalid_route")
+    for key, value in checked.items():
+        if type(key) is not str:
+            raise InvalidArgument(f"a route's keys are strs, not {type(key).__name__}", code="invalid_route")
+        if type(value) not in _FLAT:  # the node would refuse the calls that travel with it too
+            check_depth(value)
     return checked
 
 
@@ -154,20 +196,20 @@ def failure(value: Any) -> MeshError:
     return value if isinstance(value, MeshError) else error_of(value)
 
 
-_PROVENANCE: dict[str, Provenance] = {p.value: p for p in Provenance}
+PROVENANCES: dict[str, Provenance] = {p.value: p for p in Provenance}
 _SOURCE: dict[str, Source] = {s.value: s for s in Source}
 
 
 def route_record(value: Any) -> RouteRecord:
     """Read the answer of ``route.get``."""
     route, age_ms, ttl_left_ms, provenance = value
-    return RouteRecord(route, age_ms, ttl_left_ms, _PROVENANCE[provenance])
+    return RouteRecord(route, age_ms, ttl_left_ms, PROVENANCES[provenance])
 
 
 def route_entry(value: Any) -> RouteEntry:
     """Read one row of ``route.list``."""
     key, route, age_ms, ttl_left_ms, provenance = value
-    return RouteEntry(key, route, age_ms, ttl_left_ms, _PROVENANCE[provenance])
+    return RouteEntry(key, route, age_ms, ttl_left_ms, PROVENANCES[provenance])
 
 
 def resolution(value: Any, partition: int, text: str) -> Resolution:
@@ -239,6 +281,7 @@ __all__ = [
     "EVERY_S",
     "FACTS",
     "PAGE_MAX",
+    "PROVENANCES",
     "READ",
     "REPLACE",
     "WRITE",
@@ -256,6 +299,8 @@ __all__ = [
     "decode_cursor",
     "encode_cursor",
     "failure",
+    "get_call",
+    "known_places",
     "place_route",
     "resolution",
     "result_of",

@@ -13,6 +13,7 @@ from mesh.client._surface import (
     EVERY_S,
     FACTS,
     PAGE_MAX,
+    PROVENANCES,
     REPLACE,
     Ask,
     NeedFacts,
@@ -22,14 +23,14 @@ from mesh.client._surface import (
     decode_cursor,
     encode_cursor,
     failure,
+    known_places,
     place_route,
     resolution,
     route_entry,
-    route_record,
     valid_fallbacks,
     value_of,
 )
-from mesh.core.records import Page, PruneResult, Resolution, Source
+from mesh.core.records import Page, PruneResult, Resolution, RouteRecord, Source
 from mesh.errors import InvalidArgument, LocalProtocolError, MeshError, RemoteProtocolError, Unavailable
 
 #: Keys of one request of the ``*_many`` methods.
@@ -138,9 +139,10 @@ class _Many:
     def add_keys(self, keys: Iterable[Any]) -> None:
         """Keys that travel as their text."""
         slots, items = self.slots, self.items
-        for key in keys:
+        keys = list(keys)
+        for key, known in zip(keys, known_places(keys), strict=True):
             try:
-                text, slot = place_route(key)
+                text, slot = known or place_route(key)
             except MeshError as error:
                 self.errors[len(slots)] = error
                 text, slot = "", 0
@@ -158,7 +160,9 @@ class _Many:
         self.results = [None] * len(self.slots)
         for place, error in self.errors.items():
             self.results[place] = error
-        places: Iterable[int] = [p for p in range(len(self.slots)) if p not in self.errors]
+        places: Iterable[int] = range(len(self.slots))
+        if self.errors:
+            places = [p for p in places if p not in self.errors]
         for _ in range(PLACE_ATTEMPTS):
             try:
                 facts: Facts = yield NeedFacts(limit_s)
@@ -217,8 +221,13 @@ def _store_nothing(results: list[Any], places: list[int], pairs: list[Any]) -> N
 
 
 def _store_records(results: list[Any], places: list[int], pairs: list[Any]) -> None:
+    record, provenances = RouteRecord, PROVENANCES  # route_record, without a call per key: 0.06 us of 0.24
     for place, (status, value) in zip(places, pairs, strict=True):
-        results[place] = failure(value) if status else route_record(value)
+        if status:
+            results[place] = failure(value)
+        else:
+            route, age_ms, ttl_left_ms, provenance = value
+            results[place] = record(route, age_ms, ttl_left_ms, provenances[provenance])
 
 
 def set_many(pairs: Iterable[Any], timeout_s: float | None) -> Plan:

@@ -15,6 +15,7 @@ from mesh.client._surface_routes import Linked, list_pages
 from mesh.core.events import type_code
 from mesh.core.records import Event, Handle, Run, Session, SessionStatus
 from mesh.core.slots import check_id, run_id_for, run_slot, session_slot
+from mesh.core.wire import check_depth
 from mesh.errors import InvalidArgument, MeshError
 
 #: Verbs that wait for a run to end may take this much longer than other calls.
@@ -65,9 +66,17 @@ def fields(agent_id: Any, context: Any, metadata: Any, tags: Any, parent_session
         if values is not None:
             if not isinstance(values, Mapping):
                 raise InvalidArgument(f"{name} must be a mapping, not {type(values).__name__}")
-            given[name] = dict(values)
+            given[name] = _travelling(values)
     if tags:
         given["tags"] = _tags(tags)
+    return given
+
+
+def _travelling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A map of the caller's, checked here: a node refuses what it cannot read together with every call that
+    travels in the same payload."""
+    given = dict(values)
+    check_depth(given)
     return given
 
 
@@ -114,7 +123,7 @@ def error_form(error: Any) -> Any:
     if isinstance(error, BaseException):
         return f"{type(error).__name__}: {error}"
     if isinstance(error, Mapping):
-        return {"message": "", "details": {}, **error}
+        return {"message": "", "details": {}, **_travelling(error)}
     return str(error)
 
 
@@ -130,7 +139,7 @@ def check_input(value: Any) -> Any:
         raise InvalidArgument(
             f"the input of a run is a str or a mapping, not {type(value).__name__}", code="invalid_input"
         )
-    return dict(value)
+    return _travelling(value)
 
 
 def create_options(required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
@@ -175,7 +184,7 @@ def execute_options(
     if provider_opts is not None:
         if not isinstance(provider_opts, Mapping):
             raise InvalidArgument(f"provider_opts must be a mapping, not {type(provider_opts).__name__}")
-        options["provider_opts"] = dict(provider_opts)
+        options["provider_opts"] = _travelling(provider_opts)
     if deadline_s is not None:
         if not isinstance(deadline_s, int | float) or isinstance(deadline_s, bool) or not deadline_s > 0:
             raise InvalidArgument(f"deadline_s must be a number of seconds above 0, not {deadline_s!r:.40}")

@@ -96,8 +96,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-class RouteRecord(Record, frozen=True):
-    """What ``routes.get`` finds. Ages are ms on the node's clock, never raw clock readings."""
+class RouteRecord(Record, frozen=True, gc=False):
+    """What ``routes.get`` finds. Ages are ms on the node's clock, never raw clock readings.
+
+    Not tracked by the collector (0.2 us less per key of a get_many): its route is decoded data, in which
+    nothing can point back to the record.
+    """
 
     route: dict[str, Any]
     age_ms: int

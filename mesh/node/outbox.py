@@ -24,7 +24,7 @@ class _Outbox:
     def __init__(self, incarnation: int) -> None:
         self.incarnation = incarnation
         self.next = 1
-        self.sent_s = 0.0
+        self.sent_s = 0.0  #: when the oldest unacknowledged command was sent, or one before it acknowledged
         self.known_s = 0.0
         self.unacked: deque[tuple[int, bytes]] = deque()
 
@@ -77,13 +77,21 @@ class Outboxes:
         for index, batch in by_runner.items():
             box = self._boxes.get(index)
             if box is not None:
-                self._put(index, box, batch)
+                self._put(index, box, [c for c in batch if not self._is_stale(index, box, c)])
+
+    def _is_stale(self, index: int, box: _Outbox, command: list[Any]) -> bool:
+        """Whether a run was dispatched and lost again in one batch: its runner was replaced meanwhile."""
+        if command[0] != "run":
+            return False
+        run = self.state.run(command[1])
+        return (run.attempt, run.runner, run.runner_incarnation) != (command[2], index, box.incarnation)
 
     def _put(self, index: int, box: _Outbox, commands: list[Any]) -> None:
         new = [(box.next + i, wire.pack(command)) for i, command in enumerate(commands)]
         box.next += len(new)
+        if not box.unacked:  # else a steady flow of new ones puts off the repetition of a lost one for ever
+            box.sent_s = self.state.mono
         box.unacked.extend(new)
-        box.sent_s = self.state.mono
         self._transmit(index, box, new)
 
     def _transmit(self, index: int, box: _Outbox, commands: Iterable[tuple[int, bytes]]) -> None:
@@ -111,6 +119,7 @@ class Outboxes:
             return
         while box.unacked and box.unacked[0][0] <= number:
             box.unacked.popleft()
+            box.sent_s = self.state.mono
 
     def resend(self, now_s: float) -> None:
         """Send again what was not acknowledged for a while; compare now and then what is running there."""

@@ -271,7 +271,8 @@ class RouterProcess:
     def _tell_partitions(self) -> None:
         roster = ["roster", self.core.runner_roster()]
         for partition in self.core.partitions:
-            self._tell(partition, roster)
+            if not self._tell(partition, roster):
+                partition.welcomed = False  # its next READY is answered with the roster
 
     def _lost(self, actor: Actor) -> None:
         frame = self.core.gone_frame(actor)

@@ -78,7 +78,8 @@ class Link:
             self._socket.send(wire.ROUTER_ID + wire.pack(message), sockets.NOWAIT)
         except sockets.Again:
             return False
-        self._loop.call_soon(self._drain)
+        finally:  # also a send that fails may have swallowed the edge
+            self._loop.call_soon(self._drain)
         return True
 
     def close(self) -> None:

@@ -49,6 +49,8 @@ THREADS_MAX = 256
 HANDOVER_MAX = 64
 _KEYS = ("target", "options")
 _threads = threading.Semaphore(THREADS_MAX)
+#: One per file: agents of one file load at the same time, each in a thread of its own.
+_files: dict[str, threading.RLock] = {}
 
 
 class PythonProvider:
@@ -118,6 +120,11 @@ def _load_file(path: Path, fresh: bool) -> ModuleType:
     """A file is loaded under a name made from its path, so two files of one name do not meet."""
     path = path.expanduser().resolve()
     name = f"mesh_agent_{path.stem}_{blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+    with _files.setdefault(name, threading.RLock()):  # nobody else sees a module that is half executed
+        return _execute_file(path, name, fresh)
+
+
+def _execute_file(path: Path, name: str, fresh: bool) -> ModuleType:
     if not fresh and name in sys.modules:
         return sys.modules[name]
     if not path.is_file():

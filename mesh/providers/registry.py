@@ -119,7 +119,7 @@ class Registry:
             "provider": table.get("provider"),
             "capabilities": [] if provider is None else provider.capabilities,
             "problem": LOADING if loading else self._problems.get(name),
-            "idempotent": provider is not None and provider.idempotent,
+            "idempotent": table.get("idempotent") is True if provider is None else provider.idempotent,
         }
 
     def _build(self, name: str, *, fresh: bool) -> None:

@@ -579,6 +579,22 @@ def test_stale_map_says_hello_and_places_the_calls_anew(ready: Wire) -> None:
     assert sorted((h.address, h.map_version, len(calls)) for _, h, calls in placed) == [(0, 2, 1), (1, 2, 2)]
 
 
+def test_call_added_before_a_new_map_arrives_goes_where_that_map_says(ready: Wire) -> None:
+    """If HELLO brings another map between a call and its flush, then the call is placed by that map."""
+    ready.add(token="a", slot=0)
+    [(_, header, _)] = ready.flush()
+    ready.map_version = 2
+    ready.refuse(header, stale(), Flag.STALE_MAP | Flag.AGAIN)
+    moved = bytes([1]) + even_map(2)[1:]
+    ready.hello(ready.flush(), moved)
+    ready.map_version = 3
+    ready.add(token="b", slot=0)
+    ready.core.reconnected(ready.now_s)
+    frames = ready.sent()
+    placed = ready.hello(frames, even_map(2)) + ready.flush()
+    assert [(h.address, h.map_version, len(calls)) for _, h, calls in placed] == [(0, 3, 1)]
+
+
 def test_stale_write_gets_a_number_of_its_new_partition(ready: Wire) -> None:
     """If a write was surely not done, then it is numbered at its new home, and its old number is free."""
     write(ready, "w", slot=0)

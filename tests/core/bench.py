@@ -27,7 +27,9 @@ from mesh.node.outbox import Outboxes
 from mesh.node.recovery import Recovery
 from mesh.store.sqlite import Store
 
-AGENTS = {"echo": {"provider": "echo"}, "again": {"provider": "echo"}}
+AGENTS: dict[str, dict[str, Any]] = {
+    "echo": {"provider": "echo"}, "again": {"provider": "echo", "idempotent": True},
+}
 CATALOGUE = [
     {"name": name, "provider": "echo", "problem": None, "idempotent": name == "again",
      "capabilities": [{"name": "streaming", "type": "sampling", "enabled": True}]}

@@ -537,6 +537,19 @@ def test_an_idempotent_agents_run_is_executed_again(bench: Bench) -> None:
     assert bench.events("s").count("run_completed") == 1
 
 
+def test_an_idempotent_agents_run_is_executed_again_after_its_node_died(bench: Bench) -> None:
+    """If the whole node died, then the run of an idempotent agent is executed again: the config says so
+    before any runner does."""
+    bench.call("session.start", "s", "again", None)
+    prompt(bench)
+    bench.kill_node()
+    bench.deliver()
+    runner = bench.runners[0]
+    assert runner is not None and runner.started == [(RUN, 2)]
+    bench.progress(runner, RUN, "completed")
+    assert bench.events("s").count("run_completed") == 1 and "run_failed" not in bench.events("s")
+
+
 def test_sessions_of_a_runner_that_is_down_move_to_another(tmp_path: Path) -> None:
     """If a runner is down for good, also after failed restarts, then its sessions stop and what waits goes on
     elsewhere."""

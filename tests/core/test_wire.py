@@ -143,6 +143,13 @@ def test_a_value_survives_the_wire(value: Any) -> None:
 
 
 @given(values)
+def test_a_reply_is_read_as_any_value_is(value: Any) -> None:
+    """If a value comes in a reply, then the faster reader finds the same, also under a header full of 255."""
+    packed = wire.pack(value)
+    assert wire.unpack_reply(b"\xff" * wire.HEADER_BYTES + packed) == wire.unpack(packed)
+
+
+@given(values)
 def test_a_truncated_value_is_refused_at_every_byte(value: Any) -> None:
     """If a value is cut anywhere, or something follows it, then it is a protocol error."""
     packed = wire.pack(value)
@@ -180,7 +187,7 @@ def test_a_truncated_value_is_refused_at_every_byte(value: Any) -> None:
 )
 def test_garbage_raises_nothing_but_a_mesh_error(data: bytes) -> None:
     """If a body is garbage, then it is decoded or refused, nothing else."""
-    for call in (wire.unpack, wire.decode_calls):
+    for call in (wire.unpack, wire.decode_calls, lambda data: wire.unpack_reply(bytes(40) + data)):
         try:
             call(data)
         except MeshError:
@@ -223,6 +230,13 @@ def test_a_frame_over_the_limit_is_refused_on_both_sides() -> None:
 def test_a_timestamp_arrives_as_seconds() -> None:
     """If a peer sends a msgpack timestamp, then it becomes a float, which can go on travelling."""
     assert wire.unpack(msgpack.packb(msgpack.Timestamp(5, 500_000_000))) == 5.5
+
+
+def test_an_extension_in_a_reply_is_refused() -> None:
+    """If a reply holds an extension type, then it is a protocol error; nothing but a header is None."""
+    with pytest.raises(RemoteProtocolError):
+        wire.unpack_reply(bytes(wire.HEADER_BYTES) + msgpack.packb(msgpack.ExtType(5, b"a")))
+    assert wire.unpack_reply(bytes(wire.HEADER_BYTES)) is None
 
 
 @pytest.mark.parametrize(

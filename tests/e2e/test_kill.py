@@ -115,6 +115,15 @@ def test_resolve_with_a_fallback_answers_while_the_partition_is_frozen(client: m
     assert client.routes.resolve(key).source == "state_hit"
 
 
+def test_fallback_of_a_frozen_partition_is_told_on_the_feed(client: mesh.Client) -> None:
+    """If the SDK answers session_unavailable itself, then route.unavailable names the partition."""
+    key = key_of(client, 1)
+    with client.listen("route.unavailable") as feed:
+        kill_partition(client, 1, signal.SIGSTOP)
+        client.routes.resolve(key, fallbacks=[{"external_room_id": "lobby"}])
+        assert next(iter(feed)).data["partition"] == 1
+
+
 def test_killed_router_is_noticed_as_a_delay_at_most(client: mesh.Client) -> None:
     """If the router is killed, then calls go on with the next one, and nothing is lost."""
     keys = [mesh.SessionKey("telegram", "bot", f"room_{i}") for i in range(50)]

@@ -343,3 +343,36 @@ def test_stderr_is_cut_on_a_character() -> None:
     """If stderr is cut by its bytes, then no half character stays."""
     assert cut_stderr("ä" * 10_000) == "ä" * 8_192
     assert cut_stderr("short\n") == "short\n"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return {(1, 2): 3}",
+        "return {'a': [{(1, 2): 3}]}",
+        "return collections.OrderedDict({(1, 2): 3})",
+        "return {'a': msgpack.ExtType(5, b'x')}",
+        "raise mesh.RunError('x', details={(1, 2): 3})",
+    ],
+)
+def test_result_that_nobody_could_read_fails_the_run(tmp_path: Path, body: str) -> None:
+    """If an agent gives what msgpack writes but no reader takes, then its run fails: it would never be
+    stored, nor anything that travels with it."""
+    source = f"import collections, mesh, msgpack\nasync def agent(run):\n    {body}"
+    assert run_source(tmp_path, source).types[-1] == "run_failed"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "{'type': 'token_usage_updated', 'data': {'n': 2**70}}",
+        "{'type': 'token_usage_updated', 'data': {(1, 2): 1}}",
+        "{'type': 'tool_call_started', 'metadata': {(1, 2): 1}}",
+        "{'type': 'tool_call_started', 'correlation_id': {(1, 2): 1}}",
+    ],
+)
+def test_event_that_nobody_could_read_fails_the_run(tmp_path: Path, piece: str) -> None:
+    """If an event cannot travel, then the run fails, and is settled without that event."""
+    result = run_source(tmp_path, f"async def agent(run):\n    yield {piece}")
+    assert result.types[-1] == "run_failed"
+    assert not {"token_usage_updated", "tool_call_started"} & set(result.types)

@@ -178,3 +178,27 @@ def test_reload_takes_the_agents_of_a_changed_config_file(tmp_path: Path) -> Non
     assert changed == {"echo": None, "second": None, "shell": None}
     assert broken.keys() == {*changed, str(file)}
     assert "not valid TOML" in str(broken[str(file)])
+
+
+def test_agents_of_one_file_never_see_it_half_executed(tmp_path: Path) -> None:
+    """If several agents live in one file that loads slowly, then each of them is found in it."""
+    table = python_agent(tmp_path, "import time\ntime.sleep(0.05)\ndef agent(run):\n    pass\n")
+    found = catalogue({"a": table, "b": dict(table), "c": dict(table)})
+    assert [entry["problem"] for entry in found.values()] == [None] * 3
+
+
+def test_agent_that_is_still_loading_is_known_to_be_idempotent(tmp_path: Path) -> None:
+    """If an agent is not loaded yet, then what the config declares counts already."""
+    source = "import time\ntime.sleep(0.05)\ndef agent(run):\n    pass\n"
+    table = python_agent(tmp_path, source, idempotent=True)
+
+    async def early() -> Any:
+        registry = Registry({"a": table}, processes=RunProcesses())
+        registry.start()
+        try:
+            return registry.catalogue()[0]
+        finally:
+            await registry.loaded()
+
+    entry = asyncio.run(early())
+    assert (entry["problem"], entry["idempotent"]) == ("loading", True)
