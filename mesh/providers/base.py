@@ -229,7 +229,7 @@ def _capability(item: Any) -> dict[str, Any]:
 
 
 #: Keys of an agent's table that any provider accepts.
-COMMON_KEYS = ("provider", "capabilities", "idempotent", "isolation", "description")
+COMMON_KEYS = ("provider", "capabilities", "idempotent", "description")
 
 
 def check_keys(table: Mapping[str, Any], known: Sequence[str]) -> None:
