@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+
+from mesh import proc
 
 
 def boot_ms() -> int:
@@ -13,11 +14,8 @@ def boot_ms() -> int:
 
 
 def boot_id() -> str:
-    """Which boot of the machine this is."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return str(int(time.time() - time.monotonic()) // 10)
+    """Which boot of the machine this is; where the system has no name for it, the time of the boot."""
+    return proc.boot_id() or str(int(time.time() - time.monotonic()) // 10)
 
 
 __all__ = ["boot_id", "boot_ms"]

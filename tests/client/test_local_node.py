@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+from conditions import wait_for
 
 from mesh.client.local_node import LocalNode
 from mesh.errors import ConfigError, MeshError
@@ -21,17 +20,8 @@ from mesh.proc import process_table, start_time
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 20.0
-
-
-def until(look: Callable[[], Any], what: str) -> Any:
-    """Look until there is something to see."""
-    end_s = time.monotonic() + WAIT_S
-    while time.monotonic() < end_s:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"waited in vain: {what}")
+#: Wait for a condition, with this file's patience.
+until = partial(wait_for, patience_s=WAIT_S)
 
 
 def family(pid: int) -> list[int]:

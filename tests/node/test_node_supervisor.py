@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conditions import wait_for
 
 from mesh.config import load
 from mesh.launch import Spawned, abandon, document, find_node, launch_env, runtime_dir, stop_node, wait_ready
@@ -23,17 +25,8 @@ pytestmark = pytest.mark.e2e
 SCRIPT = Path(__file__).with_name("supervised.py")
 WAIT_S = 20.0
 SUPERVISION = {"hang_timeout_s": 0.6, "stop_timeout_s": 1.0, "backoff_max_ms": 20}
-
-
-def until(look: Callable[[], Any], what: str) -> Any:
-    """Look until there is something to see."""
-    end_s = time.monotonic() + WAIT_S
-    while time.monotonic() < end_s:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.005)
-    raise AssertionError(f"waited in vain: {what}")
+#: Wait for a condition, with this file's patience.
+until = partial(wait_for, patience_s=WAIT_S)
 
 
 class Node:

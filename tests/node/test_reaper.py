@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conditions import wait_for
 
 from mesh.node import reaper
 from mesh.node.fork import LogFile, cause_of, signal_name
@@ -22,17 +24,8 @@ WAIT_S = 10.0
 MARK = "MESH_TEST_MARK"
 #: A shell that has a child, which has a child; all print their pid and sleep.
 TREE = "echo $$; sh -c 'echo $$; sh -c \"echo \\$\\$; exec sleep 1000\"; :'; :"
-
-
-def until(look: Callable[[], Any], what: str) -> Any:
-    """Look until there is something to see."""
-    end_s = time.monotonic() + WAIT_S
-    while time.monotonic() < end_s:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.005)
-    raise AssertionError(f"waited in vain: {what}")
+#: Wait for a condition, with this file's patience.
+until = partial(wait_for, patience_s=WAIT_S)
 
 
 @pytest.fixture
