@@ -232,12 +232,13 @@ class AsyncLink:
         """Take what is there; True when the socket could send again."""
         protocol = self._protocol
         for _ in range(RECEIVE_MAX):
-            events = dealer.getsockopt(sockets.EVENTS)
-            if not events & sockets.POLLIN:
-                if not events & sockets.POLLOUT:
-                    self._down = True
-                return bool(events & sockets.POLLOUT)
-            _finish(protocol.on_frame(dealer.recv(sockets.NOWAIT), now_s))
+            try:
+                frame = dealer.recv(sockets.NOWAIT)
+            except sockets.Again:  # it has seen every command, so the descriptor will tell of the next
+                back = bool(dealer.getsockopt(sockets.EVENTS) & sockets.POLLOUT)
+                self._down = self._down or not back
+                return back
+            _finish(protocol.on_frame(frame, now_s))
             if protocol.unsent:
                 self._send(now_s)
         if self._loop is not None:

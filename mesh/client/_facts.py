@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from mesh.client._payload import Payload
+import msgspec
+
+from mesh.client._payload import Pair, Payload
 from mesh.core import wire
+from mesh.core.records import RouteRecord
 from mesh.core.wire import Flag
 from mesh.errors import DeadlineExceeded, MeshError, NodeUnreachable, RemoteProtocolError
 
@@ -33,6 +37,35 @@ def body_of(frame: bytes) -> Any:
         RemoteProtocolError: bytes that are not msgpack.
     """
     return wire.unpack_reply(frame)
+
+
+def answers_of(frame: bytes, op: str) -> Sequence[Pair]:
+    """The pairs of a reply. Those of ``op`` route.get and route.get_many hold records already.
+
+    Raises:
+        RemoteProtocolError: bytes that are no array of pairs.
+    """
+    read = _READERS.get(op)
+    if read is not None:
+        try:
+            found: Sequence[Pair] = read(memoryview(frame)[wire.HEADER_BYTES :])
+        except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+            raise RemoteProtocolError(f"not the answer to {op}: {exc}"[:200]) from exc
+        return found
+    pairs = body_of(frame)
+    if type(pairs) is not list or set(map(type, pairs)) != _LISTS or set(map(len, pairs)) != _TWO:
+        raise RemoteProtocolError("not an array of [status, value]")
+    return pairs
+
+
+_LISTS, _TWO = {list}, {2}
+_Error = dict[str, Any]
+_Found = tuple[int, RouteRecord | _Error]
+#: Read straight into records: 1.1 us per route, where reading lists and building records takes 1.5.
+_READERS: dict[str, Callable[[memoryview], Any]] = {
+    "route.get": msgspec.msgpack.Decoder(list[_Found]).decode,
+    "route.get_many": msgspec.msgpack.Decoder(list[tuple[int, list[_Found] | _Error]]).decode,
+}
 
 
 def facts_of(frame: bytes) -> Facts:
@@ -107,4 +140,14 @@ def unreachable(address: str) -> NodeUnreachable:
     )
 
 
-__all__ = ["AGAIN_S", "Facts", "again_s", "body_of", "facts_of", "refusal_of", "too_late", "unreachable"]
+__all__ = [
+    "AGAIN_S",
+    "Facts",
+    "again_s",
+    "answers_of",
+    "body_of",
+    "facts_of",
+    "refusal_of",
+    "too_late",
+    "unreachable",
+]

@@ -7,20 +7,26 @@ Rules of this file:
 2. A payload is packed once and sent as often as needed; only its header is made anew, because the
    remaining time and ``done_below`` change.
 3. One bad value fails its own call, not the calls that happened to travel with it.
+4. Neighbours of one op travel as its ``*_many`` form (GATHERED): less than half the bytes and of the work at
+   both ends. Nobody above sees it: every call gets its own pair again (``spread``).
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from typing import Any
+from itertools import groupby, repeat
+from typing import Any, NamedTuple
 
 from mesh.core import wire
-from mesh.errors import LocalProtocolError, MeshError
+from mesh.errors import LocalProtocolError, MeshError, RemoteProtocolError
 
 Call = tuple[str, Sequence[Any]]
 #: (0, value), (1, error map), (LOCAL_ERROR, MeshError) or STALE.
 Pair = Sequence[Any]
+
+#: For each call that travels, how many calls of the SDK it is (see ``gather``).
+Spans = Sequence[int]
 
 LOCAL_ERROR = 2
 #: The placement map changed under a call that names keys of many slots: place it anew.
@@ -29,11 +35,17 @@ STALE: Pair = (3, None)
 PIECE_CALLS = 256
 #: A payload is closed when it has reached this size; a single call may be larger.
 PAYLOAD_BYTES = 1024 * 1024
+#: Ops whose neighbours travel together, and their form for many: its one argument is the list of their
+#: arguments; of a single argument, where an op has no other, just that.
+GATHERED = {f"route.{name}": f"route.{name}_many" for name in ("get", "set", "resolve")}
 #: What the header's field can say; a longer limit is kept by the client alone.
 REMAINING_S_MAX = 4_000_000.0
 
 _PLACED = frozenset((int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)))
 _PARTITION = int(wire.Flag.PARTITION)
+_TWO = {2}
+#: One call, as it came.
+ONE: Spans = (0,)
 
 
 class Numbering:
@@ -126,6 +138,7 @@ class Payload:
         "identity",
         "kind",
         "number",
+        "op",
         "opened_s",
         "partition",
         "queued",
@@ -135,6 +148,7 @@ class Payload:
         "request_id",
         "sends",
         "slots",
+        "spans",
         "tokens",
     )
 
@@ -150,6 +164,8 @@ class Payload:
         calls: Sequence[Call] = (),
         slots: Sequence[int] = (),
         tokens: Sequence[Any] = (),
+        spans: Spans = (),
+        op: str = "",
     ) -> None:
         self.kind = kind
         self.partition = partition
@@ -160,6 +176,8 @@ class Payload:
         self.calls = calls
         self.slots = slots
         self.tokens = tokens
+        self.spans = spans
+        self.op = op
         self.number = 0
         self.identity: Identity | None = None
         self.boot = 0  #: router's boot id when it was sent last; 0: not known then
@@ -208,21 +226,31 @@ class Payload:
         return self.calls[0][0] + (f" (and {others} calls with it)" if others else "")
 
 
+class Packed(NamedTuple):
+    """The body of calls[first:end], and how the pairs of its answer belong to them."""
+
+    first: int
+    end: int
+    body: bytes
+    spans: Spans
+    op: str  #: of all that travels; empty when they differ
+
+
 def split(
     calls: Sequence[Call], frame_bytes: int
-) -> tuple[list[tuple[int, int, bytes]], list[tuple[int, LocalProtocolError]]]:
-    """Pack calls into bodies: [(first, end, body), ...], and the calls that cannot travel.
+) -> tuple[list[Packed], list[tuple[int, LocalProtocolError]]]:
+    """Pack calls into bodies, and name the calls that cannot travel.
 
     Order is kept. A body holds at most CALLS_PER_PAYLOAD_MAX calls and, unless one call alone is larger,
     about PAYLOAD_BYTES.
     """
-    bodies: list[tuple[int, int, bytes]] = []
+    bodies: list[Packed] = []
     bad: list[tuple[int, LocalProtocolError]] = []
     limit = frame_bytes - wire.HEADER_BYTES
     if len(calls) <= PIECE_CALLS:
         _pack_range(calls, 0, len(calls), limit=limit, bodies=bodies, bad=bad)
         return bodies, bad
-    pieces: list[tuple[int, int, bytes]] = []
+    pieces: list[Packed] = []
     for first in range(0, len(calls), PIECE_CALLS):
         _pack_range(calls, first, min(first + PIECE_CALLS, len(calls)), limit=limit, bodies=pieces, bad=bad)
     return _join(pieces, limit), bad
@@ -234,12 +262,13 @@ def _pack_range(
     end: int,
     *,
     limit: int,
-    bodies: list[tuple[int, int, bytes]],
+    bodies: list[Packed],
     bad: list[tuple[int, LocalProtocolError]],
 ) -> None:
     """Pack calls[first:end], halving where it does not fit or holds something that cannot travel."""
     try:
-        body = wire.pack(calls[first:end])
+        gathered, spans = gather(calls[first:end])
+        body = wire.pack(gathered)
         if len(body) > limit:
             raise LocalProtocolError(
                 f"{len(body)} bytes are over the frame limit of {limit + wire.HEADER_BYTES}: split the call",
@@ -253,33 +282,96 @@ def _pack_range(
         _pack_range(calls, first, middle, limit=limit, bodies=bodies, bad=bad)
         _pack_range(calls, middle, end, limit=limit, bodies=bodies, bad=bad)
         return
-    bodies.append((first, end, body))
+    op = gathered[0][0]
+    same = len(gathered) == 1 or all(other == op for other, _ in gathered)
+    bodies.append(Packed(first, end, body, spans, op if same else ""))
 
 
-def _join(pieces: list[tuple[int, int, bytes]], limit: int) -> list[tuple[int, int, bytes]]:
+def gather(calls: Sequence[Call]) -> tuple[Sequence[Call], Spans]:
+    """The calls as they travel, and for each of those how many of ``calls`` it is: 0 is one, as it came."""
+    if len(calls) == 1:
+        return calls, ONE
+    ops = [op for op, _ in calls]
+    if ops.count(ops[0]) == len(ops):
+        runs = [calls]
+    else:
+        runs = [list(run) for _, run in groupby(calls, key=_first)]
+    travel: list[Call] = []
+    spans: list[int] = []
+    for run in runs:
+        op = run[0][0]
+        many = GATHERED.get(op) if len(run) > 1 else None
+        if many == "route.get_many":
+            items: list[Any] = [key for _, (key,) in run]
+        elif many == "route.set_many":
+            items = [args for _, args in run]
+        elif many is not None and max(len(args) for _, args in run) == 1:  # fallbacks are each caller's own
+            items = [key for _, (key,) in run]
+        else:
+            travel += run
+            spans += repeat(0, len(run))
+            continue
+        travel.append((many, (items,)))
+        spans.append(len(run))
+    return travel, spans
+
+
+def _first(call: Call) -> str:
+    return call[0]
+
+
+def spread(pairs: Sequence[Pair], spans: Spans) -> Sequence[Pair]:
+    """Give each call of ``gather`` its own pair.
+
+    Raises:
+        RemoteProtocolError: these are not the answers to those calls.
+    """
+    if len(spans) == 1 and spans[0] and pairs[0][0] == 0:
+        found: Sequence[Pair] = _members(pairs[0][1], spans[0])
+        return found
+    every: list[Pair] = []
+    for pair, span in zip(pairs, spans, strict=True):
+        if not span:
+            every.append(pair)
+        elif pair[0]:
+            every += repeat(pair, span)
+        else:
+            every += _members(pair[1], span)
+    return every
+
+
+def _members(value: Any, count: int) -> Any:
+    if type(value) is not list or len(value) != count or set(map(len, value)) != _TWO:
+        raise RemoteProtocolError(f"not the answers to {count} calls")
+    return value
+
+
+def _join(pieces: list[Packed], limit: int) -> list[Packed]:
     """Join neighbouring packed arrays into larger ones, within the bounds of a payload."""
-    joined: list[tuple[int, int, bytes]] = []
-    group: list[tuple[int, int, bytes]] = []
+    joined: list[Packed] = []
+    group: list[Packed] = []
     size = 0
 
     def close() -> None:
         if len(group) == 1:
             joined.append(group[0])
         elif group:
-            first, end = group[0][0], group[-1][1]
-            parts = [body[_header_bytes(stop - start) :] for start, stop, body in group]
-            joined.append((first, end, wire.array_header(end - first) + b"".join(parts)))
+            spans = [span for piece in group for span in piece.spans]
+            parts = [piece.body[_header_bytes(len(piece.spans)) :] for piece in group]
+            body = wire.array_header(len(spans)) + b"".join(parts)
+            op = group[0].op if all(piece.op == group[0].op for piece in group) else ""
+            joined.append(Packed(group[0].first, group[-1].end, body, spans, op))
         group.clear()
 
     for piece in pieces:
-        count = piece[1] - group[0][0] if group else 0
-        torn = bool(group) and group[-1][1] != piece[0]
-        grown = size + len(piece[2])
+        count = piece.end - group[0].first if group else 0
+        torn = bool(group) and group[-1].end != piece.first
+        grown = size + len(piece.body)
         if torn or count > wire.CALLS_PER_PAYLOAD_MAX or grown > PAYLOAD_BYTES or grown + 8 > limit:
             close()
             size = 0
         group.append(piece)
-        size += len(piece[2])
+        size += len(piece.body)
     close()
     return joined
 
@@ -302,8 +394,12 @@ __all__ = [
     "Call",
     "Identity",
     "Numbering",
+    "Packed",
     "Pair",
     "Payload",
+    "Spans",
     "error_pair",
+    "gather",
     "split",
+    "spread",
 ]

@@ -201,7 +201,9 @@ _SOURCE: dict[str, Source] = {s.value: s for s in Source}
 
 
 def route_record(value: Any) -> RouteRecord:
-    """Read the answer of ``route.get``."""
+    """Read the answer of ``route.get``; one that came alone, or among its like, is a record already."""
+    if type(value) is RouteRecord:
+        return value
     route, age_ms, ttl_left_ms, provenance = value
     return RouteRecord(route, age_ms, ttl_left_ms, PROVENANCES[provenance])
 

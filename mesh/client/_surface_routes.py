@@ -13,7 +13,6 @@ from mesh.client._surface import (
     EVERY_S,
     FACTS,
     PAGE_MAX,
-    PROVENANCES,
     REPLACE,
     Ask,
     NeedFacts,
@@ -27,10 +26,11 @@ from mesh.client._surface import (
     place_route,
     resolution,
     route_entry,
+    route_record,
     valid_fallbacks,
     value_of,
 )
-from mesh.core.records import Page, PruneResult, Resolution, RouteRecord, Source
+from mesh.core.records import Page, PruneResult, Resolution, Source
 from mesh.errors import InvalidArgument, LocalProtocolError, MeshError, RemoteProtocolError, Unavailable
 
 #: Keys of one request of the ``*_many`` methods.
@@ -221,13 +221,8 @@ def _store_nothing(results: list[Any], places: list[int], pairs: list[Any]) -> N
 
 
 def _store_records(results: list[Any], places: list[int], pairs: list[Any]) -> None:
-    record, provenances = RouteRecord, PROVENANCES  # route_record, without a call per key: 0.06 us of 0.24
     for place, (status, value) in zip(places, pairs, strict=True):
-        if status:
-            results[place] = failure(value)
-        else:
-            route, age_ms, ttl_left_ms, provenance = value
-            results[place] = record(route, age_ms, ttl_left_ms, provenances[provenance])
+        results[place] = failure(value) if status else route_record(value)
 
 
 def set_many(pairs: Iterable[Any], timeout_s: float | None) -> Plan:

@@ -132,7 +132,7 @@ class Partition:
             "route.prune": routes.prune,
         }
         self.writes = {**ops.writes, "partition.backup": self._backup}
-        routes.check_owner = self._check_owner
+        routes.check_owner, routes.on_bug = self._check_owner, self.bug
         ops.owns = self.owns_session
 
     # --- reads ---

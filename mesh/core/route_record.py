@@ -15,8 +15,9 @@ So no read decodes a route: a reply is cut out of these bytes. All integers are 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import msgspec
 
 from mesh.core.wire import DEPTH_MAX, check_depth, pack, unpack
 from mesh.errors import InvalidArgument, MeshError, StoreError
@@ -33,8 +34,13 @@ ROUTE_DEPTH_MAX = DEPTH_MAX - 8
 
 ROOM = "external_room_id"
 _ROOM_PACKED = pack(ROOM)
-_CONTAINERS = frozenset((dict, list))
+_ROOM_FIRST = 1 + len(_ROOM_PACKED)
+_SCALARS = frozenset((str, int, float, bool, bytes, type(None)))
+#: What was decoded holds nothing that msgspec would encode otherwise than ``pack``; it takes half the time.
+_encode = msgspec.msgpack.Encoder().encode
 _AGES = struct.Struct(">BIBI")
+#: What follows the route in the answer of a ``get``: two ages and the provenance, which has 8 bytes packed.
+TAIL = struct.Struct(">BIBI8s")
 _LONG_AGES = struct.Struct(">BQBQ")
 
 
@@ -52,8 +58,8 @@ class Record(NamedTuple):
     route: dict[str, Any]
 
 
-def encode_route(route: Any, bytes_max: int, packer: Callable[[Any], bytes] = pack) -> Body:
-    """Check a route and encode it.
+def encode_route(route: Any, bytes_max: int) -> Body:
+    """Check a decoded route and encode it.
 
     Raises:
         InvalidArgument: ``invalid_route``; the message says what is wrong.
@@ -65,20 +71,18 @@ def encode_route(route: Any, bytes_max: int, packer: Callable[[Any], bytes] = pa
         raise _invalid(f"{ROOM} is required and must not be nil")
     try:
         "".join(route)  # the cheapest way to see that every key is a text
-        for value in route.values():
-            if value.__class__ in _CONTAINERS:
-                check_depth(route, ROUTE_DEPTH_MAX)
-                break
-        packed = packer(route)
-        room_packed = packer(room)
+        if not _SCALARS.issuperset(map(type, route.values())):
+            check_depth(route, ROUTE_DEPTH_MAX)
+        packed = _encode(route)
+        size = len(_encode(room))
     except (TypeError, ValueError, OverflowError, MeshError) as exc:
         raise _invalid(getattr(exc, "message", "") or str(exc)) from exc
     if len(packed) > bytes_max:
         raise _invalid(f"{len(packed)} bytes encoded; the limit is {bytes_max}")
     if packed.startswith(_ROOM_PACKED, 1):
-        return packed, 1 + len(_ROOM_PACKED), len(room_packed)
+        return packed, _ROOM_FIRST, size
     # An earlier place that looks the same holds the same bytes, so it serves as well.
-    return packed, packed.index(_ROOM_PACKED + room_packed) + len(_ROOM_PACKED), len(room_packed)
+    return packed, packed.index(_ROOM_PACKED + _encode(room)) + len(_ROOM_PACKED), size
 
 
 def encode_record(updated_ms: int, expires_ms: int, flags: int, slot: int, body: Body) -> bytes:
@@ -159,7 +163,7 @@ def _invalid(reason: str) -> InvalidArgument:
 
 
 __all__ = [
-    "GUESSED", "HEADER", "HEADER_BYTES", "PROVENANCES", "ROOM", "ROUTE_DEPTH_MAX", "SLOT", "TIMES",
+    "GUESSED", "HEADER", "HEADER_BYTES", "PROVENANCES", "ROOM", "ROUTE_DEPTH_MAX", "SLOT", "TAIL", "TIMES",
     "TTL_MS_MAX", "Body", "Record", "check_ttl", "decode_record", "encode_ages", "encode_record",
     "encode_route", "first_fallback", "header_of", "rebase",
 ]

@@ -25,11 +25,12 @@ HWM_FRAMES = 10_000
 HWM_MAX = 1_000_000
 #: The feed's pipe to one listener. A slow one loses messages here and fetches them by cursor.
 FEED_HWM_FRAMES = 50_000
-NOWAIT = zmq.NOBLOCK
-MORE = zmq.SNDMORE | zmq.NOBLOCK
-POLLIN = zmq.POLLIN
-POLLOUT = zmq.POLLOUT
-EVENTS = zmq.EVENTS
+#: Plain numbers: an operation on pyzmq's enumerations takes microseconds, and every frame needs some.
+NOWAIT = int(zmq.NOBLOCK)
+MORE = int(zmq.SNDMORE) | NOWAIT
+POLLIN = int(zmq.POLLIN)
+POLLOUT = int(zmq.POLLOUT)
+EVENTS = int(zmq.EVENTS)
 #: What a full or vanished peer raises on a DONTWAIT send, and an empty socket on a DONTWAIT recv.
 Again = zmq.Again
 Unroutable = zmq.ZMQError

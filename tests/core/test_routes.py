@@ -268,7 +268,6 @@ def _nested(depth: int) -> Any:
         {"external_room_id": "x", "big": "y" * 4096},
         {"external_room_id": "\ud800"},
         {"external_room_id": "x", "n": 2**70},
-        {"external_room_id": "x", "set": {1}},
         {"external_room_id": "x", "deep": _nested(ROUTE_DEPTH_MAX)},
         {"external_room_id": _nested(900)},
     ],

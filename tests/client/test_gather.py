@@ -1,0 +1,137 @@
+"""Neighbours of one op travel together, and every call still gets its own answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.client._facts import answers_of
+from mesh.client._payload import GATHERED, ONE, gather, split, spread
+from mesh.core import wire
+from mesh.core.records import Provenance, RouteRecord
+from mesh.errors import RemoteProtocolError
+
+FALLBACK = {"external_room_id": "f"}
+
+
+def _calls(n: int) -> Any:
+    return st.sampled_from(
+        [
+            ("route.get", (f"a:b:{n}",)),
+            ("route.set", (f"a:b:{n}", {"external_room_id": "x"})),
+            ("route.set", (f"a:b:{n}", {"external_room_id": "x"}, 5)),
+            ("route.resolve", (f"a:b:{n}",)),
+            ("route.resolve", (f"a:b:{n}", [FALLBACK])),
+            ("route.delete", (f"a:b:{n}",)),
+            ("route.get_many", ([f"a:b:{n}", "a:b:c"],)),
+        ]
+    )
+
+
+CALLS = st.integers(1, 600).flatmap(lambda size: st.tuples(*(_calls(n) for n in range(size)))).map(list)
+
+
+def node(body: bytes) -> list[Any]:
+    """What a node answers: each single call with its op and arguments, each list with such pairs."""
+    singles = {many: single for single, many in GATHERED.items()}
+    answers: list[Any] = []
+    for op, args in wire.decode_calls(body):
+        if op not in singles:
+            answers.append([0, [op, *args]])
+        elif op == "route.set_many":
+            answers.append([0, [[0, ["route.set", *item]] for item in args[0]]])
+        else:
+            answers.append([0, [[0, [singles[op], key, *args[1:]]] for key in args[0]]])
+    return answers
+
+
+def expected(call: Any) -> list[Any]:
+    op, args = call
+    if op == "route.get_many":  # a caller's own list stays one call with one answer
+        return [0, [[0, ["route.get", key]] for key in args[0]]]
+    return [0, [op, *args]]
+
+
+@given(CALLS)
+def test_each_call_gets_its_own_answer_in_order(calls: list[Any]) -> None:
+    """If any calls travel together, then each gets the answer to itself, in order."""
+    bodies, bad = split(calls, wire.FRAME_BYTES_MAX)
+    assert not bad
+    found = [pair for packed in bodies for pair in spread(node(packed.body), packed.spans)]
+    assert found == [expected(call) for call in calls]
+
+
+def test_gets_of_one_turn_travel_as_one_call() -> None:
+    """If all calls are gets, then they travel as one get_many."""
+    calls = [("route.get", (f"a:b:{n}",)) for n in range(5)]
+    assert gather(calls) == ([("route.get_many", ([f"a:b:{n}" for n in range(5)],))], [5])
+
+
+def test_single_call_travels_as_it_is() -> None:
+    """If there is one call, then nothing is gathered."""
+    call = ("route.get", ("a:b:c",))
+    assert gather([call]) == ([call], ONE)
+
+
+def test_resolve_with_fallbacks_keeps_its_own_fallbacks() -> None:
+    """If resolves bring fallbacks, then they are not mixed with each other."""
+    calls = [("route.resolve", ("a:b:1", [FALLBACK])), ("route.resolve", ("a:b:2",))]
+    assert gather(calls) == (calls, [0, 0])
+
+
+def test_refused_list_refuses_each_of_its_calls() -> None:
+    """If the gathered call fails as a whole, then each of its calls has that error, and no other."""
+    error = {"code": "limit_exceeded", "message": "m", "details": {}}
+    assert spread([[1, error], [0, 7]], [3, 0]) == [[1, error]] * 3 + [[0, 7]]
+
+
+@pytest.mark.parametrize("value", [None, [], [[0, 1]], [[0, 1], [0, 2], [0, 3]], [[0, 1], [0]], "ab"])
+def test_answer_of_another_length_is_a_protocol_error(value: Any) -> None:
+    """If a list does not answer each of its calls, then nobody gets another one's answer."""
+    with pytest.raises(RemoteProtocolError):
+        spread([[0, value]], [2])
+
+
+def _frame(value: Any) -> bytes:
+    return bytes(wire.HEADER_BYTES) + wire.pack(value)
+
+
+def test_answer_of_get_many_is_read_into_records() -> None:
+    """If routes come, then they are records already, and errors stand beside them as maps."""
+    route = {"external_room_id": "x", "n": [1, {"a": None}], "raw": b"\x00"}
+    error = {"code": "not_found", "message": "m", "details": {}}
+    frame = _frame([[0, [[0, [route, 5, 7, "guessed"]], [1, error]]]])
+    assert answers_of(frame, "route.get_many") == [
+        (0, [(0, RouteRecord(route, 5, 7, Provenance.GUESSED)), (1, error)])
+    ]
+
+
+@pytest.mark.parametrize("op", ["route.get", "route.get_many", "session.get"])
+@pytest.mark.parametrize(
+    "value",
+    [None, 7, "x", {"a": 1}, [7], [[0]], [[0, 1, 2]], [[0, [[7]]]], [["x", []]], [[0, [[0, [{}, 1]]]]]],
+)
+def test_answer_of_a_wrong_shape_is_a_protocol_error(op: str, value: Any) -> None:
+    """If an answer has another shape, then it is refused or, where any value may stand, kept as it is."""
+    try:
+        found = answers_of(_frame(value), op)
+    except RemoteProtocolError:
+        return
+    assert op == "session.get" and all(len(pair) == 2 for pair in found)
+
+
+def test_answer_cut_anywhere_is_a_protocol_error() -> None:
+    """If an answer is cut at any byte, then it is refused."""
+    whole = _frame([[0, [[0, [{"external_room_id": "x"}, 5, 7, "learned"]]]]])
+    for end in range(wire.HEADER_BYTES, len(whole)):
+        with pytest.raises(RemoteProtocolError):
+            answers_of(whole[:end], "route.get_many")
+
+
+def test_record_made_from_its_map_is_the_same() -> None:
+    """If a record goes through its map form, then it comes back equal."""
+    record = RouteRecord({"external_room_id": "x"}, 5, 7, Provenance.GUESSED)
+    assert RouteRecord.from_map(record.to_map()) == record
