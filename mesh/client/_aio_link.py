@@ -232,12 +232,12 @@ class AsyncLink:
         """Take what is there; True when the socket could send again."""
         protocol = self._protocol
         for _ in range(RECEIVE_MAX):
-            try:
-                frame = dealer.recv(sockets.NOWAIT)
-            except sockets.Again:  # it has seen every command, so the descriptor will tell of the next
-                back = bool(dealer.getsockopt(sockets.EVENTS) & sockets.POLLOUT)
+            events = dealer.getsockopt(sockets.EVENTS)
+            if not events & sockets.POLLIN:
+                back = bool(events & sockets.POLLOUT)
                 self._down = self._down or not back
                 return back
+            frame = dealer.recv(sockets.NOWAIT)
             _finish(protocol.on_frame(frame, now_s))
             if protocol.unsent:
                 self._send(now_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -138,16 +137,21 @@ class _Many:
 
     def add_keys(self, keys: Iterable[Any]) -> None:
         """Keys that travel as their text."""
-        slots, items = self.slots, self.items
         keys = list(keys)
-        for key, known in zip(keys, known_places(keys), strict=True):
+        known = known_places(keys)
+        if None not in known and keys:
+            texts, slots = zip(*known, strict=True)
+            self.items += texts
+            self.slots += slots
+            return
+        for key, place in zip(keys, known, strict=True):
             try:
-                text, slot = known or place_route(key)
+                text, slot = place or place_route(key)
             except MeshError as error:
-                self.errors[len(slots)] = error
-                text, slot = "", 0
-            slots.append(slot)
-            items.append(text)
+                self.add_error(error)
+                continue
+            self.slots.append(slot)
+            self.items.append(text)
 
     def add_error(self, error: MeshError) -> None:
         """The next item is wrong: it is answered here."""
@@ -160,7 +164,7 @@ class _Many:
         self.results = [None] * len(self.slots)
         for place, error in self.errors.items():
             self.results[place] = error
-        places: Iterable[int] = range(len(self.slots))
+        places: Sequence[int] = range(len(self.slots))
         if self.errors:
             places = [p for p in places if p not in self.errors]
         for _ in range(PLACE_ATTEMPTS):
@@ -180,16 +184,16 @@ class _Many:
         self._fail(places, Unavailable("the placement map keeps changing; try again"))
         return self.results
 
-    def _grouped(self, places: Iterable[int], slot_map: bytes) -> list[_Group]:
+    def _grouped(self, places: Sequence[int], slot_map: bytes) -> list[_Group]:
         slots, items = self.slots, self.items
-        homes: defaultdict[int, list[int]] = defaultdict(list)
-        for place in places:
-            homes[slot_map[slots[place]]].append(place)
-        return [
-            _Group(partition, part, [items[place] for place in part])
-            for partition, whole in homes.items()
-            for part in (whole[first : first + MANY_MAX] for first in range(0, len(whole), MANY_MAX))
-        ]
+        homes = [slot_map[slots[place]] for place in places]
+        groups = []
+        for partition in sorted(set(homes)):
+            whole = [place for place, home in zip(places, homes, strict=True) if home == partition]
+            for first in range(0, len(whole), MANY_MAX):
+                part = whole[first : first + MANY_MAX]
+                groups.append(_Group(partition, part, [items[place] for place in part]))
+        return groups
 
     def _take(self, groups: list[_Group], answers: Sequence[Any], anew: list[int]) -> list[_Group]:
         """Store the answers; returns the groups that have to be asked again in halves."""
@@ -221,8 +225,10 @@ def _store_nothing(results: list[Any], places: list[int], pairs: list[Any]) -> N
 
 
 def _store_records(results: list[Any], places: list[int], pairs: list[Any]) -> None:
+    if pairs and type(pairs[0]) is list:  # they travelled with calls of other ops, and were read as they are
+        pairs = [(status, value if status else route_record(value)) for status, value in pairs]
     for place, (status, value) in zip(places, pairs, strict=True):
-        results[place] = failure(value) if status else route_record(value)
+        results[place] = failure(value) if status else value
 
 
 def set_many(pairs: Iterable[Any], timeout_s: float | None) -> Plan:
