@@ -20,6 +20,9 @@ LOCK_WAIT_MS = 5_000
 def open_file(path: Path) -> apsw.Connection:
     """Open with every pragma; the lock is taken by the first write."""
     db = apsw.Connection(str(path))
+    if db.readonly("main"):
+        db.close()
+        raise StoreError("the file is read-only", code="storage_write_failed")
     db.set_busy_timeout(LOCK_WAIT_MS)
     for pragma in (
         "locking_mode = EXCLUSIVE", "journal_mode = WAL", "wal_autocheckpoint = 0", "synchronous = FULL",
@@ -43,11 +46,16 @@ def guard(work: Callable[[], T], what: str, undo: Callable[[], None] | None = No
             undo()
         damaged = isinstance(exc, apsw.CorruptError | apsw.NotADBError | msgspec.MsgspecError)
         code = "storage_read_failed" if damaged else "store_unavailable"
-        raise StoreError(f"cannot {what}: {exc}", code=code, details={"reason": type(exc).__name__}) from exc
+        details = {"reason": type(exc).__name__}
+        raise StoreError(f"cannot {what}: {_why(exc)}", code=code, details=details) from exc
     except Exception:
         if undo is not None:
             undo()
         raise
+
+
+def _why(exc: Exception) -> str:
+    return "the disk is full" if isinstance(exc, apsw.FullError) else str(exc)
 
 
 __all__ = ["LOCK_WAIT_MS", "checksum", "guard", "open_file"]

@@ -42,6 +42,7 @@ class NodeDb:
             self._db = apsw.Connection(str(path))
             self._db.set_busy_timeout(BUSY_TIMEOUT_MS)
             self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA journal_mode = PERSIST").fetchall()  # see _take_room
             self._migrate()
         except apsw.Error as exc:
             raise self._refused(exc) from exc
@@ -97,6 +98,14 @@ class NodeDb:
         with self._db:
             self._db.execute(_CREATE)
             self._db.pragma("user_version", SCHEMA)
+        if found == 0:
+            self._take_room()
+
+    def _take_room(self) -> None:
+        """Let file and journal reach the size that they ever need: a node can start on a full disk."""
+        for _ in range(3):
+            self._write("UPDATE node SET map = ?, pending = ?", bytes(SLOT_COUNT), bytes(4 * SLOT_COUNT))
+        self._write("UPDATE node SET map = NULL, pending = NULL")
 
     def _one(self, statement: str, *values: Any) -> tuple[Any, ...]:
         try:

@@ -41,6 +41,7 @@ class StoredRows:
         self.path = path
         self._db = db
         self.damaged = 0  #: rows that recovery had to leave out; reading one by its id says why
+        self.damage: str | None = None  #: the last damage that was found
 
     def meta(self, name: str) -> Any:
         """A value of the meta table, None when absent."""

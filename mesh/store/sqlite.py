@@ -51,6 +51,7 @@ class Store(StoredRows):
         self._full = True
         self.epoch = 0
         self.boot = 0
+        self.leased = False  #: whether ``acquire`` succeeded; nothing is written before
         self._wal_pages = 0
         self._db.set_wal_hook(self._on_wal)
 
@@ -62,7 +63,7 @@ class Store(StoredRows):
     # --- opening ---
 
     def acquire(self, *, boot_id: str, offset_ms: int) -> int:
-        """Take the lease: raise the epoch, in a transaction. Returns the new epoch."""
+        """Take the lease: raise the epoch, in a transaction. Returns the new epoch, or the borrowed one."""
 
         def take() -> int:
             with self._db:
@@ -73,14 +74,24 @@ class Store(StoredRows):
                         f"{self.path.name} has schema {version}, we know {SCHEMA_VERSION}: update mesh",
                         code="migration_required",
                     )
-                self.epoch = (self.meta("epoch") or 0) + 1
+                self.epoch = max((self.meta("epoch") or 0) + 1, self.epoch)
                 self._set_meta(schema=SCHEMA_VERSION, epoch=self.epoch)
                 self._db.execute(
                     "INSERT OR IGNORE INTO boot(boot_id, offset_ms) VALUES (?, ?)", (boot_id, offset_ms))
                 self.boot = self._one("SELECT id FROM boot WHERE boot_id = ?", boot_id)
+            self.leased = True
             return self.epoch
 
         return guard(take, "acquire the lease")
+
+    def borrow(self, starts: int) -> int:
+        """An epoch for serving reads while the lease cannot be written: above all that were stored.
+
+        ``starts`` grows with each start, so that no two incarnations serve under one epoch. The lock on the
+        file keeps others out meanwhile.
+        """
+        self.epoch = int(guard(lambda: self.meta("epoch"), "read the epoch")) + starts
+        return self.epoch
 
     def _set_meta(self, **values: Any) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(values.items()))
@@ -133,6 +144,8 @@ class Store(StoredRows):
 
     def _begin(self) -> None:
         """Begin a transaction of the present owner."""
+        if not self.leased:
+            raise StoreError("the lease could not be taken yet")
         self._db.execute("BEGIN IMMEDIATE")
         if self._one("SELECT value FROM meta WHERE name = 'epoch'") != self.epoch:
             raise StoreError("another incarnation owns this partition now", code="stale_epoch")
@@ -189,8 +202,10 @@ class Store(StoredRows):
             self._db.execute("ROLLBACK")
 
     def probe(self) -> None:
-        """Try a small write; raises while the disk refuses."""
+        """Try a small write, and the checkpoint that is due; raises while the disk refuses."""
         self._fenced(lambda: self._set_meta(probe=int(time.time())), "probe")
+        if self.wal_bytes_estimate() > WAL_BYTES_MAX:
+            self.checkpoint()
 
     # --- housekeeping ---
 
@@ -229,12 +244,13 @@ class Store(StoredRows):
         """
         draft = target.with_name(target.name + ".part")
         draft.unlink(missing_ok=True)
-        other = guard(lambda: apsw.Connection(str(draft)), "open the backup's target")
+        what = f"back up to {target}"
+        other = guard(lambda: apsw.Connection(str(draft)), what)
         try:
-            copy = guard(lambda: other.backup("main", self._db, "main"), "back up")
+            copy = guard(lambda: other.backup("main", self._db, "main"), what)
             with copy:
                 while not copy.done:
-                    guard(lambda: copy.step(pages), "back up")
+                    guard(lambda: copy.step(pages), what)
                     if not copy.done:
                         yield False
             other.close()
