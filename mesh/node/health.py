@@ -12,6 +12,7 @@ Three cases, in order of gravity:
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from mesh.errors import StoreError
@@ -74,6 +75,11 @@ class Health:
                 work()
             except StoreError as error:
                 self.failed(error)
+
+    def unless_damaged(self, work: Callable[[], object]) -> None:
+        """Do upkeep that only reads; damage that it meets is in the status."""
+        with suppress(StoreError):
+            work()
 
     def probe(self) -> bool:
         """Try whether the store takes a write again; True when it just did."""

@@ -119,7 +119,12 @@ class PartitionProcess:
     def recover(self) -> None:
         """Load what is live and active, and settle what a dead node left behind. Routes load later."""
         self._clock()
-        self.recovery.load()
+        try:
+            self.recovery.load()
+        except StoreError as error:
+            if not self.recovery.ready:
+                raise
+            self.health.failed(error)
         if self.degraded is None:
             self._settle_former_life()
 
@@ -214,7 +219,7 @@ class PartitionProcess:
             if deadline_ms <= self.state.mono * 1000:
                 raise DeadlineExceeded("the time limit passed before the partition took the request")
             calls = wire.decode_calls(body)
-            if self.recovery.loading:
+            if self.recovery.partial:
                 self.recovery.refuse_partial(calls)
             if header.kind == READ:
                 self._reply(client, header.request_id, READ, size, self.partition.read(calls))
@@ -363,7 +368,7 @@ class PartitionProcess:
         self.partition.expire_parked()
         self._commit()
         self.outboxes.resend(self.state.mono)
-        guarded(lambda: self.publisher.head(self.reads.head()))
+        self.health.unless_damaged(lambda: self.publisher.head(self.reads.head()))
         self.health.unless_refused(self.upkeep.tick)
         guarded(lambda: self.health.tell(self.publisher.tell))
 
