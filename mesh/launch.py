@@ -104,8 +104,12 @@ def spawn_node(config: NodeConfig, data_dir: Path, *, by_name: bool, detach: boo
     """
     log = data_dir / "logs" / "supervisor.log"
     _make_folder(log.parent)
-    if log.exists() and log.stat().st_size > config.limits.log_bytes:
-        log.replace(log.with_suffix(".log.1"))
+    try:
+        if log.exists() and log.stat().st_size > config.limits.log_bytes:
+            log.replace(log.with_suffix(".log.1"))
+        log.touch(mode=0o600)
+    except OSError as exc:
+        raise ConfigError(f"node.data_dir: {log}: {exc.strerror}") from exc
     ready_in, ready_out = os.pipe()
     parent_in, parent_out = (None, None) if detach else os.pipe()
     inherited = [fd for fd in (ready_out, parent_in) if fd is not None]

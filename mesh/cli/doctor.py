@@ -29,6 +29,7 @@ FREE_BYTES_MIN = 256 * 1024 * 1024
 FILES_MIN = 1024
 #: A socket path has at most 107 bytes; the longest name below the runtime folder is "/xxxxxxxx/front".
 RUNTIME_PATH_MAX = 107 - len("/xxxxxxxx/front")
+RESTORE = "restore it from a backup (mesh backup --help says how)"
 
 
 class Check(NamedTuple):
@@ -87,6 +88,7 @@ def checks(config_file: str | None) -> Iterator[Check]:
     from mesh.launch import runtime_root
 
     yield data_folder(data_dir(settings))
+    yield _guarded("databases", lambda: databases(data_dir(settings)))
     yield runtime_folder(runtime_root())
     yield _open_files()
     yield _guarded("ports", lambda: _ports(settings))
@@ -120,9 +122,14 @@ def _libzmq() -> Check:
 
 
 def _sqlite() -> Check:
+    from mesh.store.file import page_checksums
     from mesh.store.version import sqlite_version
 
-    return at_least("sqlite", sqlite_version(), SQLITE_MIN, "pip install --upgrade apsw")
+    found = at_least("sqlite", sqlite_version(), SQLITE_MIN, "pip install --upgrade apsw")
+    if found.state == "ok" and not page_checksums():
+        fix = "install apsw's own wheel: pip install --force-reinstall --only-binary apsw apsw"
+        return Check("sqlite", "warn", f"{found.text}, without cksumvfs: pages have no checksums", fix)
+    return found
 
 
 def at_least(name: str, found: str, wanted: tuple[int, ...], fix: str) -> Check:
@@ -145,6 +152,25 @@ def data_folder(folder: Path) -> Check:
     if free < FREE_BYTES_MIN:
         return Check("data folder", "warn", text, "free some space: a full disk makes the node refuse writes")
     return Check("data folder", "ok", text)
+
+
+def databases(folder: Path) -> Check:
+    """The files of a node that is down are sound: every page, every index, the log beside them."""
+    from mesh.launch import find_node, runtime_dir
+    from mesh.store.examine import examine
+
+    files = sorted(folder.glob("*.db"))
+    if find_node(runtime_dir(folder)) is not None:
+        return Check("databases", "ok", "in use by the node that is up: mesh status tells of damage")
+    for file in files:
+        found = examine(file)
+        if found:
+            fix = f"{RESTORE}; or move {file.name}* away and lose what it holds"
+            return Check("databases", "fail", f"{file}: {'; '.join(found[:3])}", fix)
+    kept = [file.name for file in sorted(folder.glob("*.damaged"))]
+    if kept:
+        return Check("databases", "warn", f"commits were lost from {', '.join(kept)}", "delete it when done")
+    return Check("databases", "ok", f"{len(files)} files, each page read")
 
 
 def runtime_folder(folder: Path) -> Check:
@@ -232,4 +258,6 @@ def _round_trip() -> Check:
     return Check("round trip", "ok", f"{taken_us:.0f} us to {whose}")
 
 
-__all__ = ["Check", "at_least", "checks", "data_folder", "doctor", "python_version", "runtime_folder"]
+__all__ = [
+    "Check", "at_least", "checks", "data_folder", "databases", "doctor", "python_version", "runtime_folder",
+]

@@ -120,7 +120,7 @@ def _status_row(name: str, child: dict[str, Any]) -> tuple[Any, ...]:
     epoch = child.get("epoch", child.get("incarnation"))
     return (
         name,
-        child.get("state"),
+        render.state(child),
         child.get("pid"),
         epoch,
         child.get("restarts", 0),

@@ -36,10 +36,9 @@ def partition() -> None:
 
 def row(info: Any) -> tuple[Any, ...]:
     """A partition as a table's row."""
-    state = f"{info.state} (degraded: {info.degraded})" if info.degraded else info.state
     return (
         info.index,
-        state,
+        render.state({"state": info.state, "degraded": info.degraded}),
         info.pid,
         info.epoch,
         info.restarts,

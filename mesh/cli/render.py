@@ -210,6 +210,12 @@ def duration(seconds: float) -> str:
     return "".join(f"{count}{unit}" for count, unit in parts[first : first + 2])
 
 
+def state(child: dict[str, Any]) -> str:
+    """The state of a child: one that serves, but not everything, is degraded, and says why."""
+    why = child.get("degraded") if child.get("state") == "ready" else None
+    return f"degraded: {why}" if why else str(child.get("state"))
+
+
 def cause(death: dict[str, Any] | None) -> str:
     """The cause of a child's last death in a few words."""
     if not death:
@@ -218,6 +224,8 @@ def cause(death: dict[str, Any] | None) -> str:
         how = f"killed by {death['signal']}"
     else:
         how = f"exit {death.get('exit_status')}"
+    if death.get("reason"):
+        return f"{how}: {death['reason']}"
     stderr = death.get("stderr") or ""
     lines = stderr if isinstance(stderr, list) else str(stderr).strip().splitlines()
     return f"{how}: {lines[-1]}" if lines else how
@@ -245,6 +253,7 @@ __all__ = [
     "page_rest",
     "report",
     "say",
+    "state",
     "table",
     "to_json",
 ]

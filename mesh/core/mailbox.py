@@ -10,6 +10,7 @@ Three conversations, none of them visible to a client:
                           progress {done}           still recovering, keeps the start limit away
                           restart {name}            (router) a client asked for it
                           fatal {message, code?, details?}   this node cannot start here
+                          hopeless {message}        this child cannot start before somebody mends something
     supervisor -> child   stop {again}              drain and exit (to be started again?); SIGTERM too
                           roster {children: [...]}  to the router, the whole truth at each change
 

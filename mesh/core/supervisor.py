@@ -12,7 +12,8 @@ Rules of this file:
 3. A death before READY, or within ``settle_s`` of it, doubles the delay before the next start; a child
    that served longer starts again at once.
 4. More than ``intensity`` deaths of one child within ``period_s`` and it is DOWN, until somebody
-   restarts it by hand, which also forgets the old deaths. The others serve on.
+   restarts it by hand, which also forgets the old deaths. The others serve on. A child that says itself
+   that another start cannot help is DOWN at its first death.
 5. Stages start in order and stop in reverse: a stage is told to stop when the one above it is gone.
 """
 
@@ -106,6 +107,7 @@ class _Child:
     spawn_at_s: float | None = None
     stop_until_s: float | None = None
     kill_reason: str | None = None
+    hopeless: str | None = None  #: why another start cannot help
 
 
 class Supervision:
@@ -157,19 +159,26 @@ class Supervision:
         """A child is still recovering, and gets on."""
         self._children[name].heard_s = now_s
 
+    def give_up(self, name: str, why: str) -> None:
+        """A child knows that it cannot start before somebody mends something: its next death is its last."""
+        self._children[name].hopeless = why
+
     def exited(self, name: str, cause: dict[str, Any], now_s: float) -> list[Action]:
         """A child's death is known: decide whether and when it comes back."""
         child = self._children[name]
         served_s = None if child.ready_s is None else now_s - child.ready_s
         by_hand = child.stop_until_s is not None
-        child.cause = {**cause, "reason": child.kill_reason or ("stopped by hand" if by_hand else None)}
-        child.pid = child.epoch = child.ready_s = child.stop_until_s = child.kill_reason = None
+        reason = child.kill_reason or child.hopeless or ("stopped by hand" if by_hand else None)
+        hopeless = child.hopeless is not None
+        child.cause = {**cause, "reason": reason}
+        child.pid = child.epoch = child.ready_s = child.stop_until_s = None
+        child.kill_reason = child.hopeless = None
         if self._stopping:
             return [*self._enter(child, ChildState.STOPPED, again=True), *self._stop_stage(now_s)]
         if not by_hand:
             early = served_s is None or served_s < self._policy.settle_s
             child.early_deaths = child.early_deaths + 1 if early else 0
-            if self._charge(child, now_s):
+            if self._charge(child, now_s) or hopeless:
                 return self._enter(child, ChildState.DOWN)
         return self._respawn(child, self._policy.delay_s(child.early_deaths), now_s)
 

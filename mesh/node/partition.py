@@ -27,11 +27,12 @@ from mesh.node import clock
 from mesh.node.actors import Actors
 from mesh.node.backup import Backups
 from mesh.node.child import Child
+from mesh.node.health import Health, cannot_start
 from mesh.node.outbox import Outboxes
 from mesh.node.parking import Parking
 from mesh.node.publishing import Publisher
 from mesh.node.reads import Reads
-from mesh.node.recovery import Recovery
+from mesh.node.recovery import INCARNATIONS_PER_BOOT, Recovery
 from mesh.node.upkeep import Upkeep
 from mesh.store.sqlite import Store
 
@@ -56,7 +57,9 @@ class PartitionProcess:
         config, limits = child.config, child.config.limits
         self.store = Store(child.data_dir / f"partition-{child.index}.db")
         boot_id, offset_ms = clock.boot_id(), int(time.time() * 1000) - clock.boot_ms()
-        self.epoch = self.store.acquire(boot_id=boot_id, offset_ms=offset_ms)
+        self.health = Health(self.store, self.log, boot_id=boot_id, offset_ms=offset_ms,
+                             starts=child.incarnation % INCARNATIONS_PER_BOOT)
+        self.epoch = self.health.acquire()
         self.state = State(self.store, partition=child.index, epoch=self.epoch, node=config.node.name)
         self.live = Live(self.state, max_live=config.sessions.max_live, queue_max=config.sessions.queue_max)
         self.reads = Reads(
@@ -80,7 +83,6 @@ class PartitionProcess:
                                  boot_id=boot_id, offset_ms=offset_ms)
         self.upkeep = Upkeep(self.store, self.partition, config, child.node_boot)
         self.backups = Backups(self.store, child.index)
-        self.degraded: str | None = None
         self.dropped = 0
         self.lazy_since: float | None = None
         self.stopping: dict[str, Any] | None = None
@@ -107,13 +109,24 @@ class PartitionProcess:
         self.writes: list[tuple[Pending, int]] = []
         self.waits: list[tuple[bytes, wire.Header, int, bytes]] = []
 
+    @property
+    def degraded(self) -> str | None:
+        """Why nothing can be written now."""
+        return self.health.reason
+
     # --- the loop ---
 
     def recover(self) -> None:
         """Load what is live and active, and settle what a dead node left behind. Routes load later."""
         self._clock()
-        self.recovery.load()
-        self._settle_former_life()
+        try:
+            self.recovery.load()
+        except StoreError as error:
+            if not self.recovery.ready:
+                raise
+            self.health.failed(error)
+        if self.degraded is None:
+            self._settle_former_life()
 
     def _settle_former_life(self) -> None:
         self.partition.begin()
@@ -206,7 +219,7 @@ class PartitionProcess:
             if deadline_ms <= self.state.mono * 1000:
                 raise DeadlineExceeded("the time limit passed before the partition took the request")
             calls = wire.decode_calls(body)
-            if self.recovery.loading:
+            if self.recovery.partial:
                 self.recovery.refuse_partial(calls)
             if header.kind == READ:
                 self._reply(client, header.request_id, READ, size, self.partition.read(calls))
@@ -310,12 +323,7 @@ class PartitionProcess:
         self.actors.answers.clear()
         self.partition.effects.clear()
         self.state.end_batch()
-        self._degrade(error)
-
-    def _degrade(self, error: StoreError) -> None:
-        if self.degraded is None:
-            self.log.write("degraded: reads go on, writes are refused", why=error.message)
-        self.degraded = error.message
+        self.health.failed(error)
 
     def _reply(self, client: bytes, request_id: int, kind: int, size: int, body: bytes) -> None:
         self._send(client + self._header(request_id, kind, size, 0) + body)
@@ -360,18 +368,14 @@ class PartitionProcess:
         self.partition.expire_parked()
         self._commit()
         self.outboxes.resend(self.state.mono)
-        guarded(lambda: self.publisher.head(self.reads.head()))
-        self._unless_refused(self.upkeep.tick)
+        self.health.unless_damaged(lambda: self.publisher.head(self.reads.head()))
+        self.health.unless_refused(self.upkeep.tick)
+        guarded(lambda: self.health.tell(self.publisher.tell))
 
     def _probe(self) -> None:
         """Try whether the store takes a write again; then catch up."""
-        try:
-            self.store.probe()
-        except StoreError as error:
-            self.degraded = error.message
+        if not self.health.probe():
             return
-        self.degraded = None
-        self.log.write("the store can be written again")
         if not self.recovery.settled:
             self._settle_former_life()
             self.partition.begin()
@@ -388,14 +392,7 @@ class PartitionProcess:
             self.partition.begin()
             self.backups.step()
             self._commit()
-        self._unless_refused(self.upkeep.step)
-
-    def _unless_refused(self, work: Any) -> None:
-        if self.degraded is None:
-            try:
-                work()
-            except StoreError as error:
-                self._degrade(error)
+        self.health.unless_refused(self.upkeep.step)
 
     def _ready(self) -> None:
         message = ["ready", mailbox.PARTITION.decode(), self.index, self.epoch, os.getpid(), self._last_stats]
@@ -417,7 +414,7 @@ class PartitionProcess:
             "parked": len(self.partition.parked),
             "pos": state.pos,
             "lseq": state.lseq,
-            "degraded": self.degraded,
+            "degraded": self.health.state,
             "dropped": self.dropped,
             "damaged": self.store.damaged,
             "loading": self.recovery.loading,
@@ -433,7 +430,7 @@ class PartitionProcess:
             self.live.take_down(self.state.session(session_id), StopReason.SHUTDOWN)
         self._commit()
         self._send(wire.ROUTER_ID + wire.pack(["bye"]))
-        self._unless_refused(lambda: self.store.save_counters(self.state, self.child.node_boot))
+        self.health.unless_refused(lambda: self.store.save_counters(self.state, self.child.node_boot))
         self.store.close()
         time.sleep(0.02)  # let ZeroMQ's thread put the last messages on the wire; LINGER is 0
 
@@ -441,8 +438,11 @@ class PartitionProcess:
 def main(child: Child) -> None:
     """Run a partition until it is told to stop."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the control pipe says stop, in the supervisor's order
-    process = PartitionProcess(child)
-    process.recover()
+    try:
+        process = PartitionProcess(child)
+        process.recover()
+    except StoreError as error:
+        raise SystemExit(cannot_start(child, error)) from error
     process.serve()
 
 

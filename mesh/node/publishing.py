@@ -74,6 +74,13 @@ class Publisher:
         if self.topics:
             self._send(b"node.head", wire.pack({"ts": self.state.now, **counters}))
 
+    def tell(self, what: str, **fields: Any) -> None:
+        """Publish news of this partition itself on ``node.``."""
+        if self.topics:
+            state = self.state
+            stamp = {"ts": state.now, "epoch": state.epoch, "node": state.node, "partition": state.partition}
+            self._send(f"node.{what}".encode(), wire.pack({**stamp, "index": state.partition, **fields}))
+
     def echo(self, token: str) -> None:
         """Show a new listener that its subscriptions reached this partition."""
         self.take_subscriptions()

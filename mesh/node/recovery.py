@@ -35,20 +35,33 @@ class Recovery:
         self.node_boot = node_boot
         self.boot_id = boot_id
         self.offset_ms = offset_ms
+        self.ready = False  #: the counters were read
         self.settled = False  #: what a former life of the node left behind is settled, durably
         self._after: str | None = ""
+        self._unread: StoreError | None = None  #: why not all routes could be loaded
 
     @property
     def loading(self) -> bool:
         """Whether routes are still to be loaded."""
         return self._after is not None
 
+    @property
+    def partial(self) -> bool:
+        """Whether memory has not all routes: for the moment, or for good."""
+        return self._after is not None or self._unread is not None
+
     def load(self) -> None:
-        """Read the counters, what is live, and what has to be done."""
+        """Read the counters, what is live, and what has to be done.
+
+        Raises:
+            StoreError: something is damaged: without the counters nothing can be served (``ready`` is False),
+                else what was read serves reads.
+        """
         state, counters = self.state, self.store.counters()
         state.pos, state.lseq = counters["pos"], counters["lseq"]
         state.next_session, state.next_run = counters["next_session"], counters["next_run"]
         state.session_count = counters["sessions"]
+        self.ready = True
         self.routes.loading = True
         self.routes.fetch = self._fetch_route
         for session in self.store.live_sessions():
@@ -101,8 +114,11 @@ class Recovery:
 
         Raises:
             Unavailable: nothing of the payload was done.
+            StoreError: nor can it be, since some routes are damaged.
         """
         if any(op in WHOLE_TABLE for op, _ in calls):
+            if self._unread is not None:
+                raise self._unread
             raise Unavailable(f"partition {self.state.partition} is still loading its routes")
 
     def load_routes(self) -> None:
@@ -113,10 +129,11 @@ class Recovery:
             rows = self.store.routes(self._after, ROUTES_PER_LOAD)
         except StoreError as error:
             self.log.write("routes cannot be loaded; each is fetched when it is asked for", why=error.message)
-            self._after = None
+            self._after, self._unread = None, error
             return
         if self.store.damaged > damaged:
             self.log.write("damaged routes were left out", rows=self.store.damaged - damaged)
+            self._unread = StoreError(self.store.damage or "", code="storage_read_failed")
         groups: dict[int, list[tuple[str, bytes]]] = {}
         for key, record, offset_ms, boot_id in rows:
             shift = 0 if boot_id == self.boot_id else offset_ms - self.offset_ms
@@ -125,7 +142,7 @@ class Recovery:
         for shift, group in groups.items():
             self.routes.load(group, shift, now_ms=self.partition.boot_ms)
         self._after = rows[-1][0] if len(rows) == ROUTES_PER_LOAD else None
-        if self._after is None:
+        if not self.partial:
             self.routes.loaded()
 
 

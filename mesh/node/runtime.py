@@ -58,8 +58,9 @@ class DataLock:
                 who = "another node" if holder is None else f"the node with pid {holder.pid}"
                 raise ConfigError(f"{data_dir} is in use by {who}: stop it, or choose another node.data_dir")
             time.sleep(_LOCK_LOOK_S)
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps([os.getpid(), start_time(os.getpid())]).encode(), 0)
+        with suppress(OSError):  # a full disk: the lock is held all the same
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps([os.getpid(), start_time(os.getpid())]).encode(), 0)
 
     def close(self) -> None:
         """Give the folder back."""
@@ -149,10 +150,15 @@ class AddressFiles:
 def write_json(path: Path, value: Any) -> None:
     """Replace a file as a whole, readable by this user alone."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        json.dump(value, file)
-    draft.replace(path)
+    try:
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump(value, file)
+        draft.replace(path)
+    except OSError:
+        with suppress(OSError):
+            draft.unlink()
+        raise
 
 
 def write_processes(data_dir: Path, pids: Mapping[str, int]) -> None:

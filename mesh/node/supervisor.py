@@ -21,7 +21,7 @@ from typing import Any
 from mesh.config import NodeConfig
 from mesh.core.mailbox import ChildState
 from mesh.core.supervisor import Action, Announce, ChildSpec, Kill, RestartPolicy, Spawn, Stop, Supervision
-from mesh.errors import MeshError, from_wire
+from mesh.errors import MeshError, StoreError, from_wire
 from mesh.log import Log
 from mesh.node.child import Child, Control
 from mesh.node.family import Family
@@ -59,10 +59,14 @@ def run(
     try:
         with ExitStack() as stack:
             wake = stack.enter_context(Wakeup())
-            ground = prepare(
-                config, data_dir, by_name=by_name, mains=mains, log=log, stack=stack,
-                stopped=lambda: wake.asked > 0,
-            )
+            try:
+                ground = prepare(
+                    config, data_dir, by_name=by_name, mains=mains, log=log, stack=stack,
+                    stopped=lambda: wake.asked > 0,
+                )
+            except OSError as exc:  # a full or read-only disk
+                where = f"node.data_dir: {exc.filename or data_dir}: {exc.strerror}"
+                raise StoreError(where, code="storage_write_failed") from exc
             node = Supervisor(config, ground, wake, report, log, parent_fd=parent_fd, status=status)
             stack.callback(node.close)
             node.serve()
@@ -110,6 +114,7 @@ class Supervisor:
             selector=self._selector, hear=self._hear, log=log,
         )
         self._spawned = 0
+        self._refused: set[str] = set()  #: files that a disk did not take
         self._endpoints = {"address": "", "feed": ""}
         self._served = False
         self._error: MeshError | None = None
@@ -158,13 +163,15 @@ class Supervisor:
                 self._do(self._core.restart(str(message.get("name")), now_s))
             case "fatal":
                 self._on_fatal(name, message)
+            case "hopeless":
+                self._core.give_up(name, str(message.get("message")))
             case other:
                 self._log.write("unknown message", child=name, t=str(other))
 
     def _on_router_ready(self, message: dict[str, Any]) -> None:
         self._endpoints = {key: str(message.get(key, "")) for key in self._endpoints}
         if self._served:
-            self._ground.addresses.write(self._address())
+            self._write("the address", lambda: self._ground.addresses.write(self._address()))
 
     def _on_fatal(self, name: str, message: dict[str, Any]) -> None:
         """A child knows that trying again cannot help. At the start that ends the node; later, the child."""
@@ -256,8 +263,10 @@ class Supervisor:
         if all(states[name] is ChildState.DOWN for name in names):
             self._fail(self._gave_up("no partition comes up", names[0]))
         elif states[ROUTER] is ChildState.READY:
+            if not self._write("the address", lambda: self._ground.addresses.write(self._address())):
+                self._fail(StoreError(f"MESH_RUNTIME_DIR: cannot write to {self._ground.runtime_dir}"))
+                return
             self._served = True
-            self._ground.addresses.write(self._address())
             self._report.ready(self._address())
             self._status_s = 0.0
             seconds = round(time.monotonic() - self._began_s, 3)
@@ -265,6 +274,8 @@ class Supervisor:
 
     def _gave_up(self, what: str, name: str) -> MeshError:
         cause = next(entry["cause"] for entry in self._core.roster() if entry["name"] == name) or {}
+        if cause.get("reason"):
+            return MeshError(f"{what}: {cause['reason']}", code="internal_error")
         lines = str(cause.get("stderr") or "").splitlines()
         last = lines[-1] if lines else f"ended by {cause.get('signal') or cause.get('exit_status')}"
         return MeshError(f"{what}: {last}", code="internal_error")
@@ -286,8 +297,21 @@ class Supervisor:
         if self._roster_due:
             self._roster_due = not self._family.send(ROUTER, "roster", children=self._core.roster())
         if self._processes_due:
-            self._processes_due = False
-            write_processes(self._ground.data_dir, self._core.pids())
+            pids = self._core.pids()
+            self._processes_due = not self._write(
+                "processes.json", lambda: write_processes(self._ground.data_dir, pids))
+
+    def _write(self, what: str, write: Callable[[], object]) -> bool:
+        """Write a file of ours; a disk that refuses is logged once and ends nobody."""
+        try:
+            write()
+        except OSError as exc:
+            if what not in self._refused:
+                self._log.write("cannot write", what=what, why=str(exc))
+                self._refused.add(what)
+            return False
+        self._refused.discard(what)
+        return True
 
     def _keep_house(self) -> None:
         now_s = time.monotonic()

@@ -1,8 +1,16 @@
-"""One SQLite file: how it is opened, what its errors become, how a damaged row is found."""
+"""One SQLite file: how it is opened, what its errors become, how damage is found.
+
+Each page ends with a checksum that SQLite writes and verifies itself (its ``cksumvfs``, which the wheels of
+apsw bring): a flipped byte anywhere in a file, in a row, an index, a free page or the header, is an error and
+never an answer. It costs nothing that can be measured. A row's own ``sum`` is the second line, where that
+extension is missing.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,12 +23,89 @@ from mesh.errors import StoreError
 T = TypeVar("T")
 #: A frozen former owner may hold the lock until the supervisor has killed it.
 LOCK_WAIT_MS = 5_000
+#: What cksumvfs needs at the end of each page. It stands in the file's header, and so does MARK (SQLite's
+#: ``application_id``): no single flipped byte turns a file with checksums into one without.
+RESERVED_BYTES = 8
+MARK = int.from_bytes(b"MESH")
+_HEADER_BYTES, _RESERVED_AT, _MARK_AT = 100, 20, 68
+DAMAGED = "storage_read_failed"
+
+
+@functools.cache
+def page_checksums() -> bool:
+    """Whether this SQLite can checksum pages; from now on it does, in files that are made for it."""
+    try:
+        from apsw import sqlite_extra
+
+        db = apsw.Connection(":memory:")
+        sqlite_extra.load(db, "cksumvfs")
+        db.close()
+    except (ImportError, apsw.Error, LookupError, OSError, RuntimeError):
+        return False
+    return "cksmvfs" in apsw.vfs_names()
+
+
+def connect(path: Path) -> apsw.Connection:
+    """Open for writing, with checksums on its pages: a new file gets them, an older one is rewritten once.
+
+    Raises:
+        StoreError: the file is read-only, its header is damaged, or it needs checksums that are missing here.
+        apsw.Error: SQLite refuses.
+    """
+    checked = page_checksums()
+    reserved, mark = header(path)
+    if reserved and not checked:
+        raise StoreError(
+            "its pages have checksums, and this apsw comes without cksumvfs: install apsw's own wheel",
+            code="migration_required",
+        )
+    db = apsw.Connection(str(path))
+    try:
+        db.set_busy_timeout(LOCK_WAIT_MS)
+        if db.readonly("main"):
+            raise StoreError("the file is read-only", code="storage_write_failed")
+        if checked and not mark:
+            _add_checksums(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def header(path: Path) -> tuple[int, int]:
+    """(reserved bytes per page, MARK or 0) of a file; both are 0 in a new one and in an older mesh's.
+
+    Raises:
+        StoreError: the header is damaged.
+    """
+    if not path.exists():
+        return 0, 0
+    if path.with_name(f"{path.name}-journal").exists():  # perhaps a rewriting that was cut short
+        with closing(apsw.Connection(str(path))) as db:
+            db.pragma("schema_version")
+    with path.open("rb") as file:
+        head = file.read(_HEADER_BYTES).ljust(_HEADER_BYTES, b"\0")
+    found = head[_RESERVED_AT], int.from_bytes(head[_MARK_AT : _MARK_AT + 4])
+    if found not in ((RESERVED_BYTES, MARK), (RESERVED_BYTES, 0), (0, 0)):
+        raise StoreError("its header is damaged, or it is no database", code=DAMAGED)
+    return found
+
+
+def _add_checksums(db: apsw.Connection) -> None:
+    """Rewrite the file with room in each page. Where a full disk forbids it, the file stays as it is."""
+    db.execute("PRAGMA journal_mode = DELETE").fetchall()
+    db.reserve_bytes(None, RESERVED_BYTES)
+    try:
+        if db.pragma("page_count"):
+            db.execute("VACUUM")
+        db.execute(f"PRAGMA application_id = {MARK}").fetchall()
+    except apsw.FullError:
+        db.reserve_bytes(None, 0)
 
 
 def open_file(path: Path) -> apsw.Connection:
     """Open with every pragma; the lock is taken by the first write."""
-    db = apsw.Connection(str(path))
-    db.set_busy_timeout(LOCK_WAIT_MS)
+    db = connect(path)
     for pragma in (
         "locking_mode = EXCLUSIVE", "journal_mode = WAL", "wal_autocheckpoint = 0", "synchronous = FULL",
         "temp_store = MEMORY", "cache_size = -65536", "journal_size_limit = 67108864",
@@ -41,13 +126,29 @@ def guard(work: Callable[[], T], what: str, undo: Callable[[], None] | None = No
     except (apsw.Error, OSError, msgspec.MsgspecError) as exc:
         if undo is not None:
             undo()
-        damaged = isinstance(exc, apsw.CorruptError | apsw.NotADBError | msgspec.MsgspecError)
-        code = "storage_read_failed" if damaged else "store_unavailable"
-        raise StoreError(f"cannot {what}: {exc}", code=code, details={"reason": type(exc).__name__}) from exc
+        raise refused(f"cannot {what}", exc) from exc
     except Exception:
         if undo is not None:
             undo()
         raise
 
 
-__all__ = ["LOCK_WAIT_MS", "checksum", "guard", "open_file"]
+def refused(what: str, exc: Exception) -> StoreError:
+    """An exception of the database as ours."""
+    first = exc.__context__
+    if isinstance(exc, apsw.SQLError) and isinstance(first, apsw.Error):
+        exc = first  # SQLite had rolled back already; that the rollback found nothing is no news
+    damaged = isinstance(exc, apsw.CorruptError | apsw.NotADBError | msgspec.MsgspecError)
+    why = str(exc)
+    if isinstance(exc, apsw.FullError):
+        why = "the disk is full"
+    elif getattr(exc, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA:
+        damaged, why = True, "a page of the file is damaged (its checksum is wrong)"
+    code = DAMAGED if damaged else "store_unavailable"
+    return StoreError(f"{what}: {why}", code=code, details={"reason": type(exc).__name__})
+
+
+__all__ = [
+    "DAMAGED", "LOCK_WAIT_MS", "checksum", "connect", "guard", "header", "open_file", "page_checksums",
+    "refused",
+]

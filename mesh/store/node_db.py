@@ -14,9 +14,9 @@ import apsw
 
 from mesh.core.slots import SLOT_COUNT, even_map
 from mesh.errors import StoreError
+from mesh.store.file import connect, refused
 
 SCHEMA = 1
-BUSY_TIMEOUT_MS = 5_000
 _CREATE = """
 CREATE TABLE IF NOT EXISTS node (
     one         INTEGER PRIMARY KEY CHECK (one = 1),
@@ -39,10 +39,12 @@ class NodeDb:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._db = apsw.Connection(str(path))
-            self._db.set_busy_timeout(BUSY_TIMEOUT_MS)
+            self._db = connect(path)
             self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA journal_mode = PERSIST").fetchall()  # see _take_room
             self._migrate()
+        except StoreError as exc:
+            raise StoreError(f"{path}: {exc.message}", code=exc.code) from exc
         except apsw.Error as exc:
             raise self._refused(exc) from exc
 
@@ -91,12 +93,20 @@ class NodeDb:
         found = int(self._db.pragma("user_version"))
         if found > SCHEMA:
             raise StoreError(
-                f"{self._path} was written by a newer mesh (schema {found}, we know {SCHEMA}): update mesh",
+                f"written by a newer mesh (schema {found}, we know {SCHEMA}): update mesh",
                 code="migration_required",
             )
         with self._db:
             self._db.execute(_CREATE)
             self._db.pragma("user_version", SCHEMA)
+        if found == 0:
+            self._take_room()
+
+    def _take_room(self) -> None:
+        """Let file and journal reach the size that they ever need: a node can start on a full disk."""
+        for _ in range(3):
+            self._write("UPDATE node SET map = ?, pending = ?", bytes(SLOT_COUNT), bytes(4 * SLOT_COUNT))
+        self._write("UPDATE node SET map = NULL, pending = NULL")
 
     def _one(self, statement: str, *values: Any) -> tuple[Any, ...]:
         try:
@@ -114,7 +124,7 @@ class NodeDb:
             raise self._refused(exc) from exc
 
     def _refused(self, exc: apsw.Error) -> StoreError:
-        return StoreError(f"{self._path}: {exc}")
+        return refused(str(self._path), exc)
 
 
 __all__ = ["NodeDb"]

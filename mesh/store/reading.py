@@ -16,9 +16,11 @@ from mesh.core.receipts import Receipt
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.errors import StoreError
-from mesh.store.file import checksum, guard
+from mesh.store.file import DAMAGED, checksum, guard
 
 T = TypeVar("T")
+#: Different findings that are remembered.
+DAMAGE_MAX = 100
 _EVENT_COLUMNS = "e.pos, e.session, e.seq, e.type, e.run, e.ts, e.fragment, e.sum"
 
 
@@ -41,6 +43,28 @@ class StoredRows:
         self.path = path
         self._db = db
         self.damaged = 0  #: rows that recovery had to leave out; reading one by its id says why
+        self._damage: dict[str, None] = {}
+
+    @property
+    def damage(self) -> str | None:
+        """What was found damaged since the start, in one sentence; None when nothing was."""
+        if not self._damage:
+            return None
+        count = f"{len(self._damage)} times" if len(self._damage) > 1 else "once"
+        return f"{self.path.name} is damaged, found {count}: {next(iter(self._damage))}"
+
+    def note_damage(self, what: str) -> None:
+        """Remember it for the status."""
+        if len(self._damage) < DAMAGE_MAX:
+            self._damage[what] = None
+
+    def _guard(self, work: Callable[[], T], what: str, undo: Callable[[], None] | None = None) -> T:
+        try:
+            return guard(work, what, undo)
+        except StoreError as error:
+            if error.code == DAMAGED:
+                self.note_damage(error.message)
+            raise
 
     def meta(self, name: str) -> Any:
         """A value of the meta table, None when absent."""
@@ -55,7 +79,7 @@ class StoredRows:
 
     def counters(self) -> dict[str, int]:
         """pos, lseq and the next row numbers, as the last commit left them."""
-        return guard(lambda: {
+        return self._guard(lambda: {
             "pos": max(self.meta("pos") or 0, self._one("SELECT max(pos) FROM event") or 0),
             "lseq": max(self.meta("lseq") or 0, self._one("SELECT max(lseq) FROM lifecycle") or 0),
             "next_session": (self._one("SELECT max(n) FROM session") or 0) + 1,
@@ -73,7 +97,7 @@ class StoredRows:
             state = sessions.decode(_checked(row, f"session {session_id}"))
             return self._with_seq(state)
 
-        return guard(read, "read a session")
+        return self._guard(read, "read a session")
 
     def _with_seq(self, state: SessionState) -> SessionState:
         seq = self._one("SELECT max(seq) FROM event WHERE session = ?", state.n) or 0
@@ -86,7 +110,7 @@ class StoredRows:
             row = self._db.execute("SELECT record, sum, n FROM run WHERE id = ?", (run_id,)).fetchone()
             return None if row is None else self._with_progress(row)
 
-        return guard(read, "read a run")
+        return self._guard(read, "read a run")
 
     def _with_progress(self, row: Any) -> RunState:
         state = runs.decode(_checked(row, f"run row {row[2]}"))
@@ -98,13 +122,13 @@ class StoredRows:
 
     def live_sessions(self) -> list[SessionState]:
         """Sessions that were live at the last commit."""
-        rows = guard(lambda: self._db.execute(
+        rows = self._guard(lambda: self._db.execute(
             "SELECT record, sum FROM session WHERE live = 1 ORDER BY n").fetchall(), "read the live sessions")
         return self._sound(rows, lambda row: self._with_seq(sessions.decode(_checked(row, "a session"))))
 
     def active_runs(self) -> list[RunState]:
         """Runs that wait or execute, oldest first."""
-        rows = guard(lambda: self._db.execute(
+        rows = self._guard(lambda: self._db.execute(
             "SELECT record, sum, n FROM run WHERE status BETWEEN 1 AND 3 ORDER BY n").fetchall(),
             "read the active runs")
         return self._sound(rows, self._with_progress)
@@ -114,7 +138,7 @@ class StoredRows:
         found = []
         for row in rows:
             try:
-                found.append(guard(lambda row=row: decode(row), "read a row"))  # type: ignore[misc]
+                found.append(self._guard(lambda row=row: decode(row), "read a row"))  # type: ignore[misc]
             except StoreError:
                 self.damaged += 1
         return found
@@ -134,7 +158,7 @@ class StoredRows:
             rows, more = self._page(sql + " ORDER BY n LIMIT ?", args, limit, bytes_max)
             return [self._with_seq(sessions.decode(_checked(row, "a session"))) for row in rows], more
 
-        return guard(read, "list sessions")
+        return self._guard(read, "list sessions")
 
     def list_runs(
         self, session: int, *, after: int, limit: int, bytes_max: int
@@ -146,7 +170,7 @@ class StoredRows:
             rows, more = self._page(sql, [session, after], limit, bytes_max)
             return [self._with_progress(row) for row in rows], more
 
-        return guard(read, "list runs")
+        return self._guard(read, "list runs")
 
     def _page(self, sql: str, args: list[Any], limit: int, bytes_max: int) -> tuple[list[Any], bool]:
         """Rows whose first column is a record: at most so many, of at most so many bytes, but one."""
@@ -173,7 +197,7 @@ class StoredRows:
         if codes:
             sql += f" AND e.type IN ({','.join('?' * len(codes))})"
         sql += " ORDER BY e.seq LIMIT ?"
-        return guard(
+        return self._guard(
             lambda: self._take_events(sql, (*args, *codes, limit + 1), limit, bytes_max), "read events"
         )
 
@@ -209,36 +233,40 @@ class StoredRows:
                 found.append((row[8], self._stored_event(row)))
             return found
 
-        return guard(read, "read the feed")
+        return self._guard(read, "read the feed")
 
     def feed_lifecycle(self, after: int, limit: int) -> list[tuple[str, bytes]]:
         """(topic, payload) in order of lseq, after one."""
         sql = "SELECT topic, payload FROM lifecycle WHERE lseq > ? ORDER BY lseq LIMIT ?"
-        return guard(lambda: [(row[0], row[1]) for row in self._all(sql, after, limit)], "read the feed")
+        rows = self._guard(lambda: self._all(sql, after, limit), "read the feed")
+        return [(row[0], row[1]) for row in rows]
 
     def lowest_lifecycle(self) -> int:
         """The lowest lseq that is kept (0: none)."""
-        return int(guard(lambda: self._one("SELECT min(lseq) FROM lifecycle") or 0, "read the feed"))
+        return int(self._guard(lambda: self._one("SELECT min(lseq) FROM lifecycle") or 0, "read the feed"))
 
     def receipts(self, client: bytes) -> list[tuple[int, Receipt]]:
         """The stored receipts of a client."""
         sql = "SELECT number, parts, below FROM receipt WHERE client = ? ORDER BY number"
-        return guard(lambda: [
+        return self._guard(lambda: [
             (row[0], Receipt(tuple(wire.unpack(row[1])), row[2])) for row in self._all(sql, client)
         ], "read receipts")
 
     def routes(self, after: str, limit: int) -> list[tuple[str, bytes, int, str]]:
         """(key, record, offset_ms, boot id) in key order, after one; a damaged row has an empty record."""
-        rows = guard(lambda: self._all(
+        rows = self._guard(lambda: self._all(
             "SELECT r.key, r.record, b.offset_ms, b.boot_id, r.sum FROM route r JOIN boot b ON b.id = r.boot"
             " WHERE r.key > ? ORDER BY r.key LIMIT ?", after, limit), "read routes")
         found = [(row[0], row[1] if checksum(row[1]) == row[4] else b"", row[2], row[3]) for row in rows]
-        self.damaged += sum(1 for row in found if not row[1])
+        for row in found:
+            if not row[1]:
+                self.damaged += 1
+                self.note_damage(f"the route of {row[0]} (its checksum is wrong)")
         return found
 
     def route(self, key: str) -> tuple[bytes, int, str] | None:
         """(record, offset_ms, boot id) of one key."""
-        row = guard(lambda: self._db.execute(
+        row = self._guard(lambda: self._db.execute(
             "SELECT r.record, r.sum, b.offset_ms, b.boot_id FROM route r JOIN boot b ON b.id = r.boot"
             " WHERE r.key = ?", (key,)).fetchone(), "read a route")
         return None if row is None else (_checked(row, f"the route of {key}"), row[2], row[3])

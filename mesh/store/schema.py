@@ -1,8 +1,12 @@
-"""The tables of one partition's file. A newer schema than ours is refused; an older one is migrated."""
+"""The tables of one partition's file. A newer schema than ours is refused; an older one is migrated.
+
+1: as below. 2: each page of the file has a checksum; ``store/file.py`` rewrites an older file once.
+"""
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+PLAIN_SCHEMA = 1
 
 #: WITHOUT ROWID where the key is the row; ``event.pos`` is the rowid, so appending is O(1) at the end of the
 #: tree. Small columns beside the encoded record are only those that a query needs.
@@ -37,4 +41,4 @@ CREATE TABLE IF NOT EXISTS receipt (
     PRIMARY KEY (client, number)) WITHOUT ROWID;
 """
 
-__all__ = ["SCHEMA_VERSION", "TABLES"]
+__all__ = ["PLAIN_SCHEMA", "SCHEMA_VERSION", "TABLES"]

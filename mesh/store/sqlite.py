@@ -8,15 +8,18 @@ Facts this obeys (sqlite.org/wal.html, pragma.html):
   commit survives the death of the process, not of the machine). It is switched between transactions.
 - Automatic checkpoints are off: they would stop a batch at a random moment. PASSIVE ones when idle, or when
   the WAL is over WAL_BYTES_MAX.
-- A row's ``sum`` is an xxh3 checksum of its blob: a flipped byte on the disk is an error, not an answer.
+- Each page has a checksum (``store/file.py``), and a row's ``sum`` is an xxh3 checksum of its blob: a
+  flipped byte on the disk is an error, not an answer.
 
 The epoch is checked inside the write transaction, so a zombie writer cannot write.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,10 @@ from mesh.core.session import SessionState
 from mesh.core.slots import route_slot, session_slot
 from mesh.core.state import EventRow, State
 from mesh.errors import StoreError
+from mesh.store import wal
 from mesh.store.file import LOCK_WAIT_MS, checksum, guard, open_file
 from mesh.store.reading import StoredEvent, StoredRows
-from mesh.store.schema import SCHEMA_VERSION, TABLES
+from mesh.store.schema import PLAIN_SCHEMA, SCHEMA_VERSION, TABLES
 
 WAL_BYTES_MAX = 32 * 1024 * 1024
 PAGE_BYTES = 4096
@@ -47,12 +51,31 @@ class Store(StoredRows):
     """
 
     def __init__(self, path: Path) -> None:
+        log = guard(lambda: wal.look(path), f"read the log of {path.name}")
         super().__init__(path, guard(lambda: open_file(path), f"open {path.name}"))
+        self._check_log(log)
         self._full = True
         self.epoch = 0
         self.boot = 0
+        self.leased = False  #: whether ``acquire`` succeeded; nothing is written before
         self._wal_pages = 0
         self._db.set_wal_hook(self._on_wal)
+
+    def _check_log(self, log: wal.Log | None) -> None:
+        """Nothing of the log is overwritten yet: keep it when SQLite could not read all of it."""
+        if log is None:
+            return
+        read = guard(lambda: self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0], "read the log")
+        lost = wal.lost(log, read)
+        if not lost:
+            return
+        file = self.path.with_name(f"{self.path.name}-wal")
+        kept = file.with_name(f"{file.name}.damaged")
+        with suppress(OSError, StoreError):
+            shutil.copyfile(file, kept)
+            self.checkpoint(truncate=True)  # a new log: what is left of this one is not found again
+        count = "its commits are" if lost < 0 else f"{lost} commits behind a damaged place are"
+        self.note_damage(f"{count} lost from {file.name}, which is kept as {kept.name}")
 
     @property
     def connection(self) -> apsw.Connection:
@@ -62,7 +85,7 @@ class Store(StoredRows):
     # --- opening ---
 
     def acquire(self, *, boot_id: str, offset_ms: int) -> int:
-        """Take the lease: raise the epoch, in a transaction. Returns the new epoch."""
+        """Take the lease: raise the epoch, in a transaction. Returns the new epoch, or the borrowed one."""
 
         def take() -> int:
             with self._db:
@@ -73,14 +96,25 @@ class Store(StoredRows):
                         f"{self.path.name} has schema {version}, we know {SCHEMA_VERSION}: update mesh",
                         code="migration_required",
                     )
-                self.epoch = (self.meta("epoch") or 0) + 1
-                self._set_meta(schema=SCHEMA_VERSION, epoch=self.epoch)
+                self.epoch = max((self.meta("epoch") or 0) + 1, self.epoch)
+                schema = SCHEMA_VERSION if self._db.reserve_bytes(None) else PLAIN_SCHEMA
+                self._set_meta(schema=schema, epoch=self.epoch)
                 self._db.execute(
                     "INSERT OR IGNORE INTO boot(boot_id, offset_ms) VALUES (?, ?)", (boot_id, offset_ms))
                 self.boot = self._one("SELECT id FROM boot WHERE boot_id = ?", boot_id)
+            self.leased = True
             return self.epoch
 
-        return guard(take, "acquire the lease")
+        return self._guard(take, "acquire the lease")
+
+    def borrow(self, starts: int) -> int:
+        """An epoch for serving reads while the lease cannot be written: above all that were stored.
+
+        ``starts`` grows with each start, so that no two incarnations serve under one epoch. The lock on the
+        file keeps others out meanwhile.
+        """
+        self.epoch = int(self._guard(lambda: self.meta("epoch"), "read the epoch")) + starts
+        return self.epoch
 
     def _set_meta(self, **values: Any) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(values.items()))
@@ -97,7 +131,9 @@ class Store(StoredRows):
             StoreError: ``stale_epoch`` when another incarnation owns the file now (exit the process), else
                 ``store_unavailable``; nothing was written.
         """
-        guard(lambda: self._commit(state, routes, receipts, settled, power), "commit", undo=self._rollback)
+        self._guard(
+            lambda: self._commit(state, routes, receipts, settled, power), "commit", undo=self._rollback
+        )
 
     def _commit(
         self, state: State, routes: dict[str, bytes | None], receipts: dict[tuple[bytes, int], Receipt],
@@ -133,6 +169,8 @@ class Store(StoredRows):
 
     def _begin(self) -> None:
         """Begin a transaction of the present owner."""
+        if not self.leased:
+            raise StoreError("the lease could not be taken yet")
         self._db.execute("BEGIN IMMEDIATE")
         if self._one("SELECT value FROM meta WHERE name = 'epoch'") != self.epoch:
             raise StoreError("another incarnation owns this partition now", code="stale_epoch")
@@ -148,7 +186,7 @@ class Store(StoredRows):
             write()
             self._end()
 
-        guard(work, what, undo=self._rollback)
+        self._guard(work, what, undo=self._rollback)
 
     def _write_routes(self, routes: dict[str, bytes | None]) -> None:
         boot = self.boot
@@ -189,8 +227,10 @@ class Store(StoredRows):
             self._db.execute("ROLLBACK")
 
     def probe(self) -> None:
-        """Try a small write; raises while the disk refuses."""
+        """Try a small write, and the checkpoint that is due; raises while the disk refuses."""
         self._fenced(lambda: self._set_meta(probe=int(time.time())), "probe")
+        if self.wal_bytes_estimate() > WAL_BYTES_MAX:
+            self.checkpoint()
 
     # --- housekeeping ---
 
@@ -219,7 +259,7 @@ class Store(StoredRows):
     def checkpoint(self, *, truncate: bool = False) -> None:
         """Copy the WAL into the file. Never waits for anybody."""
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
-        guard(lambda: self._db.wal_checkpoint(mode=mode), "checkpoint")
+        self._guard(lambda: self._db.wal_checkpoint(mode=mode), "checkpoint")
         self._wal_pages = 0
 
     def backup_to(self, target: Path, pages: int) -> Generator[bool, None, None]:
@@ -229,12 +269,13 @@ class Store(StoredRows):
         """
         draft = target.with_name(target.name + ".part")
         draft.unlink(missing_ok=True)
-        other = guard(lambda: apsw.Connection(str(draft)), "open the backup's target")
+        what = f"back up to {target}"
+        other = guard(lambda: apsw.Connection(str(draft)), what)
         try:
-            copy = guard(lambda: other.backup("main", self._db, "main"), "back up")
+            copy = self._guard(lambda: other.backup("main", self._db, "main"), what)
             with copy:
                 while not copy.done:
-                    guard(lambda: copy.step(pages), "back up")
+                    self._guard(lambda: copy.step(pages), what)
                     if not copy.done:
                         yield False
             other.close()

@@ -114,6 +114,19 @@ def test_deaths_spread_over_time_never_end_in_down() -> None:
     assert crash_until_down(supervision(), "partition-0", 2.0, 5.0) == 0
 
 
+def test_a_child_that_knows_it_cannot_start_is_down_at_once() -> None:
+    """If a child says that another start cannot help, then its death is its last, with its own words as the
+    cause; a restart by hand gives it another chance."""
+    core = supervision()
+    core.give_up("partition-0", "its file is no database")
+    assert core.exited("partition-0", KILLED, 3.0) == [Announce("partition-0", ChildState.DOWN)]
+    assert core.tick(1000.0) == []
+    assert entry(core, "partition-0")["cause"]["reason"] == "its file is no database"
+    assert Spawn("partition-0") in core.restart("partition-0", 1001.0)
+    core.started("partition-0", 300, 300, 1001.0)
+    assert Spawn("partition-0") in core.exited("partition-0", KILLED, 1003.0) or core.tick(1005.0)
+
+
 def test_restart_by_hand_revives_a_down_child_and_forgets() -> None:
     """If a child that is down is restarted by hand, then it has its whole intensity again."""
     core = supervision()
