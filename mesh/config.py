@@ -75,8 +75,7 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     frame_bytes: int = 16 * 1024 * 1024
     inflight_per_partition: int = 4_096  #: payloads forwarded and not answered
     inflight_bytes_per_partition: int = 256 * 1024 * 1024
-    batch_payloads: int = 1_024  #: payloads a partition takes into one turn of its loop
-    batch_bytes: int = 16 * 1024 * 1024
+    batch_bytes: int = 128 * 1024  #: work of one turn of a partition's loop
     waiters_per_partition: int = 20_000
     waiters_per_client: int = 2_000
     receipts_per_client: int = 4_096

@@ -33,6 +33,8 @@ LOCAL_ERROR = 2
 STALE: Pair = (3, None)
 #: Calls packed at a time; several such pieces are joined up to the next bound.
 PIECE_CALLS = 256
+#: A payload is closed when it holds so many: it is executed whole, and the other clients wait so long.
+PAYLOAD_CALLS = 512
 #: A payload is closed when it has reached this size; a single call may be larger.
 PAYLOAD_BYTES = 1024 * 1024
 #: Ops whose neighbours travel together, and their form for many: its one argument is the list of their
@@ -241,7 +243,7 @@ def split(
 ) -> tuple[list[Packed], list[tuple[int, LocalProtocolError]]]:
     """Pack calls into bodies, and name the calls that cannot travel.
 
-    Order is kept. A body holds at most CALLS_PER_PAYLOAD_MAX calls and, unless one call alone is larger,
+    Order is kept. A body holds at most PAYLOAD_CALLS calls and, unless one call alone is larger,
     about PAYLOAD_BYTES.
     """
     bodies: list[Packed] = []
@@ -367,7 +369,7 @@ def _join(pieces: list[Packed], limit: int) -> list[Packed]:
         count = piece.end - group[0].first if group else 0
         torn = bool(group) and group[-1].end != piece.first
         grown = size + len(piece.body)
-        if torn or count > wire.CALLS_PER_PAYLOAD_MAX or grown > PAYLOAD_BYTES or grown + 8 > limit:
+        if torn or count > PAYLOAD_CALLS or grown > PAYLOAD_BYTES or grown + 8 > limit:
             close()
             size = 0
         group.append(piece)
@@ -388,6 +390,7 @@ def error_pair(error: MeshError) -> Pair:
 __all__ = [
     "LOCAL_ERROR",
     "PAYLOAD_BYTES",
+    "PAYLOAD_CALLS",
     "PIECE_CALLS",
     "STALE",
     "Batch",

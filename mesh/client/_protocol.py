@@ -389,7 +389,7 @@ class Protocol(Traffic):
 
     def tick(self, now_s: float) -> list[Completion]:
         """Give up what is past its deadline, send again what was silent for too long."""
-        if now_s < self.due_s:
+        if now_s < self.due_s or self._rests(now_s):
             return []
         self.due_s = FOREVER
         done: list[Completion] = []

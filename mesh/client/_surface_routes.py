@@ -32,8 +32,8 @@ from mesh.client._surface import (
 from mesh.core.records import Page, PruneResult, Resolution, Source
 from mesh.errors import InvalidArgument, LocalProtocolError, MeshError, RemoteProtocolError, Unavailable
 
-#: Keys of one request of the ``*_many`` methods.
-MANY_MAX = 4_096
+#: Keys of one request of the ``*_many`` methods: it is executed whole, and the other clients wait so long.
+MANY_MAX = 1_024
 #: How often keys are placed anew when the map changes under a ``*_many``.
 PLACE_ATTEMPTS = 5
 #: Answered by the caller's own fallback: the node cannot say it in time.

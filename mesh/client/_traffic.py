@@ -23,6 +23,9 @@ from mesh.core.wire import Kind
 #: The first look at a payload that got no answer; doubled each time.
 SILENCE_S = 1.0
 WAIT_PING_S = 2.0
+#: A tick looks at all that is open, and the next one comes so much later for each of them: thousands of
+#: payloads that a frozen partition does not answer must not slow the calls to the others.
+LOOK_S = 10e-6
 BLOCKED_RETRY_S = 0.02
 #: Notes and pings wait no longer than this for a connection.
 NOTE_S = 1.0
@@ -50,6 +53,7 @@ class Traffic:
         self._boot = 0
         self._epochs: dict[int, int] = {}
         self._next_id = 0
+        self._rests_until_s = 0.0
 
     def _id(self) -> int:
         self._next_id += 1
@@ -161,6 +165,14 @@ class Traffic:
         identity.open -= 1
         if not identity.open and identity is not self._identity:
             self.retired.append(identity)
+
+    def _rests(self, now_s: float) -> bool:
+        """Whether it is too early to look at everything again."""
+        if now_s < self._rests_until_s:
+            self.due_s = self._rests_until_s
+            return True
+        self._rests_until_s = now_s + len(self._open) * LOOK_S
+        return False
 
     def _tick_open(self, now_s: float, done: list[Completion]) -> None:
         for payload in list(self._open.values()):

@@ -4,9 +4,8 @@ Rules of this file:
 
 1. A request goes to the incarnation that holds the partition now, or is answered at once: restarting
    (``AGAIN``: nothing was done, send again), down, overloaded, stale map, not our protocol.
-2. In flight is a count and a sum of bytes per partition; a reply takes back what its request took (it
-   carries the kind and the size it answers). A new incarnation starts at zero. Waiting reads do not count:
-   they are bounded where they are parked.
+2. In flight is counted per partition and client (``core/inflight.py``); a reply takes back what its request
+   took (it carries the kind and the size it answers). A new incarnation starts at zero.
 3. A reply goes to the client it names. What comes from an incarnation that is no longer the holder is
    counted and dropped: the new one answers the resent request from its receipts.
 4. What ``partitions.*`` shows comes from the supervisor's roster and the actors' READY, so it is answered
@@ -20,6 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 from mesh.core import mailbox, wire
+from mesh.core.inflight import InFlight
 from mesh.core.mailbox import ChildState
 from mesh.core.slots import SLOT_COUNT
 from mesh.errors import MeshError, Overloaded, RemoteProtocolError, RequestError, Unavailable
@@ -33,24 +33,24 @@ WAIT_BYTES_MAX = 64 * 1024
 _LONG_WAIT = f"a WAIT payload has at most {WAIT_BYTES_MAX} bytes"
 
 READ, WRITE, WAIT = int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)
+_REPLY = int(wire.Kind.REPLY)
 _PARTITION_FLAG = int(wire.Flag.PARTITION)
 
 
 class Actor:
     """The present holder of a place (partition or runner) as the router sees it."""
 
-    __slots__ = ("dead_pid", "identity", "incarnation", "index", "inflight", "inflight_bytes", "kind", "pid",
-                 "roster", "stats", "welcomed")
+    __slots__ = ("dead_pid", "identity", "incarnation", "index", "inflight", "kind", "pid", "roster", "stats",
+                 "welcomed")
 
-    def __init__(self, kind: bytes, index: int) -> None:
+    def __init__(self, kind: bytes, index: int, inflight: InFlight) -> None:
         self.kind = kind
         self.index = index
         self.identity: bytes | None = None
         self.incarnation = 0
         self.pid: int | None = None
         self.dead_pid: int | None = None  #: by the supervisor's word; a late READY of it counts no more
-        self.inflight = 0
-        self.inflight_bytes = 0
+        self.inflight = inflight
         self.stats: dict[str, Any] = {}
         self.roster: dict[str, Any] = {"state": ChildState.STARTING.value, "restarts": 0, "cause": None}
         self.welcomed = False
@@ -66,15 +66,19 @@ class Router:
 
     def __init__(
         self, *, slot_map: bytes, map_version: int, boot: int, runners: int, inflight_max: int,
-        inflight_bytes_max: int,
+        inflight_bytes_max: int, waits_max: int,
     ) -> None:
         self.slot_map = slot_map
         self.map_version = map_version
         self.boot = boot
-        self.inflight_max = inflight_max
-        self.inflight_bytes_max = inflight_bytes_max
-        self.partitions = [Actor(mailbox.PARTITION, i) for i in range(max(slot_map) + 1)]
-        self.runners = [Actor(mailbox.RUNNER, i) for i in range(runners)]
+
+        def counts() -> InFlight:
+            return InFlight(
+                payloads_max=inflight_max, bytes_max=inflight_bytes_max, waits_max=waits_max
+            )
+
+        self.partitions = [Actor(mailbox.PARTITION, i, counts()) for i in range(max(slot_map) + 1)]
+        self.runners = [Actor(mailbox.RUNNER, i, counts()) for i in range(runners)]
         self.by_identity: dict[bytes, Actor] = {}
         self.heard: dict[bytes, float] = {}
         self.counters = dict.fromkeys(
@@ -117,22 +121,16 @@ class Router:
         actor = self.partitions[partition]
         if actor.identity is None:
             return None, self.unavailable(payload, actor), None
-        if kind == WAIT:
-            if len(payload) > WAIT_BYTES_MAX:
-                return None, self.refusal(payload, RequestError(_LONG_WAIT, code="limit_exceeded")), None
-        else:
-            if actor.inflight >= self.inflight_max or actor.inflight_bytes >= self.inflight_bytes_max:
-                return None, self.overloaded(payload, actor), None
-            actor.inflight += 1
-            actor.inflight_bytes += len(payload)
+        if kind == WAIT and len(payload) > WAIT_BYTES_MAX:
+            return None, self.refusal(payload, RequestError(_LONG_WAIT, code="limit_exceeded")), None
+        if not actor.inflight.admit(client, kind, len(payload)):
+            return None, self.overloaded(client, payload, actor), None
         return actor.identity, client + wire.DEADLINE.pack(now_ms + remaining_ms) + payload, actor
 
-    def undelivered(self, actor: Actor, payload: bytes, *, full: bool) -> bytes:
+    def undelivered(self, client: bytes, actor: Actor, payload: bytes, *, full: bool) -> bytes:
         """The answer when ZeroMQ could not take a forwarded request; the count is taken back."""
-        if payload[3] != WAIT:
-            actor.inflight -= 1
-            actor.inflight_bytes -= len(payload)
-        return self.overloaded(payload, actor) if full else self.unavailable(payload, actor)
+        actor.inflight.release(client, payload[3], len(payload))
+        return self.overloaded(client, payload, actor) if full else self.unavailable(payload, actor)
 
     def refusal(self, payload: bytes, error: MeshError, flags: int = 0) -> bytes:
         """A reply that refuses a whole payload (its header may be unreadable)."""
@@ -160,11 +158,13 @@ class Router:
         )
         return self.refusal(payload, error, 0 if down else wire.Flag.AGAIN)
 
-    def overloaded(self, payload: bytes, actor: Actor) -> bytes:
-        """A bound in front of the partition was reached."""
+    def overloaded(self, client: bytes, payload: bytes, actor: Actor) -> bytes:
+        """A bound in front of the partition was reached, or this client's share of it."""
         self.counters["overloaded"] += 1
+        counts = actor.inflight
         error = Overloaded(
-            f"partition {actor.index} has {actor.inflight} requests in flight (bound: {self.inflight_max})",
+            f"partition {actor.index} has {counts.payloads} requests in flight, of this client "
+            f"{counts.of(client)}, which may have no more than are free (limits.inflight_per_partition)",
             details={"retry_after_ms": RETRY_AFTER_MS, "partition": actor.index},
         )
         return self.refusal(payload, error, wire.Flag.AGAIN)
@@ -185,9 +185,8 @@ class Router:
         if actor is None or actor.identity != identity:
             self.counters["late_replies"] += 1
             return False
-        if frame[21] != WAIT and frame[19] == wire.Kind.REPLY:
-            actor.inflight -= 1
-            actor.inflight_bytes -= int.from_bytes(frame[28:32], "big")
+        if frame[19] == _REPLY:
+            actor.inflight.release(frame[:16], frame[21], int.from_bytes(frame[28:32], "big"))
         return True
 
     def on_actor(self, identity: bytes, frame: bytes) -> tuple[bytes, bytes] | None:
@@ -218,7 +217,7 @@ class Router:
             if actor.identity is not None:
                 self.by_identity.pop(actor.identity, None)
             actor.identity, actor.incarnation, actor.pid = identity, incarnation, pid
-            actor.inflight = actor.inflight_bytes = 0
+            actor.inflight.clear()
             actor.welcomed = False
             self.by_identity[identity] = actor
         actor.stats = stats
@@ -230,7 +229,7 @@ class Router:
             self.by_identity.pop(actor.identity, None)
         actor.identity = None
         actor.pid = None
-        actor.inflight = actor.inflight_bytes = 0
+        actor.inflight.clear()
 
     def on_roster(self, children: list[dict[str, Any]]) -> list[tuple[Actor, dict[str, Any]]]:
         """Take the supervisor's word; returns the actors whose entry changed, with their former entry."""
@@ -304,7 +303,7 @@ class Router:
                     "epoch": actor.incarnation,
                     "restarts": actor.roster["restarts"],
                     "cause": actor.roster["cause"],
-                    "inflight": actor.inflight,
+                    "inflight": actor.inflight.payloads,
                 }
             )
         return rows

@@ -28,6 +28,7 @@ from mesh.node.actors import Actors
 from mesh.node.backup import Backups
 from mesh.node.child import Child
 from mesh.node.health import Health, cannot_start
+from mesh.node.inbox import Inbox
 from mesh.node.outbox import Outboxes
 from mesh.node.parking import Parking
 from mesh.node.publishing import Publisher
@@ -97,6 +98,7 @@ class PartitionProcess:
         most = sockets.HWM_FRAMES + limits.inflight_per_partition + limits.waiters_per_partition
         hwm = min(most, sockets.HWM_MAX)
         self.socket = sockets.dealer_socket(ctx, child.back_endpoint, identity, hwm=hwm)
+        self.inbox = Inbox(self.socket, limits)
         self.publisher = Publisher(sockets.publisher_socket(ctx, child.feed_in_endpoint), self.state)
         self.reads.echo = self.publisher.echo
         self.waiters = Waiters(
@@ -167,7 +169,7 @@ class PartitionProcess:
         self._shut_down()
 
     def _timeout_ms(self, next_tick: float) -> int:
-        if self.recovery.loading or self.backups.active or self.upkeep.sweeping:
+        if self.inbox.crowded or self.recovery.loading or self.backups.active or self.upkeep.sweeping:
             return 0
         due = min(next_tick, self.waiters.next_deadline_s() or next_tick)
         if self.lazy_since is not None and self.degraded is None:
@@ -180,23 +182,13 @@ class PartitionProcess:
         self.partition.boot_ms = clock.boot_ms()
 
     def _batch(self) -> None:
-        """One turn: everything that waits, bounded."""
+        """One turn: what waits, bounded and fair."""
         self.partition.begin()
-        limits = self.child.config.limits
-        recv, nowait = self.socket.recv, sockets.NOWAIT
-        size = 0
-        for _ in range(limits.batch_payloads):
-            try:
-                frame = recv(nowait)
-            except sockets.Again:
-                break
-            size += len(frame)
+        for frame in self.inbox.turn():
             if frame[0]:
                 self._on_client(frame)
             else:
                 self.actor_frames.append(frame)
-            if size > limits.batch_bytes:
-                break
         self._decide()
         self._commit()
         for client, header, deadline_ms, body in self.waits:

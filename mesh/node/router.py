@@ -15,8 +15,11 @@ from mesh.net import sockets
 from mesh.net.feed import bind, start_proxy
 from mesh.node.child import Child
 
-#: Frames taken from one side before the other side gets its turn.
-DRAIN_MAX = 256
+#: Frames taken from the actors before the clients get their turn: all that waits, as a rule.
+BACK_MAX = 1_024
+#: Requests taken from the clients before the answers are looked at again. Fewer, since what waits in front is
+#: in a pipe of each client's own, served in turn by ZeroMQ; behind, everybody stands in one line.
+FRONT_MAX = 32
 #: A tick sends heartbeats and forgets silent clients.
 TICK_S = 0.5
 
@@ -36,6 +39,7 @@ class RouterProcess:
             runners=child.config.node.runners,
             inflight_max=limits.inflight_per_partition,
             inflight_bytes_max=limits.inflight_bytes_per_partition,
+            waits_max=limits.waiters_per_partition,
         )
         self.children: list[dict[str, Any]] = []
         self.started = time.monotonic()
@@ -88,7 +92,7 @@ class RouterProcess:
     def _drain_front(self, now_s: float) -> None:
         front, core, heard = self.front, self.core, self.core.heard
         now_ms = time.monotonic_ns() // 1_000_000
-        for _ in range(DRAIN_MAX):
+        for _ in range(FRONT_MAX):
             try:
                 client = front.recv(sockets.NOWAIT)
             except sockets.Again:
@@ -130,7 +134,7 @@ class RouterProcess:
         except sockets.ZMQError as exc:
             assert actor is not None
             full = isinstance(exc, sockets.Again)
-            self._reply(client, self.core.undelivered(actor, payload, full=full))
+            self._reply(client, self.core.undelivered(client, actor, payload, full=full))
 
     def _reply(self, client: bytes, payload: bytes) -> None:
         try:
@@ -144,7 +148,7 @@ class RouterProcess:
     def _drain_back(self) -> None:
         back, front, core = self.back, self.front, self.core
         more, nowait = sockets.MORE, sockets.NOWAIT
-        for _ in range(DRAIN_MAX):
+        for _ in range(BACK_MAX):
             try:
                 identity = back.recv(nowait)
             except sockets.Again:

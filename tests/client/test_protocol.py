@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mesh.client._payload import LOCAL_ERROR, STALE, Numbering, split
+from mesh.client._payload import LOCAL_ERROR, PAYLOAD_CALLS, STALE, Numbering, split
 from mesh.client._protocol import HELLO, READ, STATUS, WAIT, WRITE, Protocol
 from mesh.core import wire
 from mesh.core.slots import SLOT_COUNT, even_map
@@ -222,12 +222,12 @@ def test_waiting_reads_travel_alone(ready: Wire) -> None:
     assert [len(calls) for _, _, calls in ready.flush()] == [1, 1, 1]
 
 
-def test_a_payload_holds_at_most_4096_calls(ready: Wire) -> None:
+def test_a_payload_holds_a_bounded_number_of_calls(ready: Wire) -> None:
     """If more calls are issued than a payload may hold, then they are split and none is lost."""
     for n in range(10_000):
         ready.add(token=n)
     sizes = [len(calls) for _, _, calls in ready.flush()]
-    assert sum(sizes) == 10_000 and max(sizes) <= wire.CALLS_PER_PAYLOAD_MAX
+    assert sum(sizes) == 10_000 and max(sizes) <= PAYLOAD_CALLS
 
 
 def test_large_calls_are_split_by_bytes() -> None:
@@ -471,6 +471,23 @@ def test_overloaded_is_raised_when_no_time_is_left(ready: Wire) -> None:
     ready.refuse(header, Overloaded(details={"retry_after_ms": 100}), Flag.AGAIN)
     assert ready.code() == "overloaded"
     assert ready.done["t"][1]["details"]["retry_after_ms"] == 100
+
+
+def test_thousands_of_silent_payloads_are_not_looked_at_thousands_of_times(
+    ready: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a frozen partition leaves thousands of payloads open, each due at a moment of its own, then few
+    ticks serve them all: the calls to other partitions need the time."""
+    looks: list[float] = []
+    look = ready.core._tick_open
+    monkeypatch.setattr(ready.core, "_tick_open", lambda now, done: (looks.append(now), look(now, done)))
+    for n in range(2_000):
+        ready.core.add(READ, 0, GET, n, 30.0)
+        assert len(ready.flush()) == 1
+        ready.now_s += 0.0005
+    sent = ready.pass_s(2.5)
+    assert len(looks) < 200
+    assert sum(header.kind == Kind.READ for _, header, _ in sent) == 2_000
 
 
 def test_silence_is_answered_by_a_ping_and_then_resends(ready: Wire) -> None:

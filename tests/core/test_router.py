@@ -18,8 +18,8 @@ CLIENT = b"c" * 16
 
 
 def router(**changes: Any) -> Router:
-    return Router(**{"slot_map": even_map(2), "map_version": 3, "boot": 77, "runners": 2, "inflight_max": 2,
-                     "inflight_bytes_max": 10_000, **changes})
+    return Router(**{"slot_map": even_map(2), "map_version": 3, "boot": 77, "runners": 2, "inflight_max": 4,
+                     "inflight_bytes_max": 10_000, "waits_max": 1_000, **changes})
 
 
 def ready(core: Router, kind: str = "P", index: int = 0, incarnation: int = 5, pid: int = 50) -> bytes:
@@ -106,8 +106,8 @@ def test_a_missing_partition_is_answered_at_once(state: str, again: bool) -> Non
 
 
 def test_inflight_is_bounded_and_given_back() -> None:
-    """If as many are in flight as may be, then the next is overloaded until a reply comes; waits do not
-    count."""
+    """If as many of a client are in flight as may be, then its next is overloaded until a reply comes; waits
+    take no place."""
     core = router()
     identity = ready(core)
     frames = [core.on_client(CLIENT, payload(), 0)[1] for _ in range(2)]
@@ -117,7 +117,7 @@ def test_inflight_is_bounded_and_given_back() -> None:
     for frame in frames:
         assert core.on_reply(identity, reply_to(frame))
     actor = core.partitions[0]
-    assert (actor.inflight, actor.inflight_bytes) == (0, 0)
+    assert (actor.inflight.payloads, actor.inflight.bytes) == (0, 0)
     assert core.on_client(CLIENT, payload(), 0)[0] == identity
 
 
@@ -130,7 +130,7 @@ def test_bytes_in_flight_are_bounded() -> None:
 
 
 def test_a_long_waiting_read_is_refused() -> None:
-    """If a waiting read, which nobody counts, is large, then it is refused at the door."""
+    """If a waiting read, whose bytes nobody counts, is large, then it is refused at the door."""
     core = router()
     ready(core)
     assert (
@@ -144,8 +144,8 @@ def test_what_zeromq_did_not_take_leaves_the_count() -> None:
     ready(core)
     _, _, actor = core.on_client(CLIENT, payload(), 0)
     assert actor is not None
-    assert refusal(core.undelivered(actor, payload(), full=True))[1] == "overloaded"
-    assert actor.inflight == 0 and actor.inflight_bytes == 0
+    assert refusal(core.undelivered(CLIENT, actor, payload(), full=True))[1] == "overloaded"
+    assert actor.inflight.payloads == 0 and actor.inflight.bytes == 0
 
 
 def test_a_reply_of_a_dead_incarnation_is_dropped_and_counted() -> None:
@@ -155,7 +155,7 @@ def test_a_reply_of_a_dead_incarnation_is_dropped_and_counted() -> None:
     frame = core.on_client(CLIENT, payload(), 0)[1]
     new = ready(core, incarnation=6, pid=51)
     assert not core.on_reply(old, reply_to(frame))
-    assert core.counters["late_replies"] == 1 and core.partitions[0].inflight == 0
+    assert core.counters["late_replies"] == 1 and core.partitions[0].inflight.payloads == 0
     assert core.on_client(CLIENT, payload(), 0)[0] == new
 
 
@@ -264,5 +264,7 @@ def test_counts_of_inflight_never_drift(seed: int) -> None:
             identity, open_frames = ready(core, incarnation=incarnation, pid=incarnation), []
         counted = [frame for kind, frame in open_frames if kind != wire.Kind.WAIT]
         actor = core.partitions[0]
-        assert actor.inflight == len(counted)
-        assert actor.inflight_bytes == sum(len(f) - wire.ACTOR_PREFIX_BYTES for f in counted)
+        assert actor.inflight.payloads == len(counted)
+        assert actor.inflight.waits == len(open_frames) - len(counted)
+        assert actor.inflight.clients == bool(open_frames)
+        assert actor.inflight.bytes == sum(len(f) - wire.ACTOR_PREFIX_BYTES for f in counted)

@@ -1,0 +1,110 @@
+"""One client's flood and the others: who asks for little does not stand behind who asks for much."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conditions import wait_for
+from harness import MiniNode, RawClient
+
+from mesh.core import wire
+
+KEY = "telegram:bot:room"
+PAYLOADS, CALLS = 300, 40
+
+
+def route(number: int) -> dict[str, str]:
+    return {"external_room_id": str(number), "filler": "x" * 40}
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[MiniNode]:
+    with MiniNode(tmp_path) as node:
+        yield node
+
+
+def frozen(node: MiniNode) -> int:
+    """Stop partition 0; its process id."""
+    pid = node.children["partition-0"].pid
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+def wait_until_inflight(client: RawClient, count: int) -> None:
+    """Until the router has forwarded so many payloads to partition 0 that are not answered."""
+
+    def inflight() -> int:
+        status = client.take(client.send(wire.Kind.STATUS, b""))
+        return int(status.body["partitions"][0]["inflight"])
+
+    wait_for(lambda: inflight() == count, f"{count} payloads in flight")
+
+
+def post(flood: RawClient) -> list[int]:
+    """Send 300 payloads that all write one key, each its own number."""
+    return [
+        flood.send(
+            wire.Kind.WRITE, wire.pack([["route.set", [KEY, route(number)]]] * CALLS), number=number
+        )
+        for number in range(1, PAYLOADS + 1)
+    ]
+
+
+def test_a_request_is_not_served_behind_the_flood_of_another_client(node: MiniNode) -> None:
+    """If hundreds of one client's payloads wait when another asks, then its answer comes before most of them
+    were executed, and the flood's own keep their order."""
+    with RawClient(node) as flood, RawClient(node) as modest:
+        modest.write(["route.set", [KEY, route(0)]])
+        pid = frozen(node)
+        try:
+            requests = post(flood)
+            wait_until_inflight(modest, PAYLOADS)
+            read = modest.send(wire.Kind.READ, wire.pack([["route.get", [KEY]]]))
+            wait_until_inflight(modest, PAYLOADS + 1)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        seen = int(modest.take(read).value[0]["external_room_id"])
+        assert seen < PAYLOADS / 2
+        assert all(set(flood.take(request).codes) == {"ok"} for request in requests)
+        assert modest.read(["route.get", [KEY]]).value[0]["external_room_id"] == str(PAYLOADS)
+
+
+def test_a_client_that_never_reads_its_answers_leaves_room_for_others(tmp_path: Path) -> None:
+    """If a client asks on and on and reads nothing, then it holds its own share at most and others are
+    served."""
+    with (
+        MiniNode(tmp_path, config={"limits": {"inflight_per_partition": 100}}) as node,
+        RawClient(node) as deaf, RawClient(node) as modest,
+    ):
+        modest.write(["route.set", [KEY, route(0)]])
+        pid = frozen(node)
+        try:
+            for _ in range(500):
+                deaf.send(wire.Kind.READ, wire.pack([["route.get", [KEY]]]))
+            wait_until_inflight(modest, 50)
+            read = modest.send(wire.Kind.READ, wire.pack([["route.get", [KEY]]]))
+            wait_until_inflight(modest, 51)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert modest.take(read).value[0]["external_room_id"] == "0"
+
+
+def test_a_frozen_partition_does_not_delay_the_other(tmp_path: Path) -> None:
+    """If one partition stands still with all that it may have in flight, then the other answers, to the same
+    client too; what is over the share is refused at once."""
+    config = {"limits": {"inflight_per_partition": 40}}
+    with MiniNode(tmp_path, partitions=2, config=config) as node, RawClient(node) as client:
+        pid = frozen(node)
+        try:
+            ask = wire.pack([["feed.head", []]])
+            stuck = [client.send(wire.Kind.READ, ask, address=0) for _ in range(30)]
+            assert client.take(stuck[-1]).codes == ["overloaded"]
+            for _ in range(100):
+                assert client.take(client.send(wire.Kind.READ, ask, address=1)).codes == ["ok"]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert client.take(stuck[0]).codes == ["ok"]
