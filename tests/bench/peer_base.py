@@ -65,8 +65,8 @@ class Peer:
             ended = next((server for server in self._servers if server.poll() is not None), None)
             if ended is not None or time.monotonic() > until_s:
                 log = (self.folder / "servers.log").read_text(errors="replace").strip().splitlines()
-                how = f"{what} ended ({ended.returncode})" if ended else f"{what} did not start in {START_S} s"
-                raise RuntimeError(f"{how}: {log[-1] if log else 'it printed nothing'}")
+                how = f"ended ({ended.returncode})" if ended else f"is not there after {START_S} s"
+                raise RuntimeError(f"{what} {how}: {log[-1] if log else 'it printed nothing'}")
             time.sleep(0.01)
 
     def end_servers(self) -> None:

@@ -1,4 +1,4 @@
-"""gRPC over a unix socket, without generated code: one unary method, bytes in and out, asyncio on both sides."""
+"""gRPC over a unix socket, without generated code: bytes in and out, asyncio at both ends."""
 
 from __future__ import annotations
 

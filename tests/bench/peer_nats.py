@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import nats
@@ -61,4 +63,7 @@ async def _respond(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_respond(sys.argv[1]))
+    # The faster loop whenever it is there: this end must not be what is measured.
+    factory = importlib.import_module("uvloop").new_event_loop if find_spec("uvloop") else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_respond(sys.argv[1]))

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from pathlib import Path
 
 import zmq
-from peer_base import KEYS, Peer, each_blocking, rate
+from peer_base import KEYS, Peer, each_blocking
 
 from mesh.cli import measure
 from mesh.core import wire

@@ -11,7 +11,7 @@ from mesh.cli import measure
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import ray  # noqa: E402  (reads the line above when it is imported)
+import ray
 
 
 class Routes:
