@@ -86,7 +86,7 @@ def bench(
         stages += bench_peers.stages(lab, chosen, seconds)
     whole = peers and not (quick or only or chosen)
     began_s = time.perf_counter()
-    about = {
+    about: dict[str, Any] = {
         "machine": bench_report.machine(),
         "partitions": partitions if not shell().address else None,
     }
@@ -122,7 +122,9 @@ def _folder(plots: Path | None, whole: bool) -> Path | None:
     return plots or (bench_peers.CHECKOUT / "docs" if whole else None)
 
 
-def _report(lab: Any, about: dict[str, Any], as_markdown: bool, file: Path | None, plots: Path | None) -> None:
+def _report(
+    lab: Any, about: dict[str, Any], as_markdown: bool, file: Path | None, plots: Path | None
+) -> None:
     from mesh.cli import bench_goals, bench_plot, bench_report
     from mesh.cli.bench_lab import merged
 

@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -32,6 +33,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 SCRIPT = CHECKOUT / "tests" / "bench" / "peers.py"
 #: Ray takes some seconds to start, more on a busy machine.
 START_S, ANSWER_S, STOP_S = 90.0, 120.0, 15.0
+#: How often it is looked at whether a process that is silent has ended.
+LOOK_S = 0.2
 #: Each measurement lasts about so long, whatever the speed of what is measured.
 SECONDS, SECONDS_QUICK = 1.0, 0.1
 PROBE_CALLS = 2 * COROUTINES
@@ -234,12 +237,13 @@ class PeerProcess:
         return Figure(measured, answer["value"], unit, answer["details"])
 
     def _answer(self, limit_s: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = _read_line(self._process.stdout.fileno(), limit_s)
-        if line is None:
-            raise PeerFailed(f"no answer within {limit_s:g} s")
-        if not line:
-            raise PeerFailed(self._why())
+        until_s = time.monotonic() + limit_s
+        line = b""
+        while not line.endswith(b"\n"):
+            more = _read_more(self._process, until_s)
+            if not more:
+                raise PeerFailed(f"no answer within {limit_s:g} s" if more is None else self._why())
+            line += more
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise PeerFailed(str(answer["error"]))
@@ -249,10 +253,28 @@ class PeerProcess:
         return _last_line(self._log.read_text(encoding="utf-8", errors="replace")) or "it ended"
 
 
-def _read_line(fd: int, limit_s: float) -> bytes | None:
-    """A line (it comes in one piece: one short write to a pipe); empty at the end, None when it is late."""
-    ready, _, _ = select.select([fd], [], [], limit_s)
-    return os.read(fd, select.PIPE_BUF) if ready else None
+def _read_more(process: subprocess.Popen[bytes], until_s: float) -> bytes | None:
+    """What it printed; empty when it ended, None when it is late.
+
+    Its end is that of the process: a server of it may hold its stdout open.
+    """
+    assert process.stdout is not None
+    while True:
+        ended = _ended(process)
+        ready, _, _ = select.select([process.stdout], [], [], 0 if ended else LOOK_S)
+        if ready:
+            return os.read(process.stdout.fileno(), select.PIPE_BUF)
+        if ended:
+            return b""
+        if time.monotonic() > until_s:
+            return None
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it ended. It is not collected yet: so the number of its group stays its own."""
+    if process.returncode is not None:
+        return True
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 @contextmanager
@@ -278,16 +300,16 @@ def peer_process(name: str, fast: bool) -> Iterator[PeerProcess]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Close its stdin and wait; then kill what is left of its group. The group's number is its own until
-    the leader is collected, which is last."""
+    """Close its stdin and wait; then kill what is left of its group, and collect the leader last."""
     assert process.stdin is not None and process.stdout is not None
     try:
         process.stdin.close()
     except OSError:
         pass  # it had ended
     try:
-        while _read_line(process.stdout.fileno(), STOP_S):
-            pass
+        until_s = time.monotonic() + STOP_S
+        while not _ended(process) and time.monotonic() < until_s:
+            time.sleep(LOOK_S / 10)
     finally:
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -311,6 +333,7 @@ __all__ = [
     "ANSWER_S",
     "CHECKOUT",
     "KEYS",
+    "LOOK_S",
     "MEASURED",
     "PROBE_CALLS",
     "SCRIPT",
