@@ -117,9 +117,9 @@ def _measure(lab: Any, stages: list[Any], partitions: int) -> None:
 
 def _folder(plots: Path | None, whole: bool) -> Path | None:
     """Where plots go. A part of a run does not replace those of a whole one unless it is told to."""
-    from mesh.cli import bench_peers
+    from mesh.cli import bench_rivals
 
-    return plots or (bench_peers.CHECKOUT / "docs" if whole else None)
+    return plots or (bench_rivals.CHECKOUT / "docs" if whole else None)
 
 
 def _report(

@@ -6,6 +6,7 @@ A loop runs only while something is measured on it, so that a client is silent w
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from mesh.cli.measure import Figure
+from mesh.proc import process_table
 
 if TYPE_CHECKING:
     import mesh
@@ -140,6 +142,28 @@ def session(address: str | None, *, uvloop: bool = False) -> Iterator[Session]:
             runner.run(opened.client.close())
 
 
+def cpu_s(root: int) -> float | None:
+    """What a process and all below it have used of the processors; None where there is no /proc.
+
+    On a machine with other work the time a call takes says more about that work than this does.
+    """
+    below: dict[int, list[int]] = {}
+    for stat in process_table():
+        below.setdefault(stat.ppid, []).append(stat.pid)
+    total, todo = 0.0, [root]
+    while todo:
+        pid = todo.pop()
+        todo += below.get(pid, [])
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except OSError:
+            if pid == root:
+                return None
+            continue  # it ended
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
 def merged(figures: list[Figure]) -> list[Figure]:
     """One figure per name: the median of its rounds, and what they ranged over."""
     by_name: dict[str, list[Figure]] = {}
@@ -171,6 +195,7 @@ __all__ = [
     "Pair",
     "Session",
     "Stage",
+    "cpu_s",
     "merged",
     "note",
     "number",

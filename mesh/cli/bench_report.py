@@ -21,9 +21,12 @@ from mesh.cli.measure import Figure
 
 SYNC_BYTES, SYNCS = 4096, 50
 FIGURES = ("measured", "value", "unit", "details")
-PAIRS = ("measured", "peer", "mesh", "theirs", "unit", "mesh/peer", "range of rounds")
+PAIRS = ("measured", "peer", "mesh", "theirs", "unit", "mesh/peer", "range of rounds", "CPU us a call")
 GOALS = ("figure", "goal", "here", "reached")
-RATIO = "mesh/peer: above 1 is better for rates (/s), below 1 for times (us)"
+RATIO = (
+    "mesh/peer: above 1 is better for rates (/s), below 1 for times (us); "
+    "CPU: of all processes, mesh's and theirs, which other work on the machine changes least"
+)
 
 
 def machine() -> dict[str, Any]:
@@ -126,6 +129,7 @@ def _figure_row(figure: Figure) -> tuple[str, ...]:
 
 
 def _pair_row(pair: Pair) -> tuple[str, ...]:
+    cpu = "mesh_cpu_us" in pair.details and "their_cpu_us" in pair.details
     return (
         pair.measured,
         pair.peer,
@@ -134,6 +138,7 @@ def _pair_row(pair: Pair) -> tuple[str, ...]:
         pair.unit,
         f"{pair.ratio:.2f}x",
         f"{pair.low:.2f} - {pair.high:.2f}" if pair.rounds > 1 else "-",
+        f"{pair.details['mesh_cpu_us']:g} / {pair.details['their_cpu_us']:g}" if cpu else "-",
     )
 
 

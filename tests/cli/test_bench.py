@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result
 from conditions import wait_for
 
-from mesh.cli import bench_goals, bench_lab, bench_own, bench_peers, bench_plot, bench_report
+from mesh.cli import bench_goals, bench_lab, bench_own, bench_plot, bench_report, bench_rivals
 from mesh.cli.bench_lab import Absent, Pair
 from mesh.cli.measure import Figure
 from mesh.errors import MeshError
@@ -22,7 +22,7 @@ Cli = Callable[..., Result]
 
 
 def _pair(peer: str, figure: str, mesh: float, theirs: float) -> Pair:
-    measured, unit = bench_peers.MEASURED[figure]
+    measured, unit = bench_rivals.MEASURED[figure]
     ratio = mesh / theirs
     return Pair(peer, figure, measured, unit, mesh, theirs, ratio, ratio * 0.9, ratio * 1.1, 3, {})
 
@@ -82,7 +82,7 @@ def test_every_goal_names_figures_that_exist() -> None:
     for goal in bench_goals.GOALS:
         for source in goal.sources:
             if " / " in source:
-                assert source.split(" / ")[1] in bench_peers.MEASURED
+                assert source.split(" / ")[1] in bench_rivals.MEASURED
 
 
 def test_markdown_has_a_row_for_each_goal_and_pair() -> None:
@@ -118,7 +118,7 @@ def test_the_plot_is_a_small_png(tmp_path: Path) -> None:
 def test_peers_that_are_not_installed_are_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a peer is missing, then it is told how to have it, and that is no failure."""
     monkeypatch.setenv("PATH", "")
-    missing = {entry.name: entry.missing for entry in bench_peers.entries()}
+    missing = {entry.name: entry.missing for entry in bench_rivals.entries()}
     assert "redis-server" in missing["redis-py"] and "nats-server" in missing["NATS"]
     done = cli("bench", "--only", "peers", "--peer", "nats", "--peer", "redis-py")
     assert done.exit_code == 0, done.stderr
@@ -134,7 +134,7 @@ def test_an_unknown_peer_is_refused_with_the_known_ones(cli: Cli) -> None:
 
 def test_without_a_checkout_it_says_where_the_peers_are(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """If only the package is installed, then --peers is refused clearly."""
-    monkeypatch.setattr(bench_peers, "SCRIPT", Path("/nowhere/tests/bench/peers.py"))
+    monkeypatch.setattr(bench_rivals, "SCRIPT", Path("/nowhere/tests/bench/peers.py"))
     done = cli("bench", "--peers")
     assert done.exit_code == 2 and "/nowhere/tests/bench/peers.py is not there" in done.stderr
     assert "checkout" in done.stderr
@@ -152,11 +152,11 @@ def test_a_peer_that_breaks_is_told_and_its_server_is_ended(
     """If a peer ends in the middle, then its last words are the reason and its servers are gone."""
     script = tmp_path / "broken.py"
     script.write_text(BROKEN)
-    monkeypatch.setattr(bench_peers, "SCRIPT", script)
+    monkeypatch.setattr(bench_rivals, "SCRIPT", script)
     pid_file = tmp_path / "pid"
-    with bench_peers.peer_process(str(pid_file), fast=False) as peer:
+    with bench_rivals.peer_process(str(pid_file), fast=False) as peer:
         assert peer.figures == ["concurrent"] and peer.measure("concurrent", 1).value == 1000
-        with pytest.raises(bench_peers.PeerFailed, match="the peer broke"):
+        with pytest.raises(bench_rivals.PeerFailed, match="the peer broke"):
             peer.measure("concurrent", 1)
     pid = int(pid_file.read_text())
     wait_for(lambda: not _alive(pid), "the peer's server is gone")
@@ -189,9 +189,9 @@ def test_a_broken_list_of_peers_says_why(tmp_path: Path, monkeypatch: pytest.Mon
     """If the list of peers cannot be read, then its last line says why."""
     script = tmp_path / "list.py"
     script.write_text("raise SystemExit('no list today')")
-    monkeypatch.setattr(bench_peers, "SCRIPT", script)
+    monkeypatch.setattr(bench_rivals, "SCRIPT", script)
     with pytest.raises(MeshError, match="no list today"):
-        bench_peers.entries()
+        bench_rivals.entries()
 
 
 def _of_this_run(word: str) -> list[int]:
