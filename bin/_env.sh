@@ -37,7 +37,7 @@ make_venv() {
 # $1: extras, comma separated, or nothing. Runs under the lock.
 prepare() {
     is_current "$1" && return 0
-    printf 'mesh: preparing %s (once, about a minute) ...\n' "$root/.venv" >&2
+    printf 'mesh: preparing %s%s (once, about a minute) ...\n' "$root/.venv" "${1:+ for $1}" >&2
     "$root/.venv/bin/python" -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || make_venv
     target=$root
     [ -z "$1" ] || target="$root[$1]"

@@ -1,4 +1,4 @@
-"""The measurements of ``mesh bench``, each one a small coroutine over an ``AsyncClient``.
+"""The measurements of routes for ``mesh bench``, each one a small coroutine over an ``AsyncClient``.
 
 Every figure comes from calls that were made and answered; nothing is extrapolated.
 """
@@ -6,8 +6,6 @@ Every figure comes from calls that were made and answered; nothing is extrapolat
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,10 +24,9 @@ ROUTE = {
 }
 COROUTINES = 256
 MANY = 100
+LISTS_IN_FLIGHT = 8
 #: One call at a time is measured after so many calls that nobody counts.
 WARM_UP = 200
-#: A killed partition answers again within this time, or the measurement fails.
-RESTART_WAIT_S = 30.0
 
 
 class Figure(NamedTuple):
@@ -60,24 +57,43 @@ async def fill(client: mesh.AsyncClient, names: list[str]) -> None:
                 raise result
 
 
-async def one_by_one(client: mesh.AsyncClient, names: list[str], count: int) -> Figure:
-    """``routes.get``, the next call after the last answer."""
+async def one_by_one(client: mesh.AsyncClient, names: list[str], count: int, what: str = "get") -> Figure:
+    """``routes.get``, ``set`` or ``resolve``: the next call after the last answer."""
+    method: Callable[..., Awaitable[Any]] = getattr(client.routes, what)
+    more = (ROUTE,) if what == "set" else ()
     for i in range(WARM_UP):
-        await client.routes.get(names[i % len(names)])
+        await method(names[i % len(names)], *more)
     taken_us = []
     for i in range(count):
         began_s = time.perf_counter()
-        await client.routes.get(names[i % len(names)])
+        await method(names[i % len(names)], *more)
         taken_us.append((time.perf_counter() - began_s) * 1e6)
+    return latency(f"routes.{what}, one by one, p50", taken_us)
+
+
+def one_by_one_blocking(client: mesh.Client, names: list[str], count: int) -> Figure:
+    """``routes.get`` of the blocking client, the next call after the last answer."""
+    for i in range(WARM_UP):
+        client.routes.get(names[i % len(names)])
+    taken_us = []
+    for i in range(count):
+        began_s = time.perf_counter()
+        client.routes.get(names[i % len(names)])
+        taken_us.append((time.perf_counter() - began_s) * 1e6)
+    return latency("routes.get, one by one, blocking client, p50", taken_us)
+
+
+def latency(name: str, taken_us: list[float]) -> Figure:
+    """The p50 of what each call took; the rest is in the details."""
     taken_us.sort()
     p50, p99 = percentile(taken_us, 0.5), percentile(taken_us, 0.99)
     details = {
-        "calls": count,
+        "calls": len(taken_us),
         "p50_us": round(p50, 1),
         "p99_us": round(p99, 1),
         "p99_over_p50": round(p99 / p50, 2),
     }
-    return Figure("routes.get, one by one, p50", p50, "us", details)
+    return Figure(name, p50, "us", details)
 
 
 async def concurrent(
@@ -118,101 +134,56 @@ async def sets(client: mesh.AsyncClient, names: list[str], count: int, note: str
     )
 
 
+async def resolves(client: mesh.AsyncClient, names: list[str], count: int, note: str = "") -> Figure:
+    """Concurrent answers to where one room's replies go."""
+    return await concurrent(
+        f"routes.resolve, concurrent{note}", lambda i: client.routes.resolve(names[i % len(names)]), count
+    )
+
+
 async def get_many(client: mesh.AsyncClient, names: list[str], count: int) -> Figure:
     """Lists of 100 keys, eight lists in flight; keys per second."""
-    lists = [names[begin : begin + MANY] for begin in range(0, len(names) - MANY + 1, MANY)]
+    return await _many("get", client.routes.get_many, _lists(names), count)
 
+
+async def set_many(client: mesh.AsyncClient, names: list[str], count: int) -> Figure:
+    """Writes in lists of 100, eight lists in flight; keys per second."""
+    lists = [[(name, ROUTE) for name in some] for some in _lists(names)]
+    return await _many("set", client.routes.set_many, lists, count)
+
+
+def _lists(names: list[str]) -> list[list[str]]:
+    return [names[begin : begin + MANY] for begin in range(0, len(names) - MANY + 1, MANY)]
+
+
+async def _many(name: str, method: Callable[..., Awaitable[Any]], lists: list[Any], count: int) -> Figure:
     async def call(place: int) -> None:
-        found = await client.routes.get_many(lists[place % len(lists)])
+        found = await method(lists[place % len(lists)])
         failed = next((item for item in found if isinstance(item, MeshError)), None)
         if failed is not None:
             raise failed
 
-    return await concurrent(f"routes.get_many of {MANY}, keys", call, count, coroutines=8, per_call=MANY)
-
-
-async def run_once(client: mesh.AsyncClient, count: int) -> Figure:
-    """Whole conversations with the echo agent: create, start, message, run, complete; durable."""
-    return await concurrent(
-        "run_once with echo", lambda _: client.run_once("echo", "hello", timeout_s=60.0), count
-    )
-
-
-async def delivered_events(
-    client: mesh.AsyncClient, agent: str, count: int, rate: int | None = None
-) -> Figure:
-    """Events of one run, stored and then received by a listener in order and without a gap.
-
-    Without ``rate`` as many as go through; with it so many a second, and the figure is their delay.
-    """
-    session = await client.sessions.start(agent)
-    listener = await client.listen(f"session.{session.id}.")
-    seen, first_s, last_s, late_ms = 0, 0.0, 0.0, []
-    try:
-        await client.runs.submit(session.id, {"prompt": f"{count} {rate}" if rate else str(count)})
-        async for note in listener:
-            last_s = time.perf_counter()
-            if note.data["type"] == "message_streamed":
-                first_s = first_s or last_s
-                seen += 1
-                late_ms.append((time.time() - note.data["ts"]) * 1000)
-            elif note.data["type"] in ("run_completed", "run_failed"):
-                break
-    finally:
-        await listener.aclose()
-    await client.sessions.complete(session.id)
-    late_ms.sort()
-    details = {
-        "events": seen,
-        "seconds": round(last_s - first_s, 3),
-        "delay_p50_ms": round(percentile(late_ms, 0.5), 2),
-        "delay_p99_ms": round(percentile(late_ms, 0.99), 2),
-    }
-    if rate:
-        return Figure(f"session events at {rate:,}/s, delay p50", percentile(late_ms, 0.5), "ms", details)
-    return Figure("session events, stored and delivered", seen / max(last_s - first_s, 1e-9), "/s", details)
-
-
-async def restart(client: mesh.AsyncClient, names: list[str], sessions: int) -> Figure:
-    """Kill the partition of the first key with SIGKILL; the time until that key is answered again."""
-    for place in range(0, sessions, COROUTINES):
-        await asyncio.gather(
-            *(client.sessions.create("echo") for _ in range(min(COROUTINES, sessions - place)))
-        )
-    index = await client.partitions.of(names[0])
-    pid = await client.partitions.pid(index)
-    assert pid is not None
-    began_s = time.perf_counter()
-    os.kill(pid, signal.SIGKILL)
-    await client.routes.get(names[0], timeout_s=RESTART_WAIT_S)
-    taken_ms = (time.perf_counter() - began_s) * 1000
-    # The kill may have been answered by the dying process: then its successor's answer is what counts.
-    while await client.partitions.pid(index) in (pid, None):
-        await asyncio.sleep(0.001)
-        await client.routes.get(names[0], timeout_s=RESTART_WAIT_S)
-        taken_ms = (time.perf_counter() - began_s) * 1000
-    return Figure(
-        "restart of a killed partition, first answer",
-        taken_ms,
-        "ms",
-        {"routes": len(names), "sessions": sessions},
-    )
+    label = f"routes.{name}_many of {MANY}, keys"
+    return await concurrent(label, call, count, coroutines=LISTS_IN_FLIGHT, per_call=MANY)
 
 
 __all__ = [
     "COROUTINES",
+    "LISTS_IN_FLIGHT",
     "MANY",
     "ROUTE",
+    "WARM_UP",
     "Figure",
     "concurrent",
-    "delivered_events",
     "fill",
     "get_many",
     "gets",
     "keys",
+    "latency",
     "one_by_one",
+    "one_by_one_blocking",
     "percentile",
-    "restart",
-    "run_once",
+    "resolves",
+    "set_many",
     "sets",
 ]

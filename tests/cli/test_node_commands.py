@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from mesh.cli import bench, doctor, measure
+from mesh.cli import bench_report, doctor, measure
 from mesh.launch import address_file
 from mesh.proc import start_time
 
@@ -216,15 +216,15 @@ def test_ratios_compare_figures_of_one_run() -> None:
         measure.Figure("routes.get, one by one, p50", 100.0, "us", {}),
         measure.Figure("routes.get, concurrent", 2e4, "/s", {}),
     ]
-    assert bench.ratios(figures) == {"routes.get, concurrent / one by one": 2.0}
+    assert bench_report.ratios(figures) == {"routes.get, concurrent / one by one": 2.0}
 
 
 def test_ratios_without_a_base_are_none() -> None:
     """If nothing was measured to compare with, then there is no ratio."""
-    assert bench.ratios([measure.Figure("x", 1.0, "/s", {})]) == {}
+    assert bench_report.ratios([measure.Figure("x", 1.0, "/s", {})]) == {}
 
 
 def test_machine_says_what_it_was_measured_on() -> None:
     """If a report is read later, then it names CPUs and Python."""
-    facts: dict[str, Any] = bench.machine()
+    facts: dict[str, Any] = bench_report.machine()
     assert facts["cpus"] and facts["python"]

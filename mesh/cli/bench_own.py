@@ -1,0 +1,157 @@
+"""The stages of ``mesh bench`` that measure mesh alone."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from mesh.cli import measure, measure_node
+from mesh.cli.bench_lab import AGENT, TIMEOUT_S, Lab, Session, Stage, session
+
+#: Events a second at which their delay is measured.
+PACE = 10_000
+KEYS = 5_000
+#: How many calls each measurement makes; --quick makes a tenth.
+CALLS = {
+    "one_by_one": 3_000,
+    "gets": 300_000,
+    "sets": 150_000,
+    "get_many": 10_000,
+    "threads": 100_000,
+    "wire": 100_000,
+    "durable": 150_000,
+    "run_once": 5_000,
+    "events": 60_000,
+    "routes": 10_000,
+    "sessions": 1_000,
+    "memory": 200_000,
+}
+#: Memory is compared between this share of the routes and all of them.
+MEMORY_FIRST = 20
+
+
+def stages(only: tuple[str, ...], *, remote: bool) -> list[Stage]:
+    """What is measured, in this order. A node that is not ours is asked, and never killed or flooded."""
+    found = []
+    if "routes" in only:
+        found.append(Stage("process", "routes, one asyncio client", routes))
+        if find_spec("uvloop") is not None:
+            found.append(Stage("process", "routes, one asyncio client on uvloop", routes_uvloop))
+        if not remote:
+            found.append(Stage("process", "routes, the blocking client and the bare wire", routes_others))
+            found.append(Stage("power", "routes, synced to disk", routes_durable))
+    if "sessions" in only:
+        found.append(Stage("process", "runs", runs))
+        if not remote:
+            found.append(Stage("process", "events, from the agent to a listener", events))
+    if "node" in only and not remote:
+        found.append(Stage("fresh", "a killed partition", killed))
+        found.append(Stage("fresh", "memory", memory))
+    return found
+
+
+def routes(lab: Lab, address: str) -> None:
+    """Latency and rates of one AsyncClient."""
+    names, calls = measure.keys(KEYS), lab.calls
+    with session(address) as opened:
+        client = opened.client
+        opened.run(measure.fill(client, names))
+        for _ in range(lab.rounds):
+            for what in ("get", "resolve", "set"):
+                lab.add(opened.run(measure.one_by_one(client, names, calls["one_by_one"], what)))
+            _rates(lab, opened, names, "")
+            lab.add(opened.run(measure.resolves(client, names, calls["gets"])))
+            lab.add(opened.run(measure.get_many(client, names, calls["get_many"])))
+            lab.add(opened.run(measure.set_many(client, names, calls["get_many"] // 4)))
+
+
+def routes_uvloop(lab: Lab, address: str) -> None:
+    """The rates again with the faster event loop."""
+    names = measure.keys(KEYS)
+    with session(address, uvloop=True) as opened:
+        opened.run(measure.fill(opened.client, names))
+        for _ in range(lab.rounds):
+            _rates(lab, opened, names, " (uvloop)")
+
+
+def _rates(lab: Lab, opened: Session, names: list[str], mark: str) -> None:
+    lab.add(opened.run(measure.gets(opened.client, names, lab.calls["gets"], mark)))
+    lab.add(opened.run(measure.sets(opened.client, names, lab.calls["sets"], mark)))
+
+
+def routes_others(lab: Lab, address: str) -> None:
+    """Without asyncio: the blocking client, alone and shared by threads, and no client at all."""
+    import mesh
+    from mesh.cli import bench_wire
+
+    names, calls = measure.keys(KEYS), lab.calls
+    with mesh.Client(address, timeout_s=TIMEOUT_S) as client:
+        client.routes.set_many([(name, measure.ROUTE) for name in names])
+        for _ in range(lab.rounds):
+            lab.add(measure.one_by_one_blocking(client, names, calls["one_by_one"]))
+            lab.add(measure_node.threads(client, names, calls["threads"]))
+            lab.add(bench_wire.one_by_one(address, names, calls["one_by_one"]))
+            lab.add(bench_wire.uncoalesced(address, calls["wire"]))
+
+
+def routes_durable(lab: Lab, address: str) -> None:
+    """Writes that survive a power failure."""
+    names = measure.keys(KEYS)
+    for mark in ["", " (uvloop)"] if find_spec("uvloop") is not None else [""]:
+        with session(address, uvloop=bool(mark)) as opened:
+            for _ in range(lab.rounds):
+                count = lab.calls["durable"]
+                lab.add(opened.run(measure.sets(opened.client, names, count, f" (fsync){mark}")))
+
+
+def runs(lab: Lab, address: str) -> None:
+    """Whole conversations."""
+    with session(address) as opened:
+        for _ in range(lab.rounds):
+            lab.add(opened.run(measure_node.run_once(opened.client, lab.calls["run_once"])))
+
+
+def events(lab: Lab, address: str) -> None:
+    """From an agent's ``yield`` to a listener, through the disk."""
+    count = lab.calls["events"]
+    with session(address) as opened:
+        for _ in range(lab.rounds):
+            lab.add(opened.run(measure_node.delivered_events(opened.client, AGENT, count)))
+            lab.add(opened.run(measure_node.delivered_events(opened.client, AGENT, count // 2, PACE)))
+
+
+def killed(lab: Lab, address: str) -> None:
+    """What a killed partition costs. ``CALLS`` says what it holds, so there is twice as much."""
+    names = measure.keys(2 * lab.calls["routes"])
+    with session(address) as opened:
+        opened.run(_prepared(opened, names, 2 * lab.calls["sessions"]))
+        for _ in range(lab.rounds):
+            lab.add(*opened.run(measure_node.restart(opened.client, names)))
+
+
+async def _prepared(opened: Session, names: list[str], sessions: int) -> None:
+    await measure.fill(opened.client, names)
+    await measure_node.add_sessions(opened.client, sessions)
+
+
+def memory(lab: Lab, address: str) -> None:
+    """What a route takes."""
+    count = lab.calls["memory"]
+    with session(address) as opened:
+        lab.add(*opened.run(measure_node.memory(opened.client, [count // MEMORY_FIRST, count])))
+
+
+__all__ = [
+    "CALLS",
+    "KEYS",
+    "MEMORY_FIRST",
+    "PACE",
+    "events",
+    "killed",
+    "memory",
+    "routes",
+    "routes_durable",
+    "routes_others",
+    "routes_uvloop",
+    "runs",
+    "stages",
+]
