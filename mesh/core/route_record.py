@@ -70,8 +70,13 @@ def encode_route(route: Any, bytes_max: int) -> Body:
     if room is None:
         raise _invalid(f"{ROOM} is required and must not be nil")
     try:
-        "".join(route)  # the cheapest way to see that every key is a text
-        if not _SCALARS.issuperset(map(type, route.values())):
+        flat = True
+        for name, value in route.items():
+            if type(name) is not str:
+                raise TypeError(f"a key is {type(name).__name__}, not str")
+            if type(value) not in _SCALARS:
+                flat = False
+        if not flat:
             check_depth(route, ROUTE_DEPTH_MAX)
         packed = _encode(route)
         size = len(_encode(room))

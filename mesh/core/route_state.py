@@ -36,6 +36,7 @@ from mesh.core.route_record import (
 )
 from mesh.core.wire import unpack
 
+pack_header, unpack_slot = HEADER.pack, SLOT.unpack_from
 Undo = list[Callable[[], None]]
 Note = tuple[str, dict[str, Any]]
 
@@ -160,21 +161,22 @@ class RouteState:
     def _store(self, key: str, body: Body, times: tuple[int, int], flags: int, undo: Undo | None) -> int:
         """Write one entry as the most recently used; returns how many others had to go."""
         updated, expires = times
-        old = self.entries.get(key)
+        route, at, size = body
+        entries = self.entries
+        old = entries.get(key)
         if undo is not None:
             undo.append(self._before(key, old, HOT))
         if old is None:
             slot = self._expiry.file(key, expires)
         else:
-            (slot,) = SLOT.unpack_from(old)
+            (slot,) = unpack_slot(old)
             self._expiry.refile(slot, expires)
-            self.entries.move_to_end(key)
-        route, at, size = body
-        record = HEADER.pack(updated, expires, flags, slot, at + HEADER_BYTES, size) + route
-        self.entries[key] = self.dirty[key] = record
+            entries.move_to_end(key)
+        record = pack_header(updated, expires, flags, slot, at + HEADER_BYTES, size) + route
+        entries[key] = self.dirty[key] = record
         if self._expired:
             self._expired.pop(key, None)
-        if len(self.entries) > self.entries_max:
+        if len(entries) > self.entries_max:
             return self._trim(updated, undo)
         return 0
 
@@ -233,9 +235,9 @@ class RouteState:
 
     def _before(self, key: str, record: bytes | None, past: int) -> Callable[[], None]:
         """What brings one key back to where it stands now; memory and dirty mark."""
-        if key in self._expired:
+        if self._expired and key in self._expired:
             past |= _REMEMBERED
-        if key in self._gone:
+        if self._gone and key in self._gone:
             past |= _GONE
         return partial(self._restore, key, record, self.dirty.get(key, _CLEAN), past)
 

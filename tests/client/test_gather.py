@@ -17,21 +17,21 @@ from mesh.errors import RemoteProtocolError
 FALLBACK = {"external_room_id": "f"}
 
 
-def _calls(n: int) -> Any:
-    return st.sampled_from(
-        [
-            ("route.get", (f"a:b:{n}",)),
-            ("route.set", (f"a:b:{n}", {"external_room_id": "x"})),
-            ("route.set", (f"a:b:{n}", {"external_room_id": "x"}, 5)),
-            ("route.resolve", (f"a:b:{n}",)),
-            ("route.resolve", (f"a:b:{n}", [FALLBACK])),
-            ("route.delete", (f"a:b:{n}",)),
-            ("route.get_many", ([f"a:b:{n}", "a:b:c"],)),
-        ]
-    )
-
-
-CALLS = st.integers(1, 600).flatmap(lambda size: st.tuples(*(_calls(n) for n in range(size)))).map(list)
+ROUTE = {"external_room_id": "x"}
+SHAPES: tuple[Any, ...] = (
+    lambda key: ("route.get", (key,)),
+    lambda key: ("route.set", (key, ROUTE)),
+    lambda key: ("route.set", (key, ROUTE, 5)),
+    lambda key: ("route.resolve", (key,)),
+    lambda key: ("route.resolve", (key, [FALLBACK])),
+    lambda key: ("route.delete", (key,)),
+    lambda key: ("route.get_many", ([key, "a:b:c"],)),
+)
+#: Runs of one shape, some longer than what is packed at a time.
+RUNS = st.tuples(st.sampled_from(SHAPES), st.sampled_from((1, 2, 3, 300)))
+CALLS = st.lists(RUNS, min_size=1, max_size=20).map(
+    lambda runs: [shape(f"a:{n}:{i}") for n, (shape, count) in enumerate(runs) for i in range(count)]
+)
 
 
 def node(body: bytes) -> list[Any]:
