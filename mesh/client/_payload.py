@@ -199,20 +199,13 @@ class Payload:
         kind, done_below = self.kind, 0
         if self.number and self.identity is not None:
             done_below = self.identity.numbering(self.partition).done_below()
-        placed = kind in _PLACED
-        return (
-            wire.encode_header(
-                kind,
-                flags=_PARTITION if placed else 0,
-                address=self.partition,
-                map_version=map_version if placed else 0,
-                remaining_ms=max(1, int(min(self.deadline_s - now_s, REMAINING_S_MAX) * 1000)),
-                request_id=self.request_id,
-                number=self.number,
-                done_below=done_below,
-            )
-            + self.body
+        remaining_ms = max(1, int(min(self.deadline_s - now_s, REMAINING_S_MAX) * 1000))
+        flags, map_version = (_PARTITION, map_version) if kind in _PLACED else (0, 0)
+        number, request_id, partition = self.number, self.request_id, self.partition
+        head = wire.pack_header(
+            kind, flags, 0, partition, map_version, remaining_ms, request_id, number, done_below
         )
+        return head + self.body
 
     @property
     def untouched(self) -> bool:

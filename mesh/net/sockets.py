@@ -15,6 +15,9 @@ Facts this obeys (sources in the libzmq manual, zmq_setsockopt; pyzmq issues 120
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import zmq
 
 from mesh.core.wire import FRAME_BYTES_MAX
@@ -54,6 +57,12 @@ def _open(ctx: zmq.Context[zmq.Socket[bytes]], kind: int, hwm: int, frame_bytes:
     socket.setsockopt(zmq.RECONNECT_IVL, 10)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
     return socket
+
+
+def sender(socket: zmq.Socket[bytes]) -> Callable[[bytes, int], Any]:
+    """The socket's send(frame, flags) without what pyzmq does for groups and trackers: 0.6 us of 1.6."""
+    send: Callable[[bytes, int], Any] = super(zmq.Socket, socket).send
+    return send
 
 
 def router_socket(

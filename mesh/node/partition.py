@@ -46,6 +46,7 @@ LAZY_FLUSH_S = 0.2
 EX_INCONSISTENT = 70
 
 READ, WRITE, WAIT = int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)
+REPLY = int(wire.Kind.REPLY)
 
 
 class PartitionProcess:
@@ -98,6 +99,7 @@ class PartitionProcess:
         most = sockets.HWM_FRAMES + limits.inflight_per_partition + limits.waiters_per_partition
         hwm = min(most, sockets.HWM_MAX)
         self.socket = sockets.dealer_socket(ctx, child.back_endpoint, identity, hwm=hwm)
+        self.send = sockets.sender(self.socket)
         self.inbox = Inbox(self.socket, limits)
         self.publisher = Publisher(sockets.publisher_socket(ctx, child.feed_in_endpoint), self.state)
         self.reads.echo = self.publisher.echo
@@ -326,21 +328,14 @@ class PartitionProcess:
         self._send(client + header + wire.pack(error.to_map()))
 
     def _header(self, request_id: int, kind: int, size: int, flags: int) -> bytes:
-        return wire.encode_header(
-            wire.Kind.REPLY,
-            flags=flags,
-            answers=kind,
-            address=self.index,
-            map_version=self.child.map_version,
-            remaining_ms=size,
-            request_id=request_id,
-            number=self.actors.router_boot,
-            done_below=self.epoch,
+        return wire.pack_header(
+            REPLY, flags, kind, self.index, self.child.map_version, size, request_id,
+            self.actors.router_boot, self.epoch,
         )
 
     def _send(self, frame: bytes) -> None:
         try:
-            self.socket.send(frame, sockets.NOWAIT)
+            self.send(frame, sockets.NOWAIT)
         except sockets.Again:
             self.dropped += 1  # no router now: clients and runners send again what was not answered
 
