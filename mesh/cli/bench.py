@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mesh.cli import render
 from mesh.cli.app import command, shell
 from mesh.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mesh.cli.bench_lab import Lab, Stage
 
 GROUPS = ("routes", "sessions", "node")
 ROUNDS_MAX = 100
@@ -95,24 +100,31 @@ def bench(
     _report(lab, about, markdown, save, _folder(plots, whole))
 
 
-def _measure(lab: Any, stages: list[Any], partitions: int) -> None:
+def _measure(lab: Lab, stages: list[Stage], partitions: int) -> None:
     """Go through the stages; those that need the same kind of node follow each other."""
-    from mesh.cli.bench_lab import note, started_node
+    from mesh.cli.bench_lab import note
 
     kinds = list(DURABILITY)
-    stages = sorted(stages, key=lambda stage: kinds.index(stage.node))
-    places = {id(stage): place for place, stage in enumerate(stages, 1)}
-    for kind, some in groupby(stages, key=lambda stage: stage.node):
-        address = shell().address
-        if address:
-            for stage in some:
-                note(f"[{places[id(stage)]}/{len(stages)}] {stage.title}")
+    ordered = sorted(stages, key=lambda stage: kinds.index(stage.node))
+    numbered = list(enumerate(ordered, 1))
+    for kind, some in groupby(numbered, key=lambda item: item[1].node):
+        with _address(lab, partitions, DURABILITY[kind]) as address:
+            for place, stage in some:
+                note(f"[{place}/{len(stages)}] {stage.title}")
                 stage.measure(lab, address)
-            continue
-        with started_node(lab, partitions, DURABILITY[kind]) as node:
-            for stage in some:
-                note(f"[{places[id(stage)]}/{len(stages)}] {stage.title}")
-                stage.measure(lab, node.address)
+
+
+@contextmanager
+def _address(lab: Lab, partitions: int, durability: str) -> Iterator[str]:
+    """Where to measure: the node that was named, or one of our own."""
+    from mesh.cli.bench_lab import started_node
+
+    named = shell().address
+    if named:
+        yield named
+        return
+    with started_node(lab, partitions, durability) as node:
+        yield node.address
 
 
 def _folder(plots: Path | None, whole: bool) -> Path | None:
@@ -123,7 +135,7 @@ def _folder(plots: Path | None, whole: bool) -> Path | None:
 
 
 def _report(
-    lab: Any, about: dict[str, Any], as_markdown: bool, file: Path | None, plots: Path | None
+    lab: Lab, about: dict[str, Any], as_markdown: bool, file: Path | None, plots: Path | None
 ) -> None:
     from mesh.cli import bench_goals, bench_plot, bench_report
     from mesh.cli.bench_lab import merged

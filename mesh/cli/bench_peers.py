@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import mesh
 
 #: Each measurement lasts about so long, whatever the speed of what is measured.
-SECONDS, SECONDS_QUICK = 1.0, 0.1
+SECONDS, SECONDS_QUICK = 0.6, 0.1
 PROBE_CALLS = 2 * COROUTINES
 KEYS = 5_000
 
