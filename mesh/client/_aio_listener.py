@@ -100,6 +100,9 @@ class AsyncListener:
     def _wake(self) -> None:
         if self._heard is not None and not self._heard.done():
             self._heard.set_result(None)
+        elif not self._closed:
+            # Nobody reads: The descriptor stays ready until the events are looked at; the loop would spin.
+            self._socket.getsockopt(sockets.EVENTS)
 
     def _drain(self) -> list[tuple[str, dict[str, Any]]]:
         messages: list[tuple[str, dict[str, Any]]] = []

@@ -20,6 +20,9 @@ CURVES: dict[str, tuple[str, list[tuple[str, str, bool]]]] = {
     "cpu": ("CPU of the node for one operation", []),
 }
 
+#: Panels whose values span decades.
+LOGARITHMIC = {"clients", "restart", "listeners", "cpu"}
+
 
 def table(found: dict[str, Any]) -> str:
     """One block for each question."""
@@ -35,11 +38,12 @@ def table(found: dict[str, Any]) -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Two rows of four panels; one that was not measured stays empty."""
-    figure, grid = panels(2, 4, "What grows with what")
+    """Eight panels; one that was not measured stays empty."""
+    figure, grid = panels(4, 2, "What grows with what", height=2.9)
     for axes, (name, (title, curves)) in zip(grid.flat, CURVES.items(), strict=True):
         axes.set_title(title)
         axes.set_xscale("log")
+        axes.set_yscale("log" if name in LOGARITHMIC else "linear")
         if name == "restart":
             _restart(axes, found)
         elif name == "cpu":
@@ -48,7 +52,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
             _rows(axes, found.get("routes" if name == "memory" else name) or [], curves)
         axes.xaxis.set_major_formatter(lambda value, _: plain(value))
         axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        if name not in LOGARITHMIC:
+            axes.set_ylim(bottom=0)
     finish(figure, path)
 
 
@@ -62,15 +67,17 @@ def _rows(axes: Any, rows: list[dict[str, Any]], curves: list[tuple[str, str, bo
         target = axes
         if beside:
             target = right = axes.twinx()
+            right.set_yscale(axes.get_yscale())
+            right.minorticks_off()
+            right.yaxis.set_major_formatter(lambda value, _: plain(value))
             right.grid(visible=False)
             right.spines["right"].set_visible(True)
         target.plot(sizes, [row[key] for row in rows], "o--" if beside else "o-", markersize=4,
                     color=COLOURS[place], label=label)
     axes.yaxis.set_major_formatter(lambda value, _: plain(value))
     if right is not None:
-        right.set_ylim(bottom=0)
         both = [axes.get_legend_handles_labels(), right.get_legend_handles_labels()]
-        axes.legend(both[0][0] + both[1][0], both[0][1] + both[1][1])
+        right.legend(both[0][0] + both[1][0], both[0][1] + both[1][1])
 
 
 def _restart(axes: Any, found: dict[str, Any]) -> None:

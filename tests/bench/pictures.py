@@ -13,14 +13,15 @@ from matplotlib import pyplot
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774", "#cb912f")
 
 
-def panels(rows: int, columns: int, title: str) -> tuple[Any, Any]:
+def panels(rows: int, columns: int, title: str, height: float = 3.9) -> tuple[Any, Any]:
     """A figure and its axes."""
     mpl.rcParams.update({
         "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
         "axes.grid": True, "grid.alpha": 0.25, "lines.linewidth": 1.6, "legend.frameon": False,
-        "legend.fontsize": 8, "axes.prop_cycle": mpl.cycler(color=COLOURS),
+        "legend.fontsize": 8, "legend.handlelength": 3, "axes.prop_cycle": mpl.cycler(color=COLOURS),
     })
-    figure, axes = pyplot.subplots(rows, columns, figsize=(5.4 * columns, 3.9 * rows), layout="constrained")
+    size = (5.4 * columns, height * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=12, fontweight="bold")
     return figure, axes
 
@@ -36,7 +37,8 @@ def plain(value: float) -> str:
 def finish(figure: Any, path: Path) -> None:
     """Legends, plain ticks, and the file."""
     for axes in figure.axes:
-        if axes.get_legend_handles_labels()[1]:
+        twin = any(other is not axes and other.bbox.bounds == axes.bbox.bounds for other in figure.axes)
+        if axes.get_legend_handles_labels()[1] and not twin:
             axes.legend()
         if axes.get_yscale() == "log":
             axes.yaxis.set_major_formatter(lambda value, _: plain(value))

@@ -130,3 +130,28 @@ def test_listening_without_a_topic_is_everything(client: mesh.Client, topics: tu
             groups.add(note.topic.partition(".")[0])
             if {"lifecycle", "session"} <= groups:
                 break
+
+
+def test_messages_that_nobody_reads_yet_let_the_loop_sleep(
+    node: mesh.LocalNode, client: mesh.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a listener's owner is busy elsewhere while messages wait, then the event loop sleeps on."""
+
+    async def turns_while_waiting() -> int:
+        selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+        selects, select = 0, selector.select
+
+        def counted(timeout: float | None = None) -> Any:
+            nonlocal selects
+            selects += 1
+            return select(timeout)
+
+        async with node.async_client() as asynchronous, await asynchronous.listen("session.") as feed:
+            monkeypatch.setattr(selector, "select", counted)
+            await asyncio.to_thread(client.sessions.create, "echo", id="s")
+            await asyncio.sleep(0.3)
+            monkeypatch.undo()
+            assert (await anext(feed)).data["session_id"] == "s"
+        return selects
+
+    assert asyncio.run(turns_while_waiting()) < 100
