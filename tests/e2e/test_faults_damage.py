@@ -58,7 +58,7 @@ def ask(read: Any) -> str:
 
 
 def degraded(client: mesh.Client) -> str | None:
-    found: str | None = client.status()["partitions"][0]["degraded"]
+    found: str | None = client.status()["partitions"][0].get("degraded")
     return found
 
 
