@@ -14,7 +14,7 @@ import click
 from mesh.cli import render
 from mesh.cli.app import command, shell
 from mesh.cli.settings import config_option, config_path, load
-from mesh.errors import MeshError
+from mesh.errors import MeshError, StoreError
 
 if TYPE_CHECKING:
     from mesh.config import NodeConfig
@@ -163,7 +163,10 @@ def databases(folder: Path) -> Check:
     if find_node(runtime_dir(folder)) is not None:
         return Check("databases", "ok", "in use by the node that is up: mesh status tells of damage")
     for file in files:
-        found = examine(file)
+        try:
+            found = examine(file)
+        except StoreError as exc:
+            return Check("databases", "warn", exc.message, "free some space, or stop who uses it; ask again")
         if found:
             fix = f"{RESTORE}; or move {file.name}* away and lose what it holds"
             return Check("databases", "fail", f"{file}: {'; '.join(found[:3])}", fix)

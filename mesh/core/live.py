@@ -31,6 +31,8 @@ from mesh.errors import InvalidState, NotFound, Overloaded, StoreError
 
 CRASHES_MAX = 3
 CRASH_PERIOD_S = 60.0
+#: Between two places in a queue; a float of today's wall time tells them apart.
+QUEUE_STEP_S = 1e-3
 #: Sessions looked at to find one that is idle, when max_live are live.
 EVICT_STEP = 1_000
 #: Roster states in which the process of that incarnation is dead, by the supervisor's word.
@@ -169,7 +171,10 @@ class Live:
                 details={"retry_after_ms": 100},
             )
         session = self.bring_up(session)
-        run = self.state.put_run(runs.step(run, RunStatus.QUEUED, queued_at=self.state.now))
+        last = self.state.run(work.queue[-1]).queued_at if work.queue else 0.0
+        # Wall time may be set back; the order of the queue is not.
+        place = max(self.state.now, last + QUEUE_STEP_S)
+        run = self.state.put_run(runs.step(run, RunStatus.QUEUED, queued_at=place))
         for message in runs.messages(run.input):
             self.state.append(session.id, "message_sent", message, run=run)
         self.state.put_work(session.id, work._replace(queue=(*work.queue, run.id)))
@@ -347,8 +352,9 @@ class Live:
         self.state.announce("restarted", session, former=former, reason="runner_died")
 
     def _charge(self, session: SessionState) -> SessionState:
-        recent = tuple(t for t in session.crashes if self.state.now - t <= CRASH_PERIOD_S)
-        return self.state.put_session(msgspec.structs.replace(session, crashes=(*recent, self.state.now)))
+        now_s = self.state.mono  # what an earlier boot left lies ahead of it, and is dropped
+        recent = tuple(t for t in session.crashes if 0 <= now_s - t <= CRASH_PERIOD_S)
+        return self.state.put_session(msgspec.structs.replace(session, crashes=(*recent, now_s)))
 
     def _lost_run(self, run: RunState, session: SessionState) -> None:
         error = {

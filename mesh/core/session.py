@@ -55,7 +55,7 @@ class SessionState(msgspec.Struct, frozen=True, array_like=True):
     incarnation: int = 0
     runner: int | None = None  #: None when not live
     runner_incarnation: int = 0
-    crashes: tuple[float, ...] = ()  #: times at which it was executing when its runner died
+    crashes: tuple[float, ...] = ()  #: monotonic times at which it was executing when its runner died
     seq: int = 0
 
     @property

@@ -65,8 +65,8 @@ class Health:
         """A write was refused."""
         if self.reason is None:
             self._log.write("degraded: reads go on, writes are refused", why=error.message)
-        self.reason = error.message
         self._final = self._final or error.code == DAMAGED
+        self.reason = (self._store.damage if self._final else None) or error.message
 
     def unless_refused(self, work: Callable[[], object]) -> None:
         """Do upkeep that writes, while writes are taken."""

@@ -55,7 +55,7 @@ class Upkeep:
         limits, state = self.config.limits, self.state
         self.partition.receipts.silent(state.mono, limits.client_silence_s)
         self.store.sweep(
-            silent_before=int(state.now - limits.client_silence_s - SWEEP_S),
+            silent_before=int(self.store.served_s() - limits.client_silence_s - SWEEP_S),
             lifecycle_below=state.lseq - limits.lifecycle_kept + 1,
         )
         self.store.save_counters(state, self.node_boot)

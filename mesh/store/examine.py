@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import apsw
 
 from mesh.errors import StoreError
 from mesh.store import wal
-from mesh.store.file import checksum, header, page_checksums, refused
+from mesh.store.file import DAMAGED, checksum, header, page_checksums, refused
 
 #: table -> (what names a row, its blob), where each row has a checksum of its own.
 _SUMMED = {
@@ -23,42 +24,48 @@ FINDINGS_MAX = 20
 
 
 def examine(path: Path) -> list[str]:
-    """What is wrong with a database of mesh, at most FINDINGS_MAX sentences; an empty list: it is sound.
+    """What is damaged in a database of mesh, at most FINDINGS_MAX sentences; an empty list: it is sound.
 
-    Reads the whole file, with its WAL, and compares each index with its table.
+    Reads the whole file, with its log, and compares each index with its table.
+
+    Raises:
+        StoreError: ``store_unavailable``, it cannot be examined: it is in use, or the disk refuses.
     """
-    checked = page_checksums()
-    found: list[str] = []
     try:
-        header(path)
+        page_checksums()  # from now on each page that is read is checked
         log = wal.look(path)
-        with closing(apsw.Connection(f"{path.absolute().as_uri()}?mode=ro", _FLAGS)) as db:
-            db.set_busy_timeout(0)
-            if checked and not db.reserve_bytes(None):
-                found.append("its pages have no checksums yet: the next start adds them")
-            found += _structure(db)
-            lost = wal.lost(log, db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0])
-            if lost:
-                found.append("its log (-wal) is damaged: what was committed behind that place is lost")
-            for sentence in _rows(db):
-                found.append(sentence)
-                if len(found) >= FINDINGS_MAX:
-                    break
+        header(path)
+        with closing(apsw.Connection(str(path), apsw.SQLITE_OPEN_READWRITE)) as db:
+            db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            db.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()  # so it needs no file beside the log
+            return list(islice(_findings(db, log), FINDINGS_MAX))
+    except (apsw.Error, OSError) as exc:
+        error = refused(f"{path.name} cannot be examined", exc)
+        if error.code != DAMAGED:
+            raise error from exc
+        return [error.message]
     except StoreError as error:
-        found.append(error.message)
-    except apsw.Error as exc:
-        found.append(refused("it cannot be read", exc).message)
-    return found
+        return [error.message]
 
 
-def _structure(db: apsw.Connection) -> list[str]:
-    """What SQLite itself finds: pages, trees, and each index against its table."""
+def _findings(db: apsw.Connection, log: wal.Log | None) -> Iterator[str]:
     try:
-        return [str(line) for (line,) in db.execute("PRAGMA integrity_check(20)") if line != "ok"]
-    except apsw.BusyError:
-        raise
+        for (line,) in db.execute(f"PRAGMA integrity_check({FINDINGS_MAX})"):
+            if line != "ok":
+                yield " ".join(str(line).split())
     except apsw.Error as exc:
-        return [refused("not all of it can be read", exc).message]
+        yield _damage("not all of it can be read", exc)
+    if wal.lost(log, db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0]):
+        yield "its log (-wal) is damaged: what was committed behind that place is lost"
+    yield from _rows(db)
+
+
+def _damage(what: str, exc: apsw.Error) -> str:
+    """The sentence for damage; anything else goes on as it came."""
+    error = refused(what, exc)
+    if error.code != DAMAGED:
+        raise exc
+    return error.message
 
 
 def _rows(db: apsw.Connection) -> Iterator[str]:
@@ -72,10 +79,7 @@ def _rows(db: apsw.Connection) -> Iterator[str]:
                 if checksum(data) != total:
                     yield f"{table} {name}: its checksum is wrong"
         except apsw.Error as exc:
-            error: StoreError = refused(f"table {table} cannot be read whole", exc)
-            yield error.message
+            yield _damage(f"table {table} cannot be read whole", exc)
 
-
-_FLAGS = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
 
 __all__ = ["FINDINGS_MAX", "examine"]

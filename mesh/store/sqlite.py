@@ -58,6 +58,7 @@ class Store(StoredRows):
         self.epoch = 0
         self.boot = 0
         self.leased = False  #: whether ``acquire`` succeeded; nothing is written before
+        self._served_from_s = 0.0
         self._wal_pages = 0
         self._db.set_wal_hook(self._on_wal)
 
@@ -102,6 +103,8 @@ class Store(StoredRows):
                 self._db.execute(
                     "INSERT OR IGNORE INTO boot(boot_id, offset_ms) VALUES (?, ?)", (boot_id, offset_ms))
                 self.boot = self._one("SELECT id FROM boot WHERE boot_id = ?", boot_id)
+                # A file that has none yet has receipts with wall times: go on from there.
+                self._served_from_s = (self.meta("served") or time.time()) - time.monotonic()
             self.leased = True
             return self.epoch
 
@@ -160,7 +163,7 @@ class Store(StoredRows):
         if state.lifecycle:
             db.executemany("INSERT INTO lifecycle VALUES (?, ?, ?)", state.lifecycle)
         if receipts:
-            seen = int(time.time())
+            seen = self.served_s()
             db.executemany("INSERT OR REPLACE INTO receipt VALUES (?, ?, ?, ?, ?)", [
                 (c, n, seen, r.done_below, wire.pack(r.parts)) for (c, n), r in receipts.items()])
         if settled:
@@ -235,7 +238,7 @@ class Store(StoredRows):
     # --- housekeeping ---
 
     def sweep(self, *, silent_before: int, lifecycle_below: int) -> None:
-        """Delete receipts of silent clients and old lifecycle messages."""
+        """Delete old lifecycle messages, and the receipts of clients silent since then (see ``served_s``)."""
 
         def delete() -> None:
             self._db.execute("DELETE FROM receipt WHERE seen < ?", (silent_before,))
@@ -246,11 +249,16 @@ class Store(StoredRows):
 
         self._fenced(delete, "sweep")
 
+    def served_s(self) -> int:
+        """The age of this file in seconds of service, all its incarnations together: a clock that nobody
+        sets, and that stands still while clients have nobody to speak to."""
+        return int(self._served_from_s + time.monotonic())
+
     def save_counters(self, state: State, node_boot: int) -> None:
         """Keep the counters beside the rows, so that deleting the newest row never turns them back."""
 
-        self._fenced(lambda: self._set_meta(pos=state.pos, lseq=state.lseq, node_boot=node_boot),
-                     "save the counters")
+        counters = {"pos": state.pos, "lseq": state.lseq, "node_boot": node_boot, "served": self.served_s()}
+        self._fenced(lambda: self._set_meta(**counters), "save the counters")
 
     def wal_bytes_estimate(self) -> int:
         """Bytes that commits put into the WAL since the last checkpoint, without a system call."""

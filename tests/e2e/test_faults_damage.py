@@ -58,7 +58,7 @@ def ask(read: Any) -> str:
 
 
 def degraded(client: mesh.Client) -> str | None:
-    found: str | None = client.status()["partitions"][0]["degraded"]
+    found: str | None = client.status()["partitions"][0].get("degraded")
     return found
 
 
@@ -188,3 +188,29 @@ def doctor(data: Path) -> subprocess.CompletedProcess[str]:
         cwd=Path(mesh.__file__).parents[1],
         env={**os.environ, "MESH_NODE_DATA_DIR": str(data), "MESH_NODE_PORT": "0", "TERM": "dumb"},
     )
+
+
+@pytest.mark.parametrize("table", ["session", "run", "receipt", "lifecycle", "meta", "event_session", "boot"])
+def test_damage_anywhere_is_a_state_and_never_a_crash_loop(tmp_path: Path, table: str) -> None:
+    """If a page of any table or index is damaged, then its partition serves what it can or is down, with the
+    reason, without a restart; the other one is not disturbed, and no answer is wrong."""
+    keys, sids = fill(tmp_path / "data")
+    flip(tmp_path / "data", table)
+    with mesh.LocalNode(tmp_path / "data", partitions=2) as node, node.client(timeout_s=20.0) as client:
+        info = wait_for(lambda: (i := client.partitions.info(0)).state in ("ready", "down") and i, "a state")
+        assert info.restarts == 0
+        fine = {"ok"} if info.state == "ready" else {"partition_unavailable"}
+        codes = {p: {ask(lambda k=k: client.routes.get(k)) for k in keys if client.partitions.of(k) == p}
+                 for p in (0, 1)}
+        assert codes[1] == {"ok"} and codes[0] <= fine | {"storage_read_failed"}
+        answers = {ask(lambda sid=sid: client.sessions.events(sid)) for sid in sids}
+        assert answers <= fine | {"ok", "storage_read_failed"}
+        for sid in sids[:4]:
+            ask(lambda sid=sid: client.sessions.start("echo", id=f"new-{sid}"))
+        if info.state == "down":
+            assert "partition-0.db" in info.cause["reason"]
+        elif "storage_read_failed" in codes[0] | answers:
+            assert "partition-0.db" in wait_for(lambda: degraded(client), "the status says degraded")
+        assert client.partitions.info(0).restarts == 0
+        other = next(k for k in keys if client.partitions.of(k) == 1)
+        assert ask(lambda: client.routes.set(other, ROUTE)) == "ok"
