@@ -138,14 +138,16 @@ def _runs(
     if len(runs) > len(story.runs) + len(story.maybe_runs):
         problems.append(f"{sid} has {len(runs)} runs: {len(story.runs)} acknowledged and "
                         f"{len(story.maybe_runs)} unanswered ones were asked for")
-    logs: dict[str | None, list[str]] = {run_id: [] for run_id in runs}
+    logs: dict[str | None, list[mesh.Event]] = {run_id: [] for run_id in runs}
     for event in events:
-        logs.setdefault(event.run_id, []).append(event.type)
+        logs.setdefault(event.run_id, []).append(event)
     strange = logs.keys() - runs.keys() - {None}
     problems += [f"the log of {sid} has events of a run {run_id}" for run_id in strange]
     for run_id, run in runs.items():
-        problems += [f"run {run_id} of {sid} ({story.agent}, {run.status}, attempt {run.attempt}): {text}: "
-                     f"{logs[run_id]}" for text in _run(run, logs[run_id])]
+        log = [event.type for event in logs[run_id]]
+        found = _run(run, log) + _pieces(run, logs[run_id])
+        problems += [f"run {run_id} of {sid} ({story.agent}, {run.status}, attempt {run.attempt}): {text}: {log}"
+                     for text in found]
         fate = history.fates.get(run_id, run.status)
         if fate != run.status:
             problems.append(f"run {run_id} of {sid} was said to be {fate} and is {run.status}")
@@ -170,6 +172,18 @@ def _run(run: mesh.Run, log: list[str]) -> list[str]:
     if run.error and run.error["code"] not in RUN_ERRORS:
         problems.append(f"it failed: {run.error}")
     return problems
+
+
+def _pieces(run: mesh.Run, log: list[mesh.Event]) -> list[str]:
+    """What was streamed since the last start is the output, or nothing was."""
+    pieces = ""
+    for event in log:
+        if event.type == "run_started":
+            pieces = ""
+        elif event.type == "message_streamed":
+            pieces += event.data["content"]
+    fine = run.status != "completed" or pieces in ("", run.output["content"])
+    return [] if fine else [f"{pieces!r} was streamed, and {run.output} given"]
 
 
 def executions(witness: Path, stored: Stored) -> list[str]:

@@ -56,7 +56,7 @@ def test_reads_that_no_order_explains_are_told(given: Any, writes: list[Write]) 
 
 
 def event(seq: int, kind: str, run_id: str | None = None) -> Any:
-    return SimpleNamespace(id=f"e{seq}", seq=seq, type=kind, run_id=run_id)
+    return SimpleNamespace(id=f"e{seq}", seq=seq, type=kind, run_id=run_id, data={"content": "x"})
 
 
 def world(kinds: str, session_status: str = "active", **run: Any) -> tuple[check.Stored, History]:
@@ -95,6 +95,7 @@ def test_world_as_it_was_told_is_no_problem() -> None:
     ("csmrrtd", {}, "started more often"),
     ("csmd", {}, "never started"),
     ("csmrt", {}, "terminal events are []"),
+    ("csmrttd", {}, "'xx' was streamed"),
     ("csmrtf", {"status": "failed"}, "was said to be completed"),
     ("csmrtd", {"output": {"content": "xx"}}, "gave {'content': 'xx'}"),
     ("csmrtd", {"id": "run_2"}, "has events of a run"),
