@@ -35,6 +35,14 @@ async def sleeper(run: mesh.RunContext) -> AsyncIterator[str]:
     yield "done"
 
 
+async def streamer(run: mesh.RunContext) -> AsyncIterator[str]:
+    """Give many pieces, each of which travels alone."""
+    witness(run)
+    for number in range(int(run.prompt)):
+        yield f"{number} "
+        await asyncio.sleep(0.01)
+
+
 def plain(run: mesh.RunContext) -> str:
     """Work in a thread."""
     witness(run)

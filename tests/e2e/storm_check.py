@@ -146,8 +146,8 @@ def _runs(
     for run_id, run in runs.items():
         log = [event.type for event in logs[run_id]]
         found = _run(run, log) + _pieces(run, logs[run_id])
-        problems += [f"run {run_id} of {sid} ({story.agent}, {run.status}, attempt {run.attempt}): {text}: {log}"
-                     for text in found]
+        who = f"run {run_id} of {sid} ({story.agent}, {run.status}, attempt {run.attempt})"
+        problems += [f"{who}: {text}: {log}" for text in found]
         fate = history.fates.get(run_id, run.status)
         if fate != run.status:
             problems.append(f"run {run_id} of {sid} was said to be {fate} and is {run.status}")

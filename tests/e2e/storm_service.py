@@ -29,7 +29,7 @@ PHASE_S = (1.5, 6.0)
 #: Mean time between two strikes at the supervisor.
 SUPERVISOR_S = 5.0
 
-AGENTS = {"counter": False, "sleeper": False, "plain": False, "safe": True}  #: name -> idempotent
+AGENTS = {"counter": False, "sleeper": False, "streamer": False, "plain": False, "safe": True}  #: name -> idempotent
 SETTINGS = """
 [node]
 name = "storm"
