@@ -18,7 +18,8 @@ ROOMS, SHARED_ROOMS = 6, 3
 #: agent -> a prompt and what comes of it
 PROMPTS = {
     "counter": ("3", "0 1 2 "), "sleeper": ("0.3", "started done"), "safe": ("0.2", "safe"),
-    "streamer": ("40", "".join(f"{n} " for n in range(40))), "plain": ("text", "TEXT"), "echo": ("word", "word"), "shell": ("echo a; sleep 0.3; echo b", "a\nb\n"),
+    "streamer": ("40", "".join(f"{n} " for n in range(40))), "plain": ("text", "TEXT"),
+    "echo": ("word", "word"), "shell": ("echo a; sleep 0.3; echo b", "a\nb\n"),
 }
 #: The last words of each client, when the storm is over: nothing may be in their way.
 LAST_S = 40.0

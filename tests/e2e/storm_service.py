@@ -29,7 +29,8 @@ PHASE_S = (1.5, 6.0)
 #: Mean time between two strikes at the supervisor.
 SUPERVISOR_S = 5.0
 
-AGENTS = {"counter": False, "sleeper": False, "streamer": False, "plain": False, "safe": True}  #: name -> idempotent
+#: name -> whether it is declared idempotent
+AGENTS = {"counter": False, "sleeper": False, "streamer": False, "plain": False, "safe": True}
 SETTINGS = """
 [node]
 name = "storm"
