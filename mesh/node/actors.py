@@ -60,6 +60,7 @@ class Actors:
         self.outboxes.on_roster(entries)
         if writable:
             self.live.on_roster(entries)
+        self.partition.ops.agents.on_roster()
 
     def guarded(self, work: Callable[[], T]) -> T | None:
         """A bug in the handling of one message undoes that message alone."""

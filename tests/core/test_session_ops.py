@@ -638,6 +638,32 @@ def test_reload_answers_when_every_runner_has_loaded(tmp_path: Path) -> None:
     bench.store.connection.close()
 
 
+def test_reload_is_told_to_the_successor_of_a_runner_that_died(tmp_path: Path) -> None:
+    """If a runner dies before it reloaded, then its successor is told, and no time limit is waited for."""
+    bench = Bench(tmp_path, runners=2)
+    request = bench.post(["agent.reload", []])
+    bench.crash_runner(1)
+    bench.roster()
+    bench.deliver()
+    assert request not in bench.replies
+    bench.spawn(1)
+    bench.roster()
+    bench.deliver()
+    assert [row["name"] for row in bench.replies[request][0][1]] == sorted(AGENTS)
+    bench.store.connection.close()
+
+
+def test_reload_does_not_wait_for_a_runner_that_is_down(tmp_path: Path) -> None:
+    """If a runner stays down, then the answer of the others is the answer."""
+    bench = Bench(tmp_path, runners=2)
+    request = bench.post(["agent.reload", []])
+    bench.crash_runner(1, "down")
+    bench.roster()
+    bench.deliver()
+    assert [row["name"] for row in bench.replies[request][0][1]] == sorted(AGENTS)
+    bench.store.connection.close()
+
+
 @pytest.mark.parametrize("output", [{1: 2}, [1], "text", {"a": {2: 3}}, b"x", 5])
 def test_a_result_of_any_shape_can_be_read_back(bench: Bench, output: Any) -> None:
     """If an agent's output is odd, then the run is stored so that the partition can read it again."""
