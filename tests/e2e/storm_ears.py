@@ -11,8 +11,6 @@ from storm_history import PASSING
 
 import mesh
 
-#: A listener that comes back and a stream that goes on do so after so many messages.
-HOP = 10
 END_S = 10.0
 CLOSING = ("session_cancelled", "session_completed", "session_failed")
 
@@ -51,13 +49,17 @@ class Ear(threading.Thread):
 
 
 class Hopper(Ear):
-    """A listener that leaves again and again and comes back with its cursor."""
+    """A listener that leaves after so many messages, again and again, and comes back with its cursor."""
+
+    def __init__(self, address: str, topic: str, hop: int) -> None:
+        super().__init__(address, topic)
+        self.hop = hop
 
     def listen(self) -> None:
         while not self.over:
             for notification in self.feed:
                 self.seen.append(notification)
-                if len(self.seen) % HOP == 0:
+                if len(self.seen) % self.hop == 0:
                     break
             self.feed.close()
             try:
@@ -131,4 +133,4 @@ def ears(*listening: Ear) -> Iterator[None]:
             ear.join(END_S)
 
 
-__all__ = ["HOP", "AsyncEar", "Ear", "Follower", "Hopper", "ears"]
+__all__ = ["AsyncEar", "Ear", "Follower", "Hopper", "ears"]
