@@ -260,6 +260,18 @@ class Router:
             return child["state"] not in (ChildState.READY, ChildState.STARTING)
         return actor.pid in (former.get("pid"), actor.dead_pid)
 
+    def restarts(self, index: int) -> None:
+        """Somebody restarts a partition by hand: from now on calls to one that was down wait for it.
+
+        Raises:
+            RequestError: ``not_found``, there is no such partition.
+        """
+        if index >= len(self.partitions):
+            raise RequestError(f"no partition {index}; there are {len(self.partitions)}", code="not_found")
+        actor = self.partitions[index]
+        if actor.roster["state"] == ChildState.DOWN:
+            actor.roster = {**actor.roster, "state": ChildState.RESTARTING.value}
+
     def gone_frame(self, actor: Actor) -> bytes:
         """What recently heard clients are told when a partition lost its holder."""
         return wire.encode_header(

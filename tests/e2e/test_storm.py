@@ -61,9 +61,9 @@ def listeners(service: Service) -> list[ears.Ear]:
     """Listeners of every kind; the first two follow the lifecycle."""
     ipc, tcp = service.ipc, service.tcp
     return [
-        ears.Ear(tcp, "lifecycle."), ears.Hopper(ipc, "lifecycle.", 10), ears.Ear(ipc, "session."),
-        ears.AsyncEar(tcp, "session."), ears.Hopper(tcp, "session.", 500), ears.AsyncEar(ipc, f"session.{ONE}."),
-        ears.Follower(tcp, ONE), ears.Follower(ipc, ONE, 10),
+        ears.Ear(tcp, "lifecycle."), ears.Hopper(ipc, "lifecycle.", 10),
+        ears.Ear(ipc, "session."), ears.AsyncEar(tcp, "session."), ears.Hopper(tcp, "session.", 500),
+        ears.AsyncEar(ipc, f"session.{ONE}."), ears.Follower(tcp, ONE), ears.Follower(ipc, ONE, 10),
     ]
 
 
