@@ -63,7 +63,7 @@ class Service:
         self._mark = f"MESH_MARK={data_hash(self.data_dir)}:".encode()
         self._over = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
-        self._struck: set[int] = set()
+        self._struck: dict[int, set[int]] = {}  #: pid -> what was to end it
         self._keeper = threading.Thread(target=self._keep, name="service")
 
     @property
@@ -102,8 +102,8 @@ class Service:
         process = self._process
         if process is None or process.poll() is not None:
             return False
-        if number == signal.SIGKILL:
-            self._struck.add(process.pid)
+        if number in (signal.SIGKILL, signal.SIGTERM):
+            self._struck.setdefault(process.pid, set()).add(number)
         process.send_signal(number)
         return True
 
@@ -150,10 +150,13 @@ class Service:
             self._start()
             assert self._process is not None
             status = self._process.wait()
-            if self._process.pid not in self._struck and not self._over.is_set():
-                self.problems.append(f"mesh up ended by itself with status {status}: see {self.log}")
+            struck = self._struck.get(self._process.pid, set())
+            fine = signal.SIGKILL in struck or (status in (0, -signal.SIGTERM) and signal.SIGTERM in struck)
+            if not fine and not self._over.is_set():
+                told = [signal.Signals(number).name for number in struck]
+                self.problems.append(f"mesh up ended with status {status} after {told}: see {self.log}")
             if self._chance.random() < 0.5:
-                self._await_gone(f"kill {self.lives} of the supervisor")
+                self._await_gone(f"life {self.lives} of the supervisor")
             self._over.wait(RESTART_S)
 
     def _start(self) -> None:
@@ -209,9 +212,11 @@ class Killer:
             self.service.send(pid, signal.SIGCONT)
 
     def _strike_supervisor(self, now_s: float) -> None:
-        if self.random.random() < 0.7:
-            if self.service.signal(signal.SIGKILL):
-                self.strikes.append("supervisor killed")
+        chance = self.random.random()
+        if chance < 0.75:
+            number, what = (signal.SIGKILL, "killed") if chance < 0.6 else (signal.SIGTERM, "stopped")
+            if self.service.signal(number):
+                self.strikes.append(f"supervisor {what}")
         elif (pid := self.service.pid) is not None and self.service.signal(signal.SIGSTOP):
             self.strikes.append("supervisor frozen")
             self.frozen[pid] = now_s + self.random.uniform(0.05, 3.0)

@@ -1,8 +1,8 @@
 """A storm of kills over a working node, random by seed, and the proof that every promise was kept.
 
 ``MESH_STORM_SEED`` repeats the choices of a storm, ``MESH_STORM_S`` says how long it lasts. The node is
-``mesh up`` with its service manager: when its supervisor is killed, it is started again. The restart
-intensity is raised so that nothing stays down; ``test_down.py`` shows what happens else.
+``mesh up`` with its service manager: when its supervisor is killed or stopped, it is started again. The
+restart intensity is raised so that nothing stays down; ``test_down.py`` shows what happens else.
 """
 
 from __future__ import annotations
