@@ -15,6 +15,8 @@ import mesh
 ROOM = {"external_room_id": "x"}
 LOBBY = {"external_room_id": "lobby"}
 ROOMS, SHARED_ROOMS = 6, 3
+#: Sessions of all clients. The first is listened to; in the second all of them get in each other's way.
+SHARED = ("one", "two")
 #: agent -> a prompt and what comes of it
 PROMPTS = {
     "counter": ("3", "0 1 2 "), "sleeper": ("0.3", "started done"), "safe": ("0.2", "safe"),
@@ -43,7 +45,7 @@ class Worker:
         elif chance < 0.5:
             yield from self.once()
         elif chance < 0.55:
-            yield from self.prompt_everybodys()
+            yield from self.everybodys()
         elif self.story is None:
             yield from self.begin()
         elif chance < 0.82:
@@ -186,15 +188,18 @@ class Worker:
         """A run with a session of its own."""
         self.count += 1
         agent = self.random.choice(list(PROMPTS))
-        story = self.history.story(f"{self.name}-once-{self.count}", agent, once=True)
+        story = self.history.story(f"{self.name}-once-{self.count}", agent)
         outcome = yield "run_once", (agent, PROMPTS[agent][0]), {"id": story.id, **options}
         self.history.ended_once(story, outcome)
         return outcome
 
-    def prompt_everybodys(self) -> Any:
-        """A prompt in the session that all share."""
-        story = self.history.stories["one"]
-        story.submitted((yield "sessions.prompt", (story.id, PROMPTS[story.agent][0])))
+    def everybodys(self) -> Any:
+        """Prompt one of the sessions that all share, or bring the second one out of its step."""
+        story = self.history.stories[self.random.choice(SHARED)]
+        if story.id == SHARED[0] or self.random.random() < 0.5:
+            story.submitted((yield "sessions.prompt", (story.id, PROMPTS[story.agent][0])))
+        else:
+            yield from self.verb(story, self.random.choice(("pause", "resume", "stop", "abort")))
 
 
 def expected(method: str, code: str) -> bool:
@@ -219,4 +224,4 @@ def summary(history: History) -> str:
     )))
 
 
-__all__ = ["LAST_S", "PROMPTS", "Worker", "expected", "summary"]
+__all__ = ["LAST_S", "PROMPTS", "SHARED", "Worker", "expected", "summary"]

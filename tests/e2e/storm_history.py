@@ -25,18 +25,19 @@ TARGETS = {
 
 
 class Story:
-    """One session as its clients know it. Each verb of it comes from one client."""
+    """One session as its clients know it. Each verb of it comes from one client, unless all share it."""
 
-    def __init__(self, sid: str, agent: str, *, once: bool = False) -> None:
+    def __init__(self, sid: str, agent: str, *, shared: bool = False) -> None:
         self.id = sid
         self.agent = agent
-        self.once = once
+        self.shared = shared
         self.created = False  #: somebody was told so
         self.status: set[str] = set()  #: those it may have
         self.done: Counter[str] = Counter()  #: verbs that were acknowledged
         self.maybe: Counter[str] = Counter()  #: verbs of which nobody knows
         self.runs: set[str] = set()  #: acknowledged ones
         self.maybe_runs: list[str] = []  #: the codes instead of those that were not
+        self._mutex = threading.Lock()
 
     def begun(self, outcome: Any, *, active: bool = True) -> None:
         """It was created, and with ``active`` started too; or perhaps."""
@@ -49,13 +50,14 @@ class Story:
     def told(self, verb: str, outcome: Any) -> None:
         """The answer to a verb. What was given up never lands after a later acknowledged one."""
         target = {TARGETS[verb]} if verb in TARGETS else None
-        if not isinstance(outcome, mesh.MeshError):
-            self.created = True
-            self.done[verb] += 1
-            self.status = target or self.status
-        elif outcome.code in PASSING:
-            self.maybe[verb] += 1
-            self.status |= target or set()
+        with self._mutex:
+            if not isinstance(outcome, mesh.MeshError):
+                self.created = True
+                self.done[verb] += 1
+                self.status = target or self.status
+            elif outcome.code in PASSING:
+                self.maybe[verb] += 1
+                self.status |= target or set()
 
     def submitted(self, outcome: Any) -> str | None:
         """The id of a run that was acknowledged."""
@@ -82,9 +84,9 @@ class History:
         self.trace: list[str] = []  #: every call, for those who look for a cause
         self._mutex = threading.Lock()
 
-    def story(self, sid: str, agent: str, *, once: bool = False) -> Story:
+    def story(self, sid: str, agent: str, *, shared: bool = False) -> Story:
         """Begin the story of a session."""
-        story = self.stories[sid] = Story(sid, agent, once=once)
+        story = self.stories[sid] = Story(sid, agent, shared=shared)
         return story
 
     def called(self, name: str, begin: float, request: Any, outcome: Any, fine: bool) -> None:
@@ -161,7 +163,7 @@ class History:
 def status_problems(story: Story, session: mesh.Session) -> list[str]:
     """Whether a session has a status that what its clients were told explains."""
     exhausted = session.status == "failed" and (session.error or {}).get("code") == "restart_exhausted"
-    if session.status in story.status or exhausted:
+    if session.status in story.status or exhausted or story.shared:
         return []
     return [f"session {story.id} is {session.status}, not {' or '.join(sorted(story.status))}: "
             f"done {dict(story.done)}, perhaps {dict(story.maybe)}"]

@@ -213,7 +213,12 @@ class Killer:
 
     def _strike_supervisor(self, now_s: float) -> None:
         chance = self.random.random()
-        if chance < 0.75:
+        if chance < 0.15:
+            for _, pid in self.service.children():
+                self.service.send(pid, signal.SIGKILL)
+            if self.service.signal(signal.SIGKILL):
+                self.strikes.append("everything killed")
+        elif chance < 0.75:
             number, what = (signal.SIGKILL, "killed") if chance < 0.6 else (signal.SIGTERM, "stopped")
             if self.service.signal(number):
                 self.strikes.append(f"supervisor {what}")

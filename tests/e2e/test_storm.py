@@ -30,8 +30,8 @@ DURATION_S = float(os.environ.pop("MESH_STORM_S", "20"))
 SEED = os.environ.pop("MESH_STORM_SEED", "") or str(random.randrange(10**9))
 #: How long everything that was begun may take to end when the storm is over.
 QUIET_S = 30.0
-#: The session that all share, listened to from its beginning.
-ONE = "one"
+#: The session that all share and some listen to; those that were there before the listeners.
+ONE, FORMER = storm.SHARED[0], storm.SHARED
 
 
 @pytest.mark.timeout(DURATION_S + 240)
@@ -43,8 +43,8 @@ def test_storm_of_kills_breaks_no_promise(tmp_path: Path) -> None:
     killer = Killer(service, SEED)
     with service, mesh.Client(service.ipc, timeout_s=20.0) as client:
         wait_for(lambda: check.settled(client), "the node's first life")
-        one = history.story(ONE, "counter")
-        one.begun(client.sessions.start("counter", id=ONE))
+        for sid, agent in zip(storm.SHARED, ("counter", "streamer"), strict=True):
+            history.story(sid, agent, shared=True).begun(client.sessions.start(agent, id=sid))
         listening = listeners(service)
         with ears.ears(*listening):
             history.strikes = killer.strikes
@@ -94,12 +94,12 @@ def heard(stored: check.Stored, listening: list[ears.Ear]) -> list[str]:
     problems = []
     for ear in listening[:2]:
         wait_until(lambda ear=ear: not check.unfinished_lifecycle(stored, ear))
-        problems += check.lifecycle_feed(stored, ear, [ONE])
+        problems += check.lifecycle_feed(stored, ear, FORMER)
     for ear in listening[2:]:
         sids = [sid for sid in stored.sessions if ear.topic == "session." or sid == ONE]
         wait_until(lambda ear=ear, sids=sids: not check.missed_by(stored, ear, sids))
         problems += [f"{ear.name} never heard the end of {sid}" for sid in check.missed_by(stored, ear, sids)]
-        problems += check.session_feed(stored, ear, [ONE])
+        problems += check.session_feed(stored, ear, FORMER)
     return problems + [f"{ear.name}: {ear.failure!r}" for ear in listening if ear.failure is not None]
 
 
