@@ -49,6 +49,8 @@ class Actors:
                 self.answers.append((index, incarnation, self.live.on_batch(index, incarnation, message)))
             case mailbox.RUNNER, "lost" if writable:
                 self.live.on_lost(index, incarnation, message[1])
+            case mailbox.RUNNER, "left" if writable:
+                self.live.on_left(index, incarnation, message[1])
             case mailbox.RUNNER, "acks":
                 self.outboxes.on_acks(index, incarnation, message[1], message[2])
             case mailbox.RUNNER, "catalogue":
