@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mesh.core import wire
 from mesh.core.live import NoRunner
@@ -20,6 +20,14 @@ class Part(Protocol):
         """Give the answer."""
 
 
+class Reload(NamedTuple):
+    """A reload that waits for runners."""
+
+    part: Part
+    missing: dict[int, int]  #: runner -> the incarnation that was told
+    until_s: float
+
+
 class Agents:
     """The catalogue, and the reloads that wait for the runners."""
 
@@ -27,7 +35,7 @@ class Agents:
         self.state = state
         self.configured = configured
         self.catalogue: dict[str, dict[str, Any]] = {}
-        self.reloads: dict[str, tuple[Part, set[int], float]] = {}
+        self.reloads: dict[str, Reload] = {}
         self._tokens = 0
         state.provider_of = self.provider
 
@@ -95,7 +103,8 @@ class Agents:
             raise NoRunner
         self._tokens += 1
         token = f"{self.state.epoch}.{self._tokens}"
-        self.reloads[token] = (part, set(ready), self.state.mono + RELOAD_S)
+        told = {runner: self.state.runners[runner].incarnation for runner in ready}
+        self.reloads[token] = Reload(part, told, self.state.mono + RELOAD_S)
         self.state.undo.append(lambda: self.reloads.pop(token, None))
         self.state.commands.extend((runner, ["reload", token]) for runner in ready)
 
@@ -104,20 +113,34 @@ class Agents:
         former, self.catalogue = self.catalogue, {entry["name"]: entry for entry in entries}
         waiting = self.reloads.get(token) if token is not None else None
         if waiting is not None and token is not None:
-            part, missing, _ = waiting
-            missing.discard(runner)
-            if not missing:
-                del self.reloads[token]
-                part.resolve(wire.ok(self.rows()))
+            waiting.missing.pop(runner, None)
+            self._answer(token)
         return former != self.catalogue
+
+    def on_roster(self) -> None:
+        """The runners changed: who takes the place of one that did not answer is told anew; one that stays
+        down is not waited for."""
+        for token, reload in list(self.reloads.items()):
+            for runner, told in list(reload.missing.items()):
+                entry = self.state.runners.get(runner)
+                if entry is None or entry.state in ("down", "stopped"):
+                    del reload.missing[runner]
+                elif entry.reachable and entry.incarnation != told:
+                    reload.missing[runner] = entry.incarnation
+                    self.state.commands.append((runner, ["reload", token]))
+            self._answer(token)
+
+    def _answer(self, token: str) -> None:
+        if not self.reloads[token].missing:
+            self.reloads.pop(token).part.resolve(wire.ok(self.rows()))
 
     def expire(self) -> None:
         """Answer the reloads whose time is over."""
         now = self.state.mono
-        for token in [t for t, (_, _, at) in self.reloads.items() if at <= now]:
-            part, missing, _ = self.reloads.pop(token)
-            part.resolve(wire.failure(Unavailable(
-                f"runners {sorted(missing)} did not reload their agents in {RELOAD_S:g} s",
+        for token in [token for token, reload in self.reloads.items() if reload.until_s <= now]:
+            reload = self.reloads.pop(token)
+            reload.part.resolve(wire.failure(Unavailable(
+                f"runners {sorted(reload.missing)} did not reload their agents in {RELOAD_S:g} s",
                 code="provider_timeout",
             )))
 

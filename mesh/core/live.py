@@ -23,6 +23,7 @@ import msgspec
 from mesh.core import events as ev
 from mesh.core import run as runs
 from mesh.core import session as sessions
+from mesh.core.mailbox import STOPPING
 from mesh.core.records import TERMINAL, RunStatus, SessionStatus, StopReason
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
@@ -197,6 +198,8 @@ class Live:
         entry = self.state.runners.get(session.runner or 0)
         if entry is None or not entry.reachable or entry.incarnation != session.runner_incarnation:
             return
+        if entry.state == STOPPING:
+            return  # the next one takes it
         run = self.state.run(work.queue[0])
         run = self.state.put_run(runs.step(
             run, RunStatus.RUNNING, attempt=run.attempt + 1, runner=session.runner, batch=0,
@@ -415,6 +418,20 @@ class Live:
             else:
                 self._lost_run(run, session)
                 self.start_next(session.id)
+
+
+    def on_left(self, runner: int, incarnation: int, kept: list[Any]) -> None:
+        """A runner that was told to stop is about to exit. A run that was sent to it, and that it did not
+        keep, never began there: it waits for the next one, as if it had not been sent."""
+        entry = self.state.runners.get(runner)
+        if entry is not None and entry.incarnation == incarnation:
+            self.state.runners[runner] = entry._replace(state="stopped", reachable=False)
+        for work in list(self.state.work.values()):
+            run = self.state.run(work.running) if work.running else None
+            if run is None or (run.runner, run.runner_incarnation) != (runner, incarnation):
+                continue
+            if run.batch == 0 and not run.cancelling and [run.id, run.attempt] not in kept:
+                self.requeue(msgspec.structs.replace(run, attempt=run.attempt - 1))
 
 
 def _failure_data(error: dict[str, Any] | None) -> dict[str, Any]:

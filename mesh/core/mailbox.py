@@ -41,6 +41,8 @@ incarnation) from 1 and resent until acknowledged; batches are numbered per (run
                           ["batch", run_id, attempt, n, [[type code, ts, fragment], ...], settle or nil]
                           ["catalogue", token or nil, [{name, provider, capabilities, problem, ...}, ...]]
                           ["lost", [[run_id, attempt], ...]]  answer to "known": I do not have these
+                          ["left", [[run_id, attempt], ...]]  the last word of one that was told to stop:
+                                                              nothing but these ever began here
 
     session map of a run  {id, agent, agent_id, incarnation, context, metadata, tags}
     settle                {status, output, error, token_usage, cost_usd, provider_metadata}
@@ -68,6 +70,8 @@ class ChildState(StrEnum):
     STOPPED = "stopped"
 
 
+#: What partitions are told of a runner that ends its work and takes no more; its process lives.
+STOPPING = "stopping"
 PARTITION = b"P"
 RUNNER = b"R"
 ROUTER = b"X"
@@ -79,4 +83,4 @@ def identity(kind: bytes, index: int, incarnation: int) -> bytes:
     return f"{kind.decode().lower()}{index}.e{incarnation}".encode()
 
 
-__all__ = ["PARTITION", "ROUTER", "RUNNER", "ChildState", "identity"]
+__all__ = ["PARTITION", "ROUTER", "RUNNER", "STOPPING", "ChildState", "identity"]

@@ -255,9 +255,23 @@ class Router:
     def _says_dead(actor: Actor, former: dict[str, Any], child: dict[str, Any]) -> bool:
         """Whether the supervisor's word is about the present holder. Its READY may be faster than the word
         of its birth: what is said before that is about its predecessor."""
+        if child["pid"] == actor.pid and child["kind"] == "runner" and child["state"] == ChildState.STOPPED:
+            return False  # told to stop, and alive: what it ends now is still to be stored
         if child["pid"] == actor.pid or child["state"] in (ChildState.DOWN, ChildState.STOPPED):
             return child["state"] not in (ChildState.READY, ChildState.STARTING)
         return actor.pid in (former.get("pid"), actor.dead_pid)
+
+    def restarts(self, index: int) -> None:
+        """Somebody restarts a partition by hand: from now on calls to one that was down wait for it.
+
+        Raises:
+            RequestError: ``not_found``, there is no such partition.
+        """
+        if index >= len(self.partitions):
+            raise RequestError(f"no partition {index}; there are {len(self.partitions)}", code="not_found")
+        actor = self.partitions[index]
+        if actor.roster["state"] == ChildState.DOWN:
+            actor.roster = {**actor.roster, "state": ChildState.RESTARTING.value}
 
     def gone_frame(self, actor: Actor) -> bytes:
         """What recently heard clients are told when a partition lost its holder."""
@@ -274,9 +288,16 @@ class Router:
         """
         return [
             [a.index, max(a.incarnation, a.roster.get("incarnation", 0)), a.roster.get("pid") or a.pid,
-             "ready" if a.identity is not None else str(a.roster["state"]), a.identity is not None]
+             self._runner_state(a), a.identity is not None]
             for a in self.runners
         ]
+
+    @staticmethod
+    def _runner_state(actor: Actor) -> str:
+        """``stopping`` takes no more work, and is still heard."""
+        if actor.identity is None:
+            return str(actor.roster["state"])
+        return mailbox.STOPPING if actor.roster["state"] == ChildState.STOPPED else ChildState.READY.value
 
     def forget_silent(self, now_s: float) -> None:
         """Drop clients not heard for a while from the list of those to be told."""

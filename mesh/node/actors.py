@@ -49,6 +49,8 @@ class Actors:
                 self.answers.append((index, incarnation, self.live.on_batch(index, incarnation, message)))
             case mailbox.RUNNER, "lost" if writable:
                 self.live.on_lost(index, incarnation, message[1])
+            case mailbox.RUNNER, "left" if writable:
+                self.live.on_left(index, incarnation, message[1])
             case mailbox.RUNNER, "acks":
                 self.outboxes.on_acks(index, incarnation, message[1], message[2])
             case mailbox.RUNNER, "catalogue":
@@ -60,6 +62,7 @@ class Actors:
         self.outboxes.on_roster(entries)
         if writable:
             self.live.on_roster(entries)
+        self.partition.ops.agents.on_roster()
 
     def guarded(self, work: Callable[[], T]) -> T | None:
         """A bug in the handling of one message undoes that message alone."""

@@ -10,7 +10,7 @@ from typing import Any
 from mesh.core import mailbox, wire
 from mesh.core.mailbox import ChildState
 from mesh.core.router import Actor, Router
-from mesh.errors import MeshError, RemoteProtocolError, RequestError
+from mesh.errors import MeshError, RemoteProtocolError
 from mesh.net import sockets
 from mesh.net.feed import bind, start_proxy
 from mesh.node.child import Child
@@ -203,10 +203,7 @@ class RouterProcess:
         return self.core.answer(payload, wire.pack(None))
 
     def _restart(self, index: int) -> None:
-        if index >= len(self.core.partitions):
-            raise RequestError(
-                f"no partition {index}; there are {len(self.core.partitions)}", code="not_found"
-            )
+        self.core.restarts(index)
         self.child.control.send("restart", name=f"partition-{index}")
 
     def _hello_body(self) -> bytes:

@@ -133,6 +133,10 @@ class Runner:
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await self._quiet.wait()
+        kept = wire.pack(["left", [list(drive.key) for drive in self._runs.values()]])
+        for partition in range(self._partitions):
+            self._link.post(partition, kept)
+        await asyncio.sleep(0)  # the end of this turn, where it leaves
         self._link.tell_router(["bye"])
         self._watch.end()
         self._link.close()

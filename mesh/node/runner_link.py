@@ -91,6 +91,8 @@ class Link:
         self._context.term()
 
     def _flush(self) -> None:
+        if self._socket.closed:
+            return  # what did not leave in time is settled by the next life of the node
         self._scheduled = False
         self._on_turn()
         for partition, messages in self._posted.items():

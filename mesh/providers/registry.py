@@ -44,7 +44,13 @@ class Registry:
         self._loading: dict[str, asyncio.Future[None]] = {}
 
     def start(self) -> None:
-        """Build what can be built at once, begin to load the rest; ``on_change`` tells when that is done."""
+        """Build what can be built at once, begin to load the rest; ``on_change`` tells when that is done.
+
+        The config file is read as it is now: the successor of a runner that had reloaded it does not fall
+        back to what the node was started with.
+        """
+        if self._source:
+            self._read_source()
         for name in self._tables:
             self._build(name, fresh=False)
 

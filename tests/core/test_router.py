@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mesh.core import mailbox, wire
 from mesh.core.router import HEARD_MAX, HEARD_S, Router
 from mesh.core.slots import SLOT_COUNT, even_map
-from mesh.errors import RemoteProtocolError
+from mesh.errors import RemoteProtocolError, RequestError
 
 CLIENT = b"c" * 16
 
@@ -229,6 +229,34 @@ def test_partitions_are_shown_while_dead() -> None:
     core.on_roster([child(state="down", pid=None, cause={"signal": 9})])
     row = core.partition_rows()[0]
     assert (row["state"], row["pid"], row["routes"], row["cause"]) == ("down", None, 1, {"signal": 9})
+
+
+def test_calls_wait_for_a_partition_that_was_down_once_it_is_restarted_by_hand() -> None:
+    """If a partition that is down is restarted by hand, then its calls are to be sent again, at once."""
+    core = router()
+    core.on_roster([child(state="down", pid=None)])
+    assert not refusal(core.on_client(CLIENT, payload(), 0)[1])[0].flags & wire.Flag.AGAIN
+    core.restarts(0)
+    assert refusal(core.on_client(CLIENT, payload(), 0)[1])[0].flags & wire.Flag.AGAIN
+    with pytest.raises(RequestError) as unknown:
+        core.restarts(9)
+    assert unknown.value.code == "not_found"
+
+
+def test_runner_that_is_told_to_stop_is_heard_and_gets_no_more_work() -> None:
+    """If a runner is told to stop, then partitions hear what it ends, and hear that it takes no more, until
+    its process is gone."""
+    core = router(runners=1)
+    runner, partition = ready(core, "R", pid=60), ready(core)
+    core.on_roster([child(kind="runner", pid=60)])
+    assert core.runner_roster() == [[0, 5, 60, "ready", True]]
+    core.on_roster([child(kind="runner", pid=60, state="stopped")])
+    assert core.runner_roster() == [[0, 5, 60, "stopping", True]]
+    to_partition = wire.actor_id(mailbox.PARTITION, 0) + b"x"
+    assert core.on_actor(runner, to_partition)[0] == partition  # type: ignore[index]
+    core.on_roster([child(kind="runner", pid=None, state="stopped")])
+    assert core.runner_roster()[0][3:] == ["stopped", False]
+    assert core.on_actor(runner, to_partition) is None
 
 
 @given(data=st.binary(max_size=60))

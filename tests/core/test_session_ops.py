@@ -626,6 +626,47 @@ def test_after_the_nodes_death_each_live_session_stopped_once(bench: Bench) -> N
     assert bench.lifecycle("s")[-1] == "started"
 
 
+def test_run_that_never_began_in_a_stopping_runner_waits_for_the_next_one(bench: Bench) -> None:
+    """If a runner leaves without having begun a run that was sent to it, then the run waits, unchanged, and
+    is executed once by the successor."""
+    runner = started(bench)
+    prompt(bench)
+    prompt(bench, RUN2)
+    bench.progress(runner, RUN, "cancelled")
+    assert bench.status(RUN2) == "running"
+    bench.say(runner, ["left", []])
+    bench.tick()
+    assert bench.status(RUN2) == "queued"
+    bench.crash_runner(0, "stopped")
+    bench.roster()
+    bench.kill_node()
+    bench.deliver()
+    assert bench.runners[0].started == [(RUN2, 1)]  # type: ignore[union-attr]
+    assert not bench.state.session("s").crashes
+
+
+def test_run_that_a_stopping_runner_kept_is_lost_with_it(bench: Bench) -> None:
+    """If a runner leaves with a run that it could not end in time, then the outcome is unknown."""
+    runner = started(bench)
+    prompt(bench)
+    bench.say(runner, ["left", [[RUN, 1]]])
+    assert bench.status(RUN) == "running"
+    bench.crash_runner(0, "stopped")
+    bench.roster()
+    assert bench.state.run(RUN).error["code"] == "outcome_unknown"  # type: ignore[index]
+
+
+def test_stopping_runner_is_given_no_run(bench: Bench) -> None:
+    """If a runner is stopping, then a run that is next waits for the next one."""
+    runner = started(bench)
+    prompt(bench)
+    prompt(bench, RUN2)
+    bench.states[0] = (runner.incarnation, "stopping")
+    bench.roster()
+    bench.progress(runner, RUN, "cancelled")
+    assert bench.status(RUN2) == "queued"
+
+
 def test_reload_answers_when_every_runner_has_loaded(tmp_path: Path) -> None:
     """If agents are reloaded, then the answer comes after the last runner's word, or names who is missing."""
     bench = Bench(tmp_path, runners=2)
@@ -635,6 +676,32 @@ def test_reload_answers_when_every_runner_has_loaded(tmp_path: Path) -> None:
     late = bench.post(["agent.reload", []])
     bench.tick(31.0)
     assert code_of(bench.replies[late]) == "provider_timeout"
+    bench.store.connection.close()
+
+
+def test_reload_is_told_to_the_successor_of_a_runner_that_died(tmp_path: Path) -> None:
+    """If a runner dies before it reloaded, then its successor is told, and no time limit is waited for."""
+    bench = Bench(tmp_path, runners=2)
+    request = bench.post(["agent.reload", []])
+    bench.crash_runner(1)
+    bench.roster()
+    bench.deliver()
+    assert request not in bench.replies
+    bench.spawn(1)
+    bench.roster()
+    bench.deliver()
+    assert [row["name"] for row in bench.replies[request][0][1]] == sorted(AGENTS)
+    bench.store.connection.close()
+
+
+def test_reload_does_not_wait_for_a_runner_that_is_down(tmp_path: Path) -> None:
+    """If a runner stays down, then the answer of the others is the answer."""
+    bench = Bench(tmp_path, runners=2)
+    request = bench.post(["agent.reload", []])
+    bench.crash_runner(1, "down")
+    bench.roster()
+    bench.deliver()
+    assert [row["name"] for row in bench.replies[request][0][1]] == sorted(AGENTS)
     bench.store.connection.close()
 
 

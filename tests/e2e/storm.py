@@ -1,326 +1,227 @@
-"""A storm: clients that work and keep a history, and a hand that kills processes of the node meanwhile."""
+"""The clients of a storm: each works by chance, by seed, and all keep one history of what they were told."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 import random
-import signal
-import threading
-import time
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from time import monotonic
 from typing import Any
+
+from storm_history import PASSING, ROUTE_ERRORS, History, Story
 
 import mesh
 
-#: Errors that a caller may meet while processes die. Anything else is a bug.
-EXPECTED = frozenset(
-    (
-        "timeout", "partition_unavailable", "overloaded", "session_unavailable", "node_unreachable",
-        "outcome_unknown", "restart_exhausted", "cancelled", "queue_full",
-        "invalid_transition", "session_paused", "session_closed", "session_not_active", "not_found",
-    )
-)
-PROMPTS = (("counter", "3"), ("sleeper", "0.3"), ("safe", "1"), ("plain", "text"), ("echo", "word"),
-           ("shell", "echo a; sleep 0.3; echo b"))
-CALL_S = 8.0
-
-
-class History:
-    """Everything that was tried and what came of it."""
-
-    def __init__(self) -> None:
-        self.acked: dict[str, int] = {}  #: route key -> last acknowledged number
-        self.open: dict[str, set[int]] = {}  #: numbers sent since then without an answer
-        self.sessions: set[str] = set()
-        self.maybe_sessions: set[str] = set()
-        self.runs: dict[str, set[str]] = {}
-        self.maybe_runs: Counter[str] = Counter()
-        self.completed: set[str] = set()  #: runs whose success a caller was told
-        self.errors: Counter[str] = Counter()
-        self.done: Counter[str] = Counter()
-        self.problems: list[str] = []
-        self.kills: list[str] = []
-
-    def failed(self, what: str, error: mesh.MeshError) -> None:
-        self.errors[f"{what}: {error.code}"] += 1
-        if error.code not in EXPECTED:
-            self.problems.append(f"{what} raised {error.code}: {error.message} {error.details}")
-
-    def read_route(self, key: str, number: Any, how: str) -> None:
-        """A single-writer key holds the last acknowledged number, or one that was tried since."""
-        allowed = self.open.get(key, set()) | ({self.acked[key]} if key in self.acked else set())
-        if number not in allowed:
-            self.problems.append(f"{how} of {key} gave {number}, not one of {sorted(allowed)}")
+ROOM = {"external_room_id": "x"}
+LOBBY = {"external_room_id": "lobby"}
+ROOMS, SHARED_ROOMS = 6, 3
+#: Sessions of all clients. The first is listened to; in the second all of them get in each other's way.
+SHARED = ("one", "two")
+#: agent -> a prompt and what comes of it
+PROMPTS = {
+    "counter": ("3", "0 1 2 "), "sleeper": ("0.3", "started done"), "safe": ("0.2", "safe"),
+    "streamer": ("40", "".join(f"{n} " for n in range(40))), "plain": ("text", "TEXT"),
+    "echo": ("word", "word"), "shell": ("echo a; sleep 0.3; echo b", "a\nb\n"),
+}
+#: The last words of each client, when the storm is over: nothing may be in their way.
+LAST_S = 40.0
 
 
 class Worker:
-    """The choices of one client, the same for both kinds of client; ``call`` performs one method."""
+    """The choices of one client, the same for both kinds of client. Each method is a generator of calls."""
 
     def __init__(self, name: str, seed: str, history: History) -> None:
         self.name = name
-        self.random = random.Random(seed)
+        self.random = random.Random(f"{seed} {name}")
         self.history = history
         self.count = 0
-        self.session: str | None = None
+        self.story: Story | None = None
 
-    def step(self) -> Iterator[tuple[str, Any]]:
-        """One operation: yields the method's name with its arguments, is sent the outcome."""
+    def step(self) -> Any:
+        """A few operations that belong together."""
         chance = self.random.random()
         if chance < 0.4:
-            yield from self._route()
+            yield from self.routes()
         elif chance < 0.5:
-            yield from self._once()
-        elif self.session is None:
-            yield from self._start()
-        elif chance < 0.8:
-            yield from self._run()
-        elif chance < 0.9:
-            yield from self._stop()
-        elif chance < 0.93:
-            yield from self._complete()
-
-    def _route(self) -> Any:
-        history = self.history
-        self.count += 1
-        key, number = f"t:{self.name}:room_{self.random.randrange(6)}", self.count
-        if self.random.random() < 0.3:
-            yield from self._set_many(number)
+            yield from self.once()
+        elif chance < 0.55:
+            yield from self.everybodys()
+        elif self.story is None:
+            yield from self.begin()
+        elif chance < 0.82:
+            yield from self.run(self.story)
+        elif chance < 0.94:
+            yield from self.rest(self.story)
         else:
-            history.open.setdefault(key, set()).add(number)
-            error = yield "routes.set", (key, {"external_room_id": "x", "n": number})
-            if error is None:
-                history.acked[key], history.open[key] = number, set()
-        found = yield "routes.get", (key,)
-        if isinstance(found, mesh.RouteRecord):
-            history.read_route(key, found.route["n"], "get")
-        elif key in history.acked and found.code == "not_found":
-            history.problems.append(f"{key} was acknowledged and is not there")
-        hit = yield "routes.resolve", (key, [{"external_room_id": "lobby"}])
-        if isinstance(hit, mesh.Resolution) and hit.source == "state_hit":
-            history.read_route(key, hit.route["n"], "resolve")
+            yield from self.end(self.story)
 
-    def _set_many(self, number: int) -> Any:
-        history = self.history
-        keys = [f"t:{self.name}:room_{i}" for i in range(6)]
-        for key in keys:
-            history.open.setdefault(key, set()).add(number)
-        errors = yield "routes.set_many", ([(key, {"external_room_id": "x", "n": number}) for key in keys],)
-        if isinstance(errors, mesh.MeshError):
-            return
-        for key, error in zip(keys, errors, strict=True):
-            if error is None:
-                history.acked[key], history.open[key] = number, set()
-            else:
-                history.failed("set_many", error)
+    def last_words(self) -> Any:
+        """What must work at the first attempt when the storm is over."""
+        key = f"t:{self.name}:last"
+        answers = [
+            (yield "routes.set", (key, {**ROOM, "n": "last"}), {"timeout_s": LAST_S}),
+            (yield "routes.get", (key,), {"timeout_s": LAST_S}),
+        ]
+        answers.append((yield from self.once(timeout_s=LAST_S)))
+        self.history.problems += [
+            f"after the storm {self.name} got {answer.code}: {answer.message}"
+            for answer in answers if isinstance(answer, mesh.MeshError)
+        ]
 
-    def _start(self) -> Any:
+    # --- routes ---
+
+    def routes(self) -> Any:
+        """Write one key or several, then read: own ones, and some that all write."""
         self.count += 1
-        sid, agent = f"{self.name}-{self.count}", self.random.choice(PROMPTS)[0]
-        error = yield "sessions.start", (agent,), {"id": sid}
-        if isinstance(error, mesh.MeshError):
-            self.history.maybe_sessions.add(sid)
+        value = f"{self.name}-{self.count}"
+        own = [f"t:{self.name}:room_{n}" for n in range(ROOMS)]
+        shared = [f"t:all:room_{n}" for n in range(SHARED_ROOMS)]
+        key = self.random.choice(own + shared)
+        chance = self.random.random()
+        if chance < 0.5:
+            yield from self._set([key], value)
+        elif chance < 0.7:
+            yield from self._set([*own, self.random.choice(shared)], value)
+        elif chance < 0.8:
+            begin = monotonic()
+            outcome = yield "routes.delete", (key,)
+            self.history.wrote(key, begin, None, self.name, outcome)
+        if self.random.random() < 0.3:
+            yield from self._get_many(own + shared)
+        else:
+            yield from self._get(key)
+
+    def _set(self, keys: list[str], value: str) -> Any:
+        begin = monotonic()
+        route = {**ROOM, "n": value}
+        if len(keys) == 1:
+            outcomes = [(yield "routes.set", (keys[0], route))]
+        else:
+            outcomes = yield "routes.set_many", ([(key, route) for key in keys],)
+            if isinstance(outcomes, mesh.MeshError):
+                outcomes = [outcomes] * len(keys)
+        for key, outcome in zip(keys, outcomes, strict=True):
+            self.history.wrote(key, begin, value, self.name, outcome)
+
+    def _get(self, key: str) -> Any:
+        begin = monotonic()
+        if self.random.random() < 0.5:
+            self.history.read(key, begin, (yield "routes.get", (key,)), "get")
+        else:
+            self.history.read(key, begin, (yield "routes.resolve", (key, [LOBBY])), "resolve")
+
+    def _get_many(self, keys: list[str]) -> Any:
+        begin = monotonic()
+        found = yield "routes.get_many", (keys,)
+        if isinstance(found, mesh.MeshError):
             return
-        self.history.sessions.add(sid)
-        self.session = sid
-        self.text = dict(PROMPTS)[agent]
+        for key, one in zip(keys, found, strict=True):
+            self.history.read(key, begin, one, "get_many")
 
-    def _submitted(self, sid: str, answer: Any) -> str | None:
-        if isinstance(answer, mesh.MeshError):
-            self.history.maybe_runs[sid] += 1
-            if answer.code in ("restart_exhausted", "session_closed", "session_not_active"):
-                self.session = None
-            return None
-        run_id: str = answer.run_id if isinstance(answer, mesh.Prompted) else answer.id
-        self.history.runs.setdefault(sid, set()).add(run_id)
-        return run_id
+    # --- sessions ---
 
-    def _run(self) -> Any:
-        sid = self.session
-        assert sid is not None
+    def begin(self) -> Any:
+        """Another session, in one of three ways."""
+        self.count += 1
+        agent = self.random.choice(list(PROMPTS))
+        story = self.history.story(f"{self.name}-{self.count}", agent)
+        chance = self.random.random()
+        if chance < 0.5:
+            outcome = yield "sessions.start", (agent,), {"id": story.id}
+            story.begun(outcome)
+        elif chance < 0.7:
+            story.begun((yield "sessions.start_or_get", (story.id, agent)))
+            outcome = yield "sessions.start_or_get", (story.id, agent)
+            story.begun(outcome)
+        else:
+            story.begun((yield "sessions.create", (agent,), {"id": story.id}), active=False)
+            outcome = yield from self.verb(story, "activate")
+        if not isinstance(outcome, mesh.MeshError):
+            self.story = story
+
+    def verb(self, story: Story, verb: str, *args: Any) -> Any:
+        """One verb of a session."""
+        outcome = yield f"sessions.{verb}", (story.id, *args)
+        story.told(verb, outcome)
+        if isinstance(outcome, mesh.MeshError) and outcome.code not in PASSING and story is self.story:
+            self.story = None  # ended, or not in the state we think
+        return outcome
+
+    def rest(self, story: Story) -> Any:
+        """Stop or pause it, look at it, and go on with it."""
+        if self.random.random() < 0.2:
+            self.history.looked(story, (yield "sessions.get", (story.id,)))
+            return
+        yield from self.verb(story, self.random.choice(("stop", "pause")))
+        if self.random.random() < 0.3:
+            self.history.looked(story, (yield "sessions.get", (story.id,)))
+        yield from self.verb(story, "resume")
+
+    def end(self, story: Story) -> Any:
+        """Complete, cancel, fail or abort it."""
+        verb = self.random.choice(("complete", "cancel", "fail", "abort"))
+        yield from self.verb(story, verb, *(("tired",) if verb == "fail" else ()))
+        if verb != "abort":
+            self.story = None
+
+    # --- runs ---
+
+    def run(self, story: Story) -> Any:
+        """A run, begun in one of three ways; then wait for it, cancel it, or go on."""
+        text = PROMPTS[story.agent][0]
         how = self.random.choice(("sessions.prompt", "runs.submit", "runs.create"))
-        run_id = self._submitted(sid, (yield how, (sid, self.text)))
+        outcome = yield how, (story.id, text)
+        run_id = story.submitted(outcome)
         if run_id is None:
-            return
-        if how == "runs.create":
-            result = yield "runs.execute", (run_id,)
-            if isinstance(result, mesh.RunResult):
-                self.history.completed.add(run_id)
+            if outcome.code not in PASSING | {"queue_full"}:
+                self.story = None
             return
         chance = self.random.random()
-        if chance < 0.2:
-            yield "runs.cancel", (run_id,)
+        if how == "runs.create":
+            self.history.ended(story, run_id, (yield "runs.execute", (run_id,)))
+        elif chance < 0.2:
+            self.history.cancelled(run_id, (yield "runs.cancel", (run_id,)))
         elif chance < 0.6:
-            result = yield "runs.wait", (run_id,)
-            if isinstance(result, mesh.RunResult):
-                self.history.completed.add(run_id)
+            self.history.ended(story, run_id, (yield "runs.wait", (run_id,)))
 
-    def _once(self) -> Any:
+    def once(self, **options: Any) -> Any:
+        """A run with a session of its own."""
         self.count += 1
-        sid = f"{self.name}-once-{self.count}"
-        result = yield "run_once", self.random.choice(PROMPTS), {"id": sid}
-        if isinstance(result, mesh.RunResult):
-            self.history.sessions.add(sid)
-            self.history.runs.setdefault(sid, set()).add(result.run_id)
-            self.history.completed.add(result.run_id)
-            seqs = [event.seq for event in result.events]
-            if seqs != list(range(1, len(seqs) + 1)):
-                self.history.problems.append(f"run_once of {sid} gave events {seqs}")
+        agent = self.random.choice(list(PROMPTS))
+        story = self.history.story(f"{self.name}-once-{self.count}", agent)
+        outcome = yield "run_once", (agent, PROMPTS[agent][0]), {"id": story.id, **options}
+        self.history.ended_once(story, outcome)
+        return outcome
+
+    def everybodys(self) -> Any:
+        """Prompt one of the sessions that all share, or bring the second one out of its step."""
+        story = self.history.stories[self.random.choice(SHARED)]
+        if story.id == SHARED[0] or self.random.random() < 0.5:
+            story.submitted((yield "sessions.prompt", (story.id, PROMPTS[story.agent][0])))
         else:
-            self.history.maybe_sessions.add(sid)
-            self.history.maybe_runs[sid] += 1
-
-    def _stop(self) -> Any:
-        sid = self.session
-        stopped = yield "sessions.stop", (sid,)
-        resumed = yield "sessions.resume", (sid,)
-        if stopped is None and isinstance(resumed, mesh.MeshError) and resumed.code == "invalid_transition":
-            self.session = None  # failed meanwhile: restart_exhausted
-        if isinstance(resumed, mesh.MeshError):
-            self.session = None
-
-    def _complete(self) -> Any:
-        yield "sessions.complete", (self.session,)
-        self.session = None
+            yield from self.verb(story, self.random.choice(("pause", "resume", "stop", "abort")))
 
 
-def _method(client: Any, name: str) -> Callable[..., Any]:
-    for part in name.split("."):
-        client = getattr(client, part)
-    found: Callable[..., Any] = client
-    return found
+def expected(method: str, code: str) -> bool:
+    """Whether a caller may meet this error while processes die. Anything else is a bug."""
+    return code in (ROUTE_ERRORS if method.startswith("routes.") else PASSING | SESSION_ERRORS)
 
 
-def _ask(client: Any, request: tuple[Any, ...]) -> Any:
-    name, args, *options = request
-    return _method(client, name)(*args, **{"timeout_s": CALL_S, **(options[0] if options else {})})
+SESSION_ERRORS = frozenset((
+    "outcome_unknown", "restart_exhausted", "cancelled", "queue_full", "invalid_transition", "session_paused",
+    "session_closed", "session_not_active", "session_not_found", "not_found",
+))
 
 
-def work(worker: Worker, client: mesh.Client, over: threading.Event) -> None:
-    """Let a worker work with a blocking client."""
-    while not over.is_set():
-        steps, outcome = worker.step(), None
-        while True:
-            try:
-                request = steps.send(outcome)  # type: ignore[attr-defined]
-            except StopIteration:
-                break
-            try:
-                outcome = _ask(client, request)
-                worker.history.done[request[0]] += 1
-            except mesh.MeshError as error:
-                outcome = error
-                worker.history.failed(request[0], error)
+def summary(history: History) -> str:
+    """What was done and what was met: one line of totals, then the counts."""
+    kinds = Counter(re.sub(r"-\d+", "", strike) for strike in history.strikes)
+    tables = {"calls": history.done, "errors": history.errors, "strikes": kinds}
+    totals = ", ".join(f"{sum(counts.values())} {what}" for what, counts in tables.items())
+    return "\n".join((f"storm: {totals}", *(
+        f"{what}: " + ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
+        for what, counts in tables.items()
+    )))
 
 
-async def work_async(worker: Worker, client: mesh.AsyncClient, over: threading.Event) -> None:
-    """Let a worker work with an asyncio client."""
-    while not over.is_set():
-        steps, outcome = worker.step(), None
-        while True:
-            try:
-                request = steps.send(outcome)  # type: ignore[attr-defined]
-            except StopIteration:
-                break
-            try:
-                outcome = await _ask(client, request)
-                worker.history.done[request[0]] += 1
-            except mesh.MeshError as error:
-                outcome = error
-                worker.history.failed(request[0], error)
-        await asyncio.sleep(0)
-
-
-class Killer:
-    """Kills and freezes children of a node at random moments."""
-
-    def __init__(self, client: mesh.Client, seed: str, history: History) -> None:
-        self.client = client
-        self.random = random.Random(seed)
-        self.history = history
-        self.pace_s = self.random.choice((0.02, 0.1, 0.4, 1.2))
-        self.frozen: dict[int, float] = {}
-        self.children: list[dict[str, Any]] = []
-
-    def run(self, until_s: float) -> None:
-        """Storm until that time; afterwards nobody is frozen by us."""
-        while (now_s := time.monotonic()) < until_s:
-            for pid in [pid for pid, at in self.frozen.items() if at <= now_s]:
-                self._signal(pid, signal.SIGCONT)
-                del self.frozen[pid]
-            try:
-                self.children = self.client.status(timeout_s=0.5)["children"]
-            except mesh.MeshError:
-                pass
-            for _ in range(self.random.choice((1, 1, 1, 2, 5))):
-                self._strike(now_s)
-            time.sleep(self.random.expovariate(1 / self.pace_s))
-        for pid in self.frozen:
-            self._signal(pid, signal.SIGCONT)
-
-    def _strike(self, now_s: float) -> None:
-        ready = [child for child in self.children if child["pid"] and child["state"] == "ready"]
-        if not ready:
-            return
-        child = self.random.choice(ready)
-        if self.random.random() < 0.75:
-            self._signal(child["pid"], signal.SIGKILL)
-            self.history.kills.append(f"{child['name']} killed")
-            return
-        self._signal(child["pid"], signal.SIGSTOP)
-        self.history.kills.append(f"{child['name']} frozen")
-        if self.random.random() < 0.6:
-            self.frozen[child["pid"]] = now_s + self.random.uniform(0.05, 3.0)
-
-    def _signal(self, pid: int, number: int) -> None:
-        try:  # a pid that is used again belongs to somebody else
-            if b"MESH_MARK=" in Path(f"/proc/{pid}/environ").read_bytes():
-                os.kill(pid, number)
-        except OSError:
-            pass
-
-
-def sing(client: mesh.Client, history: History, over: threading.Event) -> None:
-    """Prompt one session all the time, so that those who listen to it have something to hear."""
-    while not over.wait(0.1):
-        try:
-            history.runs["one"].add(client.sessions.prompt("one", "2").run_id)
-        except mesh.MeshError as error:
-            history.maybe_runs["one"] += 1
-            history.failed("sing", error)
-
-
-def rage(node: mesh.LocalNode, killer: Killer, history: History, seed: str, duration_s: float) -> None:
-    """Workers work while the killer kills; returns when all of them are done."""
-    over = threading.Event()
-    clients = [node.client(timeout_s=CALL_S), mesh.Client(node.tcp_address, timeout_s=CALL_S)]
-    workers = [
-        threading.Thread(target=work, args=(Worker(f"w{n}", f"{seed} w{n}", history), clients[n % 2], over))
-        for n in range(4)
-    ]
-
-    async def asynchronous() -> None:
-        async with node.async_client(timeout_s=CALL_S) as client:
-            await asyncio.gather(*(
-                work_async(Worker(f"a{n}", f"{seed} a{n}", history), client, over) for n in range(4)
-            ))
-
-    workers.append(threading.Thread(target=asyncio.run, args=(asynchronous(),)))
-    workers.append(threading.Thread(target=sing, args=(clients[0], history, over)))
-    crashed: list[BaseException] = []
-    former, threading.excepthook = threading.excepthook, lambda args: crashed.append(args.exc_value)
-    for thread in workers:
-        thread.start()
-    try:
-        killer.run(time.monotonic() + duration_s)
-    finally:
-        over.set()
-        for thread in workers:
-            thread.join(60)
-        threading.excepthook = former
-        history.problems += [f"thread {thread.name} did not end" for thread in workers if thread.is_alive()]
-        history.problems += [f"a worker crashed: {error!r}" for error in crashed]
-        for client in clients:
-            client.close()
+__all__ = ["LAST_S", "PROMPTS", "SHARED", "Worker", "expected", "summary"]

@@ -180,6 +180,21 @@ def test_reload_takes_the_agents_of_a_changed_config_file(tmp_path: Path) -> Non
     assert "not valid TOML" in str(broken[str(file)])
 
 
+def test_runner_that_starts_reads_the_config_file_as_it_is_now(tmp_path: Path) -> None:
+    """If a runner is replaced after a reload, then its successor has the reloaded agents too."""
+    file = tmp_path / "mesh.toml"
+    file.write_text('[agents.first]\nprovider = "echo"\n')
+    tables = load_agents(str(file))
+    file.write_text('[agents.second]\nprovider = "echo"\n')
+
+    async def play() -> list[str]:
+        registry = Registry(tables, processes=RunProcesses(), source=str(file))
+        registry.start()
+        return [entry["name"] for entry in registry.catalogue()]
+
+    assert asyncio.run(play()) == ["echo", "second", "shell"]
+
+
 def test_agents_of_one_file_never_see_it_half_executed(tmp_path: Path) -> None:
     """If several agents live in one file that loads slowly, then each of them is found in it."""
     table = python_agent(tmp_path, "import time\ntime.sleep(0.05)\ndef agent(run):\n    pass\n")

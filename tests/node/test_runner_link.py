@@ -1,0 +1,31 @@
+"""The runner's mailbox at its end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from mesh.core import wire
+from mesh.log import Log
+from mesh.node.runner_link import Link
+
+
+def test_message_that_is_posted_in_the_last_turn_harms_nobody(tmp_path: Path) -> None:
+    """If the link closes in the turn in which something was posted, then that is not sent, in silence."""
+    limits = SimpleNamespace(frame_bytes=1_000_000)
+    child: Any = SimpleNamespace(
+        index=0, incarnation=1, back_endpoint=f"ipc://{tmp_path}/b", config=SimpleNamespace(limits=limits)
+    )
+    trouble: list[dict[str, Any]] = []
+
+    async def play() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: trouble.append(context))
+        link = Link(child, Log("test"), on_message=lambda *_: None, on_turn=int, on_wake=int)
+        link.post(0, wire.pack(["batch"]))
+        link.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(play())
+    assert trouble == []
