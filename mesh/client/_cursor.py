@@ -65,6 +65,7 @@ class FeedCursor:
         self.sessions = {sid: slot_map[session_slot(sid)] for sid in ids}
         self.live: set[int] = set()
         self.holes: list[Hole] = []
+        self.stray = 0  #: what came through the feed and was no message of it
         self._lseq: dict[int, int] = {}
         self._pos: dict[int, int] = {}
         self._seq: dict[str, int] = {}
@@ -288,6 +289,21 @@ class FeedCursor:
         return text
 
 
+def is_message(topic: str, data: dict[str, Any]) -> bool:
+    """Whether a decoded message has what tells its place in the feed."""
+    get = data.get
+    if topic.startswith("session."):
+        return (
+            type(get("partition")) is type(get("pos")) is type(get("seq")) is int
+            and type(get("session_id")) is str
+        )
+    if topic.startswith("lifecycle."):
+        return type(get("partition")) is type(get("lseq")) is int
+    if topic.startswith(("node.head", "node.echo.")):
+        return type(get("partition")) is type(get("lseq")) is type(get("pos")) is int
+    return True
+
+
 def topic_id(session_id: str) -> str:
     """How an id stands in a topic."""
     return session_id.replace(".", "%2E")
@@ -326,4 +342,4 @@ def _session_of(topic: str) -> str | None:
     return check_id(parts[1].replace("%2E", "."))
 
 
-__all__ = ["CURSOR", "FAMILIES", "FETCH_ROWS", "TOPICS_MAX", "FeedCursor", "Hole", "topic_id"]
+__all__ = ["CURSOR", "FAMILIES", "FETCH_ROWS", "TOPICS_MAX", "FeedCursor", "Hole", "is_message", "topic_id"]

@@ -204,6 +204,18 @@ class Router:
             return None
         return target.identity, sender.peer + bytes(8) + frame[16:]
 
+    def on_own(self, identity: bytes, body: bytes) -> list[Any] | None:
+        """An actor's word to the router itself, checked: READY or BYE. None (counted) when it is neither, or
+        when a READY does not come under the identity that it names."""
+        try:
+            message = wire.unpack(body)
+        except RemoteProtocolError:
+            message = None
+        if message == ["bye"] or _is_ready(identity, message):
+            return message  # type: ignore[no-any-return]
+        self.counters["malformed"] += 1
+        return None
+
     def on_ready(self, identity: bytes, message: list[Any]) -> Actor | None:
         """Take an actor's READY: who holds a place is the highest incarnation heard."""
         _, kind, index, incarnation, pid, stats = message
@@ -317,6 +329,16 @@ class Router:
              "cause": a.roster["cause"]}
             for a in self.runners
         ]
+
+
+def _is_ready(identity: bytes, message: Any) -> bool:
+    """Whether a message is a READY of the actor that the identity names."""
+    if type(message) is not list or len(message) != 6 or message[0] != "ready" or message[1] not in ("P", "R"):
+        return False
+    _, kind, index, incarnation, pid, stats = message
+    if not type(index) is type(incarnation) is type(pid) is int or type(stats) is not dict:
+        return False
+    return identity == mailbox.identity(kind.encode(), index, incarnation)
 
 
 __all__ = ["HEARD_MAX", "HEARD_S", "RETRY_AFTER_MS", "WAIT_BYTES_MAX", "Actor", "Router"]

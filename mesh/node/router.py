@@ -150,7 +150,9 @@ class RouterProcess:
             except sockets.Again:
                 return
             frame = back.recv(nowait)
-            if frame[0]:
+            if identity not in core.by_identity:
+                self._from_stranger(identity, frame)
+            elif frame[0]:
                 if core.on_reply(identity, frame):
                     core.counters["replies"] += 1
                     try:
@@ -161,11 +163,25 @@ class RouterProcess:
                     except sockets.ZMQError:
                         core.counters["undeliverable"] += 1
             elif frame[1:2] == mailbox.ROUTER:
-                self._on_own_message(identity, wire.unpack(frame[16:]))
+                self._on_own_message(identity, frame[wire.CLIENT_ID_BYTES :])
             else:
                 forward = core.on_actor(identity, frame)
                 if forward is not None:
                     self._send_actor(*forward)
+
+    def _from_stranger(self, identity: bytes, frame: bytes) -> None:
+        """Who holds no place can say READY; all else is counted. It may be several frames, of any length."""
+        whole = not self.back.rcvmore
+        while self.back.rcvmore:
+            self.back.recv(sockets.NOWAIT)
+        if not whole or len(frame) <= wire.CLIENT_ID_BYTES:
+            self.core.counters["malformed"] += 1
+        elif frame[0]:
+            self.core.on_reply(identity, frame)
+        elif frame[1:2] == mailbox.ROUTER:
+            self._on_own_message(identity, frame[wire.CLIENT_ID_BYTES :])
+        else:
+            self.core.on_actor(identity, frame)
 
     def _send_actor(self, identity: bytes, frame: bytes) -> bool:
         try:
@@ -247,9 +263,11 @@ class RouterProcess:
             "runners": self.core.runner_rows(),
         }
 
-    def _on_own_message(self, identity: bytes, message: list[Any]) -> None:
-        match message[0]:
+    def _on_own_message(self, identity: bytes, body: bytes) -> None:
+        message = self.core.on_own(identity, body)
+        match message[0] if message else None:
             case "ready":
+                assert message is not None
                 actor = self.core.on_ready(identity, message)
                 if actor is not None and not actor.welcomed:
                     welcome = ["welcome", self.core.boot, self.core.map_version, self.core.slot_map]
