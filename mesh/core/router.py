@@ -103,7 +103,6 @@ class Router:
             RemoteProtocolError: not a payload of this protocol; answer with ``refusal``.
         """
         if len(payload) < wire.HEADER_BYTES or payload[:3] != b"MH\x01":
-            self.counters["malformed"] += 1
             wire.decode_header(payload)
         _, _, kind, flags, _, address, map_version, remaining_ms, _, _, _ = wire.HEADER.unpack_from(payload)
         if flags & _PARTITION_FLAG:
@@ -137,6 +136,7 @@ class Router:
     def refusal(self, payload: bytes, error: MeshError, flags: int = 0) -> bytes:
         """A reply that refuses a whole payload (its header may be unreadable)."""
         self.counters["refused"] += 1
+        self.counters["malformed"] += isinstance(error, RemoteProtocolError)
         request_id, kind, address = 0, 0, 0
         if len(payload) >= wire.HEADER_BYTES:
             _, _, kind, _, _, address, _, _, request_id, _, _ = wire.HEADER.unpack_from(payload)

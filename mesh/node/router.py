@@ -209,16 +209,20 @@ class RouterProcess:
             case wire.Kind.RESTART:
                 self._restart(header.address)
             case wire.Kind.NOTE:
+                self._check_partition(header.address)
                 self._publish(
                     "route.unavailable", partition=header.address, count=1, component="session_manager"
                 )
         return self.core.answer(payload, wire.pack(None))
 
-    def _restart(self, index: int) -> None:
+    def _check_partition(self, index: int) -> None:
         if index >= len(self.core.partitions):
             raise RequestError(
                 f"no partition {index}; there are {len(self.core.partitions)}", code="not_found"
             )
+
+    def _restart(self, index: int) -> None:
+        self._check_partition(index)
         self.child.control.send("restart", name=f"partition-{index}")
 
     def _hello_body(self) -> bytes:

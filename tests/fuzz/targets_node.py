@@ -194,6 +194,8 @@ def _body(dice: Dice) -> bytes:
     if dice.below(8) == 0:
         return dice.take(dice.below(64))
     calls = []
+    if dice.below(8) == 0:
+        return _deep_body(dice)
     for _ in range(1 + dice.below(3)):
         op = dice.pick(_NAMES)
         calls.append([op, _args(dice, op)])
@@ -201,6 +203,19 @@ def _body(dice: Dice) -> bytes:
         return wire.pack(calls)
     except MeshError:
         return b"\x90"
+
+
+def _deep_body(dice: Dice) -> bytes:
+    """One call with an argument that is nested as deep as the decoder goes: no packer of ours would send it."""
+    op = dice.pick(_NAMES)
+    try:
+        args = [wire.pack(arg) for arg in _args(dice, op)]
+    except MeshError:
+        args = []
+    if dice.below(2):
+        args = args[: dice.below(3)]
+    deep = dice.pick((b"\x91", b"\x81\xa1d")) * (900 + dice.below(130)) + b"\xc0"
+    return b"".join((b"\x91\x92", wire.pack(op), wire.array_header(len(args) + 1), *args, deep))
 
 
 def _args(dice: Dice, op: str) -> list[Any]:
