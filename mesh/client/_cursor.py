@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from mesh.core.records import Notification
 from mesh.core.slots import check_id, session_slot
-from mesh.errors import InvalidArgument
+from mesh.errors import InvalidArgument, shown
 
 FAMILIES = ("lifecycle.", "session.", "node.", "route.")
 #: Rows asked for in one fetch.
@@ -320,7 +320,7 @@ def _checked(topics: Sequence[str]) -> tuple[str, ...]:
     for topic in topics:
         if not isinstance(topic, str) or not any(_covers(topic, family) for family in FAMILIES):
             raise InvalidArgument(
-                f"no such topic: {topic!r:.80}; topics begin with {', '.join(FAMILIES)}",
+                f"no such topic: {shown(topic, 80)}; topics begin with {', '.join(FAMILIES)}",
                 code="invalid_argument",
             )
     return tuple(topics) or ("",)

@@ -12,7 +12,7 @@ from mesh.core import wire
 from mesh.core.records import RouteRecord, error_of
 from mesh.core.slots import SLOT_COUNT
 from mesh.core.wire import Flag
-from mesh.errors import DeadlineExceeded, MeshError, NodeUnreachable, RemoteProtocolError
+from mesh.errors import DeadlineExceeded, MeshError, NodeUnreachable, RemoteProtocolError, shown
 
 AGAIN_S = 0.02
 AGAIN_MAX_S = 0.2
@@ -91,7 +91,7 @@ def facts_of(frame: bytes) -> Facts:
             values=values,
         )
     except (KeyError, TypeError, ValueError, RecursionError) as exc:
-        raise RemoteProtocolError(f"not an answer to HELLO: {exc!r:.80}") from exc
+        raise RemoteProtocolError(f"not an answer to HELLO: {shown(exc, 80)}") from exc
 
 
 def _whole(values: dict[str, Any], name: str, bits: int) -> int:

@@ -23,6 +23,7 @@ from mesh.client._surface import (
     encode_cursor,
     failure,
     known_places,
+    listed,
     place_route,
     resolution,
     route_entry,
@@ -31,7 +32,14 @@ from mesh.client._surface import (
     value_of,
 )
 from mesh.core.records import Page, PruneResult, Resolution, Source
-from mesh.errors import InvalidArgument, LocalProtocolError, MeshError, RemoteProtocolError, Unavailable
+from mesh.errors import (
+    InvalidArgument,
+    LocalProtocolError,
+    MeshError,
+    RemoteProtocolError,
+    Unavailable,
+    shown,
+)
 
 #: Keys of one request of the ``*_many`` methods.
 MANY_MAX = 4_096
@@ -139,7 +147,7 @@ class _Many:
     def add_keys(self, keys: Iterable[Any]) -> None:
         """Keys that travel as their text."""
         slots, items = self.slots, self.items
-        keys = list(keys)
+        keys = listed(keys, "keys")
         for key, known in zip(keys, known_places(keys), strict=True):
             try:
                 text, slot = known or place_route(key)
@@ -228,7 +236,7 @@ def _store_records(results: list[Any], places: list[int], pairs: list[Any]) -> N
 def set_many(pairs: Iterable[Any], timeout_s: float | None) -> Plan:
     """``routes.set`` of many: each item is (key, route) or (key, route, ttl_ms)."""
     many = _Many(WRITE, lambda items: ("route.set_many", (items,)), _store_nothing)
-    for item in pairs:
+    for item in listed(pairs, "pairs"):
         try:
             key, route, *ttl = item
             text, slot = place_route(key)
@@ -353,7 +361,7 @@ def list_routes(
     for name, value in (("bridge_id", bridge_id), ("room_id", room_id)):
         if value is not None and (type(value) is not str or not value):
             raise InvalidArgument(
-                f"{name} must be a non-empty str or None, not {value!r:.60}", code="invalid_argument"
+                f"{name} must be a non-empty str or None, not {shown(value, 60)}", code="invalid_argument"
             )
     return (
         yield from list_pages(
@@ -382,7 +390,8 @@ def check_limit(limit: Any) -> None:
     """
     if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
         raise InvalidArgument(
-            f"limit must be a whole number from 1 to {PAGE_MAX}, not {limit!r:.40}", code="invalid_argument"
+            f"limit must be a whole number from 1 to {PAGE_MAX}, not {shown(limit, 40)}",
+            code="invalid_argument",
         )
 
 

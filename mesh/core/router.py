@@ -333,10 +333,11 @@ class Router:
 
 def _is_ready(identity: bytes, message: Any) -> bool:
     """Whether a message is a READY of the actor that the identity names."""
-    if type(message) is not list or len(message) != 6 or message[0] != "ready" or message[1] not in ("P", "R"):
+    if type(message) is not list or len(message) != 6 or message[0] != "ready":
         return False
     _, kind, index, incarnation, pid, stats = message
-    if not type(index) is type(incarnation) is type(pid) is int or type(stats) is not dict:
+    numbers = type(index) is type(incarnation) is type(pid) is int
+    if kind not in ("P", "R") or not numbers or type(stats) is not dict:
         return False
     return identity == mailbox.identity(kind.encode(), index, incarnation)
 

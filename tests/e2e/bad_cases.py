@@ -28,12 +28,33 @@ def slot_of(scope: str) -> int:
 
 
 def head(
-    kind: int = READ, *, magic: bytes = b"MH", version: int = 1, flags: int = 0, reserved: int = 0, address: int = 1,
-    map_version: int = 0, remaining_ms: int = 9000, request_id: int = 7, number: int = 0, done_below: int = 0,
+    kind: int = READ,
+    *,
+    magic: bytes = b"MH",
+    version: int = 1,
+    flags: int = 0,
+    reserved: int = 0,
+    address: int = 1,
+    map_version: int = 0,
+    remaining_ms: int = 9000,
+    request_id: int = 7,
+    number: int = 0,
+    done_below: int = 0,
 ) -> bytes:
     """Forty bytes."""
-    return HEADER.pack(magic, version, kind, flags, reserved, address, map_version, remaining_ms, request_id,
-                       number, done_below)
+    return HEADER.pack(
+        magic,
+        version,
+        kind,
+        flags,
+        reserved,
+        address,
+        map_version,
+        remaining_ms,
+        request_id,
+        number,
+        done_below,
+    )
 
 
 def read(op: Any, *args: Any, address: int = 1) -> bytes:
@@ -120,14 +141,19 @@ CALLS = (
     Case("an unknown op", (read("route.steal"),), "unknown_op"),
     Case("an op with no name", (read(""),), "unknown_op"),
     Case("an op of a megabyte", (read("x" * 2**20),), "unknown_op"),
-    Case("a write that says it is a read", (read("route.set", KEY, {"external_room_id": "1"}),), "unknown_op"),
+    Case(
+        "a write that says it is a read", (read("route.set", KEY, {"external_room_id": "1"}),), "unknown_op"
+    ),
     Case("a read that says it is a write", (written("route.get", _P(KEY), address=_KEY),), "unknown_op"),
     Case("a read that wants to wait", (head(WAIT) + call_with("route.get", _P(KEY)),), "unknown_op"),
     Case("a WAIT of two calls", (head(WAIT) + _P([["run.wait", [_RUN]]] * 2),), "protocol_error"),
     Case("a WAIT for a number", (head(WAIT) + call_with("run.wait", b"\x05"),), "invalid_id"),
     Case("a WAIT for a map", (head(WAIT) + call_with("session.wait", b"\x80", b"\x80"),), "invalid_id"),
-    Case("a WAIT with deep filters", (head(WAIT) + call_with("session.wait", _P("bad"), nested(1000)),),
-         "validation_error"),
+    Case(
+        "a WAIT with deep filters",
+        (head(WAIT) + call_with("session.wait", _P("bad"), nested(1000)),),
+        "validation_error",
+    ),
     Case("too many arguments", (read("route.get", *[KEY] * 1000),), "invalid_argument"),
     Case("too few", (read("route.get"),), "invalid_argument"),
     Case("a key that is a number", (read("route.get", 5),), "invalid_session_key"),
@@ -137,53 +163,138 @@ CALLS = (
     Case("a key with a wrong escape", (read("route.get", "a:b:%2f"),), "invalid_session_key"),
     Case("a key of another partition", (read("route.get", KEY, address=_KEY ^ 1),), "invalid_argument"),
     *(
-        Case(f"a ttl of {name}", (written("route.set", _P(KEY), _P({"external_room_id": "1"}), ttl, address=_KEY),),
-             "invalid_ttl")
+        Case(
+            f"a ttl of {name}",
+            (written("route.set", _P(KEY), _P({"external_room_id": "1"}), ttl, address=_KEY),),
+            "invalid_ttl",
+        )
         for name, ttl in (
-            ("0", b"\x00"), ("-1", b"\xff"), ("2^63", _P(2**63)), ("2^64 - 1", _P(2**64 - 1)), ("-2^63", _P(-(2**63))),
-            ("a text", _P("60000")), ("NaN", _P(float("nan"))), ("infinity", _P(float("inf"))), ("1.5", _P(1.5)),
-            ("true", _P(True)), ("an array", b"\x90"), ("depth 1000", nested(1000)),
+            ("0", b"\x00"),
+            ("-1", b"\xff"),
+            ("2^63", _P(2**63)),
+            ("2^64 - 1", _P(2**64 - 1)),
+            ("-2^63", _P(-(2**63))),
+            ("a text", _P("60000")),
+            ("NaN", _P(float("nan"))),
+            ("infinity", _P(float("inf"))),
+            ("1.5", _P(1.5)),
+            ("true", _P(True)),
+            ("an array", b"\x90"),
+            ("depth 1000", nested(1000)),
         )
     ),
-    Case("a route that is deep", (written("route.set", _P(KEY), b"\x81\xb0external_room_id" + nested(900),
-                                          address=_KEY),), "invalid_route"),
-    Case("a route with a number as key", (written("route.set", _P(KEY), b"\x82\xb0external_room_id\xa11\x01\x02",
-                                                  address=_KEY),), "invalid_route"),
-    Case("a route of a megabyte", (written("route.set", _P(KEY), _P({"external_room_id": "x" * 2**20}),
-                                           address=_KEY),), "invalid_route"),
+    Case(
+        "a route that is deep",
+        (written("route.set", _P(KEY), b"\x81\xb0external_room_id" + nested(900), address=_KEY),),
+        "invalid_route",
+    ),
+    Case(
+        "a route with a number as key",
+        (written("route.set", _P(KEY), b"\x82\xb0external_room_id\xa11\x01\x02", address=_KEY),),
+        "invalid_route",
+    ),
+    Case(
+        "a route of a megabyte",
+        (written("route.set", _P(KEY), _P({"external_room_id": "x" * 2**20}), address=_KEY),),
+        "invalid_route",
+    ),
     Case("a page of -1", (read("route.list", None, None, -1, None),), "invalid_argument"),
     Case("a page of 2^64 - 1", (read("route.list", None, None, 2**64 - 1, None),), "invalid_argument"),
     Case("a filter that is NaN", (read("route.list", float("nan"), None, 1, None),), "invalid_argument"),
     *(
-        Case(f"a session named {name}", (written("session.create", sid, _P("echo"), b"\xc0", address=_S),), "invalid_id")
+        Case(
+            f"a session named {name}",
+            (written("session.create", sid, _P("echo"), b"\xc0", address=_S),),
+            "invalid_id",
+        )
         for name, sid in (
-            ("../x", _P("../x")), ("..", _P("..")), ("/etc", _P("/etc")), ("a space", _P("a b")), ("NUL", _P("a\0")),
-            ("nothing", _P("")), ("129 letters", _P("a" * 129)), ("5", b"\x05"), ("depth 1000", nested(1000)),
+            ("../x", _P("../x")),
+            ("..", _P("..")),
+            ("/etc", _P("/etc")),
+            ("a space", _P("a b")),
+            ("NUL", _P("a\0")),
+            ("nothing", _P("")),
+            ("129 letters", _P("a" * 129)),
+            ("5", b"\x05"),
+            ("depth 1000", nested(1000)),
         )
     ),
-    Case("a deep agent", (written("session.create", _P("bad"), nested(1000), b"\xc0", address=_S),), "limit_exceeded"),
-    Case("deep fields", (written("session.create", _P("bad"), _P("echo"), b"\x81\xa7context\x81\xa1x" + nested(900),
-                                 address=_S),), "limit_exceeded"),
-    Case("an unknown field", (written("session.create", _P("bad"), _P("echo"), _P({"x": 1}), address=_S),),
-         "validation_error"),
-    Case("tags that are a map", (written("session.create", _P("bad"), _P("echo"), _P({"tags": {"a": 1}}), address=_S),),
-         "validation_error"),
+    Case(
+        "a deep agent",
+        (written("session.create", _P("bad"), nested(1000), b"\xc0", address=_S),),
+        "limit_exceeded",
+    ),
+    Case(
+        "deep fields",
+        (
+            written(
+                "session.create", _P("bad"), _P("echo"), b"\x81\xa7context\x81\xa1x" + nested(900), address=_S
+            ),
+        ),
+        "limit_exceeded",
+    ),
+    Case(
+        "an unknown field",
+        (written("session.create", _P("bad"), _P("echo"), _P({"x": 1}), address=_S),),
+        "validation_error",
+    ),
+    Case(
+        "tags that are a map",
+        (written("session.create", _P("bad"), _P("echo"), _P({"tags": {"a": 1}}), address=_S),),
+        "validation_error",
+    ),
     Case("an unknown status", (read("session.list", "asleep", None, None, 1, None),), "invalid_status"),
-    Case("a status that is deep", (head() + call_with("session.list", nested(1000), b"\xc0", b"\xc0", b"\x01", b"\xc0"),),
-         "limit_exceeded"),
-    Case("tags that are NaN", (read("session.list", None, None, [float("nan")], 1, None),), "validation_error"),
-    Case("an event type that is a map", (read("session.events", "bad", {"type": [{}]}),), "session_not_found"),
+    Case(
+        "a status that is deep",
+        (head() + call_with("session.list", nested(1000), b"\xc0", b"\xc0", b"\x01", b"\xc0"),),
+        "limit_exceeded",
+    ),
+    Case(
+        "tags that are NaN", (read("session.list", None, None, [float("nan")], 1, None),), "validation_error"
+    ),
+    Case(
+        "an event type that is a map", (read("session.events", "bad", {"type": [{}]}),), "session_not_found"
+    ),
     Case("a token with a dot", (read("feed.echo", "a.b"),), "validation_error"),
     Case("a token of a megabyte", (read("feed.echo", "a" * 2**20),), "validation_error"),
     Case("lifecycle after -1", (read("feed.lifecycle", -1, 1),), "validation_error"),
     Case("a page of 2^63 events", (read("feed.session", 0, 2**63),), "validation_error"),
     Case("a run id with a path", (written("run.get", _P("run_../../x"), address=_S),), "unknown_op"),
-    Case("a run of another slot", (written("run.submit", _P("run_" + "0" * 32), _P("bad"), _P("x"), address=_S),),
-         "session_not_found"),
+    Case(
+        "a run of another slot",
+        (written("run.submit", _P("run_" + "0" * 32), _P("bad"), _P("x"), address=_S),),
+        "session_not_found",
+    ),
     Case("a backup to a number", (written("partition.backup", b"\x05", address=_S),), "validation_error"),
-    Case("a backup below a file", (written("partition.backup", _P("/dev/null/x"), address=_S),), "storage_write_failed"),
-    Case("arguments for what takes none", (written("agent.reload", nested(1000), address=_S),), "validation_error"),
+    Case(
+        "a backup below a file",
+        (written("partition.backup", _P("/dev/null/x"), address=_S),),
+        "storage_write_failed",
+    ),
+    Case(
+        "arguments for what takes none",
+        (written("agent.reload", nested(1000), address=_S),),
+        "validation_error",
+    ),
 )
 
-__all__ = ["BIG", "CALLS", "FRAMES", "HELLO", "HEADER", "KEY", "PING", "READ", "STATUS", "WAIT", "WRITE", "Case",
-           "call_with", "head", "nested", "read", "slot_of", "written"]
+__all__ = [
+    "BIG",
+    "CALLS",
+    "FRAMES",
+    "HEADER",
+    "HELLO",
+    "KEY",
+    "PING",
+    "READ",
+    "STATUS",
+    "WAIT",
+    "WRITE",
+    "Case",
+    "call_with",
+    "head",
+    "nested",
+    "read",
+    "slot_of",
+    "written",
+]

@@ -58,7 +58,11 @@ class Raw:
             assert self.socket.poll(20_000), "no answer"
             answer = self.socket.recv()
             fields = HEADER.unpack_from(answer)
-            body = msgpack.unpackb(answer[HEADER.size :], strict_map_key=False) if answer[HEADER.size :] else None
+            body = (
+                msgpack.unpackb(answer[HEADER.size :], strict_map_key=False)
+                if answer[HEADER.size :]
+                else None
+            )
             if not (fields[3] & AGAIN and body["code"] == "partition_unavailable"):
                 return fields, body
 
@@ -133,8 +137,18 @@ def test_a_bad_call_does_not_spoil_its_neighbours(raw: Raw) -> None:
     assert [status for status, _ in raw.ask(head() + body)[1]] == [0, 1, 1, 0]
 
 
-@pytest.mark.parametrize("unused", [{"flags": 0xFE}, {"reserved": 255}, {"remaining_ms": 2**32 - 1}, {"request_id": 0},
-                                    {"request_id": 2**64 - 1}, {"map_version": 9}, {"number": 2**64 - 1}])
+@pytest.mark.parametrize(
+    "unused",
+    [
+        {"flags": 0xFE},
+        {"reserved": 255},
+        {"remaining_ms": 2**32 - 1},
+        {"request_id": 0},
+        {"request_id": 2**64 - 1},
+        {"map_version": 9},
+        {"number": 2**64 - 1},
+    ],
+)
 def test_fields_that_mean_nothing_here_are_ignored(raw: Raw, unused: dict[str, int]) -> None:
     """If a READ carries bits of a later version, or numbers only writes have, then it is answered."""
     fields, body = raw.ask(head(**unused) + call_with("feed.head"))
@@ -156,7 +170,9 @@ def test_oversized_frame_costs_its_sender_the_connection(
 
 
 @pytest.mark.parametrize("routing_id", [b"\0" + b"x" * 15, b"short", b"x" * 17, None])
-def test_wrong_routing_id_is_refused(node: mesh.LocalNode, bystander: Bystander, routing_id: bytes | None) -> None:
+def test_wrong_routing_id_is_refused(
+    node: mesh.LocalNode, bystander: Bystander, routing_id: bytes | None
+) -> None:
     """If a client's id is not 16 bytes, or looks like an actor's, then every payload of it is refused."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.LINGER, 0)
@@ -174,7 +190,7 @@ def test_wrong_routing_id_is_refused(node: mesh.LocalNode, bystander: Bystander,
 def test_each_refusal_is_counted_and_none_is_a_bug(
     node: mesh.LocalNode, raw: Raw, watcher: mesh.Client, tmp_path: Path
 ) -> None:
-    """If payloads were refused, then ``mesh status`` counts them, and no log of a partition tells of a bug."""
+    """If payloads are refused, then ``mesh status`` counts them, and no log tells of a bug."""
     before = watcher.status()["router"]
     for _ in range(5):
         raw.ask(b"nonsense")

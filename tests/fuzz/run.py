@@ -31,7 +31,10 @@ def main() -> int:
         return child(options.child, flags)
     with tempfile.TemporaryDirectory(prefix="mesh-fuzz-") as folder:
         out = options.out or Path(folder)
-        print(f"{'target':<12} {'executions':>11} {'exec/s':>8} {'coverage':>9} {'corpus':>7}  findings", flush=True)
+        print(
+            f"{'target':<12} {'executions':>11} {'exec/s':>8} {'coverage':>9} {'corpus':>7}  findings",
+            flush=True,
+        )
         return max(one(name, options.seconds, out) for name in options.targets)
 
 
@@ -40,9 +43,22 @@ def one(name: str, seconds: int, out: Path) -> int:
     corpus = out / name
     corpus.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        [sys.executable, __file__, "--child", name, f"-max_total_time={seconds}", f"-max_len={INPUT_BYTES_MAX}",
-         "-rss_limit_mb=2048", "-timeout=20", "-print_final_stats=1", f"-artifact_prefix={out / name}-", str(corpus)],
-        capture_output=True, text=True, check=False,
+        [
+            sys.executable,
+            __file__,
+            "--child",
+            name,
+            f"-max_total_time={seconds}",
+            f"-max_len={INPUT_BYTES_MAX}",
+            "-rss_limit_mb=2048",
+            "-timeout=20",
+            "-print_final_stats=1",
+            f"-artifact_prefix={out / name}-",
+            str(corpus),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     said = done.stdout + done.stderr
     runs = int((re.findall(r"number_of_executed_units:\s*(\d+)", said) or [0])[-1])
@@ -56,7 +72,9 @@ def one(name: str, seconds: int, out: Path) -> int:
 
 def _trouble(said: str) -> str:
     """What broke, and the input that broke it."""
-    error = next(iter(re.findall(r"^\s*(\w+(?:\.\w+)*: .*)$", said.partition("Traceback")[2], re.M)), "no traceback")
+    error = next(
+        iter(re.findall(r"^\s*(\w+(?:\.\w+)*: .*)$", said.partition("Traceback")[2], re.M)), "no traceback"
+    )
     written = (re.findall(r"Test unit written to (\S+)", said) or ["?"])[-1]
     return f"{error[:120]} in {written}\n{said[-3000:]}"
 

@@ -54,7 +54,7 @@ def key(data: bytes) -> None:
         pass
     dice = Dice(data)
     try:
-        made = keys.validate([text[i :: 4] or None for i in range(4)] if dice.below(2) else dice.value())
+        made = keys.validate([text[i::4] or None for i in range(4)] if dice.below(2) else dice.value())
     except MeshError:
         return
     assert keys.parse(str(made)) == made == keys.parse(keys.check_text(str(made)))

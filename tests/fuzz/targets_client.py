@@ -131,15 +131,27 @@ def protocol(data: bytes) -> None:
     conversation.end()
 
 
-_TOPICS = ("lifecycle.started.s1", "session.s1.run_started", "session.s2.x", "node.head", "node.echo.t", "route.set",
-           "node.x", "", "session.", "lifecycle.")
+_TOPICS = (
+    "lifecycle.started.s1",
+    "session.s1.run_started",
+    "session.s2.x",
+    "node.head",
+    "node.echo.t",
+    "route.set",
+    "node.x",
+    "",
+    "session.",
+    "lifecycle.",
+)
 _FIELDS = ("partition", "lseq", "pos", "seq", "session_id", "epoch", "node", "lseq_kept")
 
 
 def feed(data: bytes) -> None:
     """A listener hears anything: messages in order, holes, or nothing; never an exception of its own."""
     dice = Dice(data)
-    wanted = dice.pick(((), ("lifecycle.",), ("session.s1.",), ("session.",), ("node.", "lifecycle.started.")))
+    wanted = dice.pick(
+        ((), ("lifecycle.",), ("session.s1.",), ("session.",), ("node.", "lifecycle.started."))
+    )
     machine = FeedCursor(wanted, even_map(2), 2, encode_cursor)
     last: dict[int, int] = {}
     while not dice.empty:

@@ -33,7 +33,9 @@ _RUNS = tuple(run_id_for(sid, f"{n:029x}") for sid in ("s1", "s2") for n in rang
 def router(data: bytes) -> None:
     """Anything from clients and actors: forwarded, answered, refused or counted; the counts stay true."""
     dice = Dice(data)
-    core = Router(slot_map=even_map(2), map_version=1, boot=9, runners=1, inflight_max=3, inflight_bytes_max=500)
+    core = Router(
+        slot_map=even_map(2), map_version=1, boot=9, runners=1, inflight_max=3, inflight_bytes_max=500
+    )
     forwarded: list[tuple[Actor, bytes]] = []
     while not dice.empty:
         match dice.below(4):
@@ -55,11 +57,19 @@ def router(data: bytes) -> None:
 def _from_client(core: Router, dice: Dice, forwarded: list[tuple[Actor, bytes]]) -> None:
     payload = dice.take(dice.below(64))
     if dice.below(4):
-        payload = wire.encode_header(
-            dice.pick((1, 2, 3)), flags=dice.pick((0, 1, 255)), address=dice.number(16),
-            map_version=dice.pick((0, 1, 2)), remaining_ms=dice.number(32), request_id=dice.number(64),
-            number=dice.number(64), done_below=dice.number(64),
-        ) + payload
+        payload = (
+            wire.encode_header(
+                dice.pick((1, 2, 3)),
+                flags=dice.pick((0, 1, 255)),
+                address=dice.number(16),
+                map_version=dice.pick((0, 1, 2)),
+                remaining_ms=dice.number(32),
+                request_id=dice.number(64),
+                number=dice.number(64),
+                done_below=dice.number(64),
+            )
+            + payload
+        )
     try:
         identity, frame, actor = core.on_client(CLIENT, payload, 2**40)
     except MeshError as error:
@@ -121,9 +131,15 @@ class Mini:
         self.receipts = Receipts(memory.receipts, open_max=8)
         self.routes = RouteTable(RoutesSection(max_entries_per_partition=3), route_bytes_max=300, partition=0)
         self.partition = Partition(
-            self.state, self.routes, self.live,
-            SessionOps(self.state, self.live, agents=AGENTS, input_bytes_max=2000), self.receipts, reads={},
-            slot_map=even_map(1), index=0, log_bug=lambda op: self.bugs.append(f"{op}: {traceback.format_exc()}"),
+            self.state,
+            self.routes,
+            self.live,
+            SessionOps(self.state, self.live, agents=AGENTS, input_bytes_max=2000),
+            self.receipts,
+            reads={},
+            slot_map=even_map(1),
+            index=0,
+            log_bug=lambda op: self.bugs.append(f"{op}: {traceback.format_exc()}"),
         )
         self.state.now, self.state.mono, self.partition.boot_ms = 1e9, 1000.0, 1_000_000
         self.state.runners = {0: RunnerEntry(5, 77, "ready", True)}
@@ -150,14 +166,24 @@ class Mini:
         assert not self.bugs, self.bugs[0]
 
     def _write(self, dice: Dice, calls: list[Any]) -> None:
-        number, done_below = dice.pick((1, 2, 3, 4, 5, 0, 2**63, 2**64 - 1)), dice.pick((0, 1, 1, 1, 9, 2**64 - 1))
+        number, done_below = (
+            dice.pick((1, 2, 3, 4, 5, 0, 2**63, 2**64 - 1)),
+            dice.pick((0, 1, 1, 1, 9, 2**64 - 1)),
+        )
         header = wire.Header(wire.Kind.WRITE, 0, 0, 0, 0, 0, 1, number, done_below)
         client = bytes([1 + dice.below(40)]) * 16
         self.partition.write(Pending(client, header, 0, calls, self.state.mono + 5), done_below)
 
     def _memory(self) -> Any:
         state = self.state
-        return dict(state.sessions), dict(state.runs), dict(state.work), state.pos, state.lseq, list(state.live)
+        return (
+            dict(state.sessions),
+            dict(state.runs),
+            dict(state.work),
+            state.pos,
+            state.lseq,
+            list(state.live),
+        )
 
     def _commit(self, fails: bool, marked: Any) -> None:
         self.partition.resolve()
@@ -183,6 +209,7 @@ class Mini:
         assert len(self.state.live) <= 3
         from mesh.core import run as runs
         from mesh.core import session as sessions
+
         for session_id in self.state.dirty_sessions:
             stored = self.state.sessions[session_id]
             assert sessions.decode(sessions.encode(stored)).id == session_id
@@ -206,7 +233,7 @@ def _body(dice: Dice) -> bytes:
 
 
 def _deep_body(dice: Dice) -> bytes:
-    """One call with an argument that is nested as deep as the decoder goes: no packer of ours would send it."""
+    """One call with an argument that is nested as deep as the decoder goes: our packer would not send it."""
     op = dice.pick(_NAMES)
     try:
         args = [wire.pack(arg) for arg in _args(dice, op)]
@@ -220,8 +247,11 @@ def _deep_body(dice: Dice) -> bytes:
 
 def _args(dice: Dice, op: str) -> list[Any]:
     """Arguments that fit now and then, so that what lies behind the checks is reached."""
-    plausible: dict[str, tuple[Any, ...]] = {"route": (("a:b:c", "a:b:c:d", "x:y:z"),), "session": (("s1", "s2", "s.3"),)}
-    family = op.split(".")[0]
+    plausible: dict[str, tuple[Any, ...]] = {
+        "route": (("a:b:c", "a:b:c:d", "x:y:z"),),
+        "session": (("s1", "s2", "s.3"),),
+    }
+    family = op.split(".", maxsplit=1)[0]
     args: list[Any] = []
     if dice.below(8):
         if family in plausible:
@@ -229,7 +259,11 @@ def _args(dice: Dice, op: str) -> list[Any]:
             second = {"session.prompt": _RUNS, "session.fail": ("why",)}.get(op, ("echo",))
             if op == "route.set":
                 args.append({"external_room_id": dice.value(1)})
-            elif op not in ("session.get",) and dice.below(4) and op.startswith(("session.c", "session.s", "session.p", "session.f")):
+            elif (
+                op not in ("session.get",)
+                and dice.below(4)
+                and op.startswith(("session.c", "session.s", "session.p", "session.f"))
+            ):
                 args.append(dice.pick(second))
         elif family == "run":
             args.append(dice.pick(_RUNS))
@@ -252,7 +286,7 @@ def pairs_of(body: bytes, count: int | None = None) -> Any:
 
 
 def partition(data: bytes) -> None:
-    """Any calls: each is answered or refused by name, the log has no hole, a failed commit leaves no trace."""
+    """Any calls: each is answered or refused by name; the log has no hole; a failed commit leaves nothing."""
     dice, mini = Dice(data), Mini()
     while not dice.empty:
         mini.turn(dice)
