@@ -159,8 +159,6 @@ class Partition:
             return handler(args, self.boot_ms)
         except MeshError as error:
             return wire.failure(error)
-        except RecursionError:
-            return TOO_DEEP
         except Exception:  # noqa: BLE001 - one of the few places that catch broadly: a bug harms one call
             return self.bug(op)
 
@@ -248,9 +246,6 @@ class Partition:
         except MeshError as error:
             self._undo(mark, full_mark)
             answer = wire.failure(error)
-        except RecursionError:
-            self._undo(mark, full_mark)
-            answer = TOO_DEEP
         except Exception:  # noqa: BLE001 - see above
             self._undo(mark, full_mark)
             answer = self.bug(op)
@@ -391,9 +386,5 @@ def _too_much() -> InvalidArgument:
 
 
 _TOO_MUCH = wire.failure(_too_much())
-#: The decoder takes 1024 levels, an error's message shows fewer: the interpreter's limit is the check.
-TOO_DEEP = wire.failure(
-    InvalidArgument(f"data nested deeper than {wire.DEPTH_MAX} levels", code="limit_exceeded")
-)
 
-__all__ = ["PARKED_MAX", "PARKED_S_MAX", "REPLY_BYTES_MAX", "TOO_DEEP", "PartOf", "Partition", "Pending"]
+__all__ = ["PARKED_MAX", "PARKED_S_MAX", "REPLY_BYTES_MAX", "PartOf", "Partition", "Pending"]

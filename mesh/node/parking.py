@@ -7,7 +7,7 @@ from typing import Any
 
 from mesh.core import run as runs
 from mesh.core import wire
-from mesh.core.partition import TOO_DEEP, Partition
+from mesh.core.partition import Partition
 from mesh.core.records import TERMINAL
 from mesh.core.state import EventRow
 from mesh.core.waiting import Waiter, Waiters
@@ -46,8 +46,6 @@ class Parking:
             answer = self._look(client, header.request_id, op, args, deadline_s)
         except MeshError as error:
             answer = wire.failure(error)
-        except RecursionError:
-            answer = TOO_DEEP
         except Exception:  # noqa: BLE001 - as in ``Partition.read_one``: a bug harms one call
             answer = self.partition.bug(op)
         if answer is not None:

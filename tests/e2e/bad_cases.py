@@ -222,7 +222,7 @@ CALLS = (
     Case(
         "a deep agent",
         (written("session.create", _P("bad"), nested(1000), b"\xc0", address=_S),),
-        "limit_exceeded",
+        "validation_error",
     ),
     Case(
         "deep fields",
@@ -247,7 +247,7 @@ CALLS = (
     Case(
         "a status that is deep",
         (head() + call_with("session.list", nested(1000), b"\xc0", b"\xc0", b"\x01", b"\xc0"),),
-        "limit_exceeded",
+        "invalid_status",
     ),
     Case(
         "tags that are NaN", (read("session.list", None, None, [float("nan")], 1, None),), "validation_error"
