@@ -28,6 +28,8 @@ FAMILIES = ("lifecycle.", "session.", "node.", "route.")
 FETCH_ROWS = 1_000
 #: A filter has at most this many topics; each is a subscription.
 TOPICS_MAX = 1_000
+#: The feed ends the connection of who subscribes to a topic of 4 KiB; no real one is half as long as this.
+TOPIC_LENGTH_MAX = 1_024
 CURSOR = "feed"
 
 
@@ -323,6 +325,10 @@ def _checked(topics: Sequence[str]) -> tuple[str, ...]:
                 f"no such topic: {shown(topic, 80)}; topics begin with {', '.join(FAMILIES)}",
                 code="invalid_argument",
             )
+        if len(topic) > TOPIC_LENGTH_MAX or not topic.isprintable():
+            raise InvalidArgument(
+                f"a topic has at most {TOPIC_LENGTH_MAX} printable characters", code="invalid_argument"
+            )
     return tuple(topics) or ("",)
 
 
@@ -342,4 +348,7 @@ def _session_of(topic: str) -> str | None:
     return check_id(parts[1].replace("%2E", "."))
 
 
-__all__ = ["CURSOR", "FAMILIES", "FETCH_ROWS", "TOPICS_MAX", "FeedCursor", "Hole", "is_message", "topic_id"]
+__all__ = [
+    "CURSOR", "FAMILIES", "FETCH_ROWS", "TOPICS_MAX", "TOPIC_LENGTH_MAX", "FeedCursor", "Hole", "is_message",
+    "topic_id",
+]

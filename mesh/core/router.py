@@ -169,6 +169,23 @@ class Router:
         )
         return self.refusal(payload, error, wire.Flag.AGAIN)
 
+    def unread(self, reply: bytes | memoryview, waiting: int) -> bytes | None:
+        """What is sent instead of a reply to a client that does not read: ask again. Nothing for a write, which
+        would look undone: its repetition is answered from the receipt."""
+        self.counters["slow_clients"] += 1
+        _, _, _, _, kind, address, _, _, request_id, _, _ = wire.HEADER.unpack_from(reply)
+        if kind == WRITE:
+            return None
+        error = Overloaded(
+            f"{waiting} bytes of replies wait to be read (limits.unread_bytes_per_client)",
+            details={"retry_after_ms": 10 * RETRY_AFTER_MS},
+        )
+        header = wire.encode_header(
+            wire.Kind.REPLY, flags=wire.Flag.REFUSED | wire.Flag.AGAIN, answers=kind, address=address,
+            map_version=self.map_version, request_id=request_id, number=self.boot,
+        )
+        return header + wire.pack(error.to_map())
+
     def answer(self, payload: bytes, body: bytes) -> bytes:
         """The router's own reply to HELLO, STATUS, PING and the like."""
         header = wire.decode_header(payload)

@@ -23,6 +23,7 @@ from mesh.core.waiting import Waiters
 from mesh.errors import DeadlineExceeded, MeshError, StoreError
 from mesh.log import Log
 from mesh.net import sockets
+from mesh.net.window import MARK_BYTES, ROOM_BYTES, Window
 from mesh.node import clock
 from mesh.node.actors import Actors
 from mesh.node.backup import Backups
@@ -95,7 +96,8 @@ class PartitionProcess:
         most = sockets.HWM_FRAMES + limits.inflight_per_partition + limits.waiters_per_partition
         hwm = min(most, sockets.HWM_MAX)
         self.socket = sockets.dealer_socket(ctx, child.back_endpoint, identity, hwm=hwm)
-        self.publisher = Publisher(sockets.publisher_socket(ctx, child.feed_in_endpoint), self.state)
+        self.unsent = Window()
+        self.publisher = Publisher(sockets.publisher_socket(ctx, child.feed_in_endpoint), self.state, limits)
         self.reads.echo = self.publisher.echo
         self.waiters = Waiters(
             partition_max=limits.waiters_per_partition, client_max=limits.waiters_per_client
@@ -172,7 +174,7 @@ class PartitionProcess:
         limits = self.child.config.limits
         recv, nowait = self.socket.recv, sockets.NOWAIT
         size = 0
-        for _ in range(limits.batch_payloads):
+        for _ in range(limits.batch_payloads if self.unsent.has_room() else 0):
             try:
                 frame = recv(nowait)
             except sockets.Again:
@@ -182,7 +184,7 @@ class PartitionProcess:
                 self._on_client(frame)
             else:
                 self.actor_frames.append(frame)
-            if size > limits.batch_bytes:
+            if size > limits.batch_bytes or self.unsent.bytes > ROOM_BYTES:
                 break
         self._decide()
         self._commit()
@@ -327,20 +329,17 @@ class PartitionProcess:
 
     def _header(self, request_id: int, kind: int, size: int, flags: int) -> bytes:
         return wire.encode_header(
-            wire.Kind.REPLY,
-            flags=flags,
-            answers=kind,
-            address=self.index,
-            map_version=self.child.map_version,
-            remaining_ms=size,
-            request_id=request_id,
-            number=self.actors.router_boot,
-            done_below=self.epoch,
+            wire.Kind.REPLY, flags=flags, answers=kind, address=self.index,
+            map_version=self.child.map_version, remaining_ms=size, request_id=request_id,
+            number=self.actors.router_boot, done_below=self.epoch,
         )
 
     def _send(self, frame: bytes) -> None:
         try:
-            self.socket.send(frame, sockets.NOWAIT)
+            if len(frame) > MARK_BYTES:
+                self.unsent.send(self.socket, frame)
+            else:
+                self.socket.send(frame, sockets.NOWAIT)
         except sockets.Again:
             self.dropped += 1  # no router now: clients and runners send again what was not answered
 
@@ -419,6 +418,8 @@ class PartitionProcess:
             "lseq": state.lseq,
             "degraded": self.degraded,
             "dropped": self.dropped,
+            "topics": len(self.publisher.topics),
+            "unpublished": self.publisher.lost,
             "damaged": self.store.damaged,
             "loading": self.recovery.loading,
         }

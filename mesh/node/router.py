@@ -13,6 +13,7 @@ from mesh.core.router import Actor, Router
 from mesh.errors import MeshError, RemoteProtocolError, RequestError
 from mesh.net import sockets
 from mesh.net.feed import bind, start_proxy
+from mesh.net.window import SMALL_BYTES, Window
 from mesh.node.child import Child
 
 #: Frames taken from one side before the other side gets its turn.
@@ -40,6 +41,8 @@ class RouterProcess:
         self.children: list[dict[str, Any]] = []
         self.started = time.monotonic()
         self.stopping = False
+        self.windows: dict[bytes, Window] = {}  #: of clients that were sent more than a little
+        self.unread = 0  #: the bytes in them
         ctx = sockets.context()
         self.front = sockets.router_socket(ctx, frame_bytes=limits.frame_bytes)
         # Twice what may be open: libzmq tells of room in steps of half the mark.
@@ -84,6 +87,7 @@ class RouterProcess:
                 next_tick = now_s + TICK_S
                 child.control.send("beat", lag_ms=0)
                 self.core.forget_silent(now_s)
+                self._settle_windows()
 
     def _drain_front(self, now_s: float) -> None:
         front, core, heard = self.front, self.core, self.core.heard
@@ -155,6 +159,9 @@ class RouterProcess:
             elif frame[0]:
                 if core.on_reply(identity, frame):
                     core.counters["replies"] += 1
+                    if len(frame) > SMALL_BYTES:
+                        self._reply_large(frame)
+                        continue
                     try:
                         front.send(frame[:16], more)
                         front.send(frame[16:], nowait)
@@ -168,6 +175,40 @@ class RouterProcess:
                 forward = core.on_actor(identity, frame)
                 if forward is not None:
                     self._send_actor(*forward)
+
+    def _reply_large(self, frame: bytes) -> None:
+        """Pass a reply on unless its client, or all of them, left too much unread."""
+        client, reply = frame[: wire.CLIENT_ID_BYTES], memoryview(frame)[wire.CLIENT_ID_BYTES :]
+        limits = self.child.config.limits
+        window = self.windows.get(client)
+        if window is None:
+            window = self.windows[client] = Window()
+        self.unread -= window.settle()
+        over = (
+            window.bytes + len(reply) > limits.unread_bytes_per_client
+            or self.unread + len(reply) > limits.unread_bytes
+        )
+        if over and window.waiting:  # who reads what he is given gets at least one at a time
+            refusal = self.core.unread(reply, window.bytes)
+            if refusal is not None:
+                self._reply(client, refusal)
+            return
+        try:
+            self.front.send(client, sockets.MORE)
+            window.send(self.front, reply)
+            self.unread += len(reply)
+        except sockets.Again:
+            self.core.counters["slow_clients"] += 1
+        except sockets.ZMQError:
+            self.core.counters["undeliverable"] += 1
+
+    def _settle_windows(self) -> None:
+        """Once a tick: what was read meanwhile, and who has nothing waiting."""
+        for client, window in list(self.windows.items()):
+            self.unread -= window.settle()
+            if not window.waiting:
+                self.unread -= window.bytes
+                del self.windows[client]
 
     def _from_stranger(self, identity: bytes, frame: bytes) -> None:
         """Who holds no place can say READY; all else is counted. It may be several frames, of any length."""
@@ -261,7 +302,8 @@ class RouterProcess:
                 "ipc": child.front_endpoint,
                 "feed_ipc": child.feed_endpoint,
             },
-            "router": {**self.core.counters, "pid": os.getpid(), "clients": len(self.core.heard)},
+            "router": {**self.core.counters, "pid": os.getpid(), "clients": len(self.core.heard),
+                       "unread_bytes": self.unread},
             "children": self.children,
             "partitions": self.core.partition_rows(),
             "runners": self.core.runner_rows(),
