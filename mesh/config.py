@@ -76,6 +76,8 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     inflight_per_partition: int = 4_096  #: payloads forwarded and not answered
     inflight_bytes_per_partition: int = 256 * 1024 * 1024
     batch_bytes: int = 128 * 1024  #: work of one turn of a partition's loop
+    unread_bytes: int = 512 * 1024 * 1024  #: replies that clients have not taken, all together
+    unread_bytes_per_client: int = 64 * 1024 * 1024
     waiters_per_partition: int = 20_000
     waiters_per_client: int = 2_000
     receipts_per_client: int = 4_096
@@ -83,6 +85,8 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     route_bytes: int = 64 * 1024
     input_bytes: int = 4 * 1024 * 1024
     page_bytes: int = 1024 * 1024
+    feed_topics: int = 100_000  #: subscriptions known one by one; with more of them everything is published
+    feed_message_bytes: int = 64 * 1024  #: a larger message is not published: listeners fetch it from the log
     lifecycle_kept: int = 100_000  #: lifecycle messages kept per partition for late listeners
     runner_unacked_bytes: int = 16 * 1024 * 1024
     output_bytes: int = 4 * 1024 * 1024  #: of one run's joined text

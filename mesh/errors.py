@@ -250,6 +250,15 @@ def category(code: str) -> str:
     return CODES[code][1] if code in CODES else "unknown"
 
 
+def shown(value: Any, most: int = 60) -> str:
+    """A value for a message: its beginning, or its type where it has no repr (an integer of thousands of
+    digits, data nested too deeply, an object whose own ``__repr__`` fails)."""
+    try:
+        return repr(value)[:most]
+    except Exception:  # noqa: BLE001 - it may be anybody's code
+        return f"an object of type {type(value).__name__}"
+
+
 #: What the package exports: every class of the tree.
 __all__ = [
     "ClientClosed",
@@ -271,4 +280,5 @@ __all__ = [
     "Unavailable",
     "category",
     "from_wire",
+    "shown",
 ]

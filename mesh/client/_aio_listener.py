@@ -111,7 +111,9 @@ class AsyncListener:
                 message = plans.decode_message(self._socket.recv_multipart(sockets.NOWAIT))
             except sockets.Again:
                 break
-            if message is not None:
+            if message is None:
+                self._machine.stray += 1
+            else:
                 messages.append(message)
         return messages
 

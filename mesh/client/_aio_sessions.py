@@ -11,7 +11,7 @@ from mesh.client import _surface_sessions as plans
 from mesh.client._aio_link import AsyncLink
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
-from mesh.client._surface import failure
+from mesh.client._surface import check_function, failure
 from mesh.core.records import Event, Handle, Page, Prompted, Run, RunResult, Session
 
 
@@ -247,6 +247,7 @@ class AsyncSessions:
         Ends behind the first event for which ``stop_when`` is true. ``timeout_s`` is the longest silence
         (None: any); then ``timeout`` is raised.
         """
+        check_function(stop_when, "stop_when")
         follower = plans.EventStream(id, after, run_id, type, timeout_s)
         while True:
             for event in await self._link.drive(follower.page()):

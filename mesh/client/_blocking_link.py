@@ -286,9 +286,9 @@ class BlockingLink:
                 self._finish(self._protocol.close())
                 return
             now_s = monotonic()
-            self._finish(self._protocol.flush(now_s))
+            done = self._finish(self._protocol.flush(now_s))  # what cannot travel ends here
             self._send(now_s)
-            if self._receive(now_s):
+            if self._receive(now_s) or done:
                 return
             wait_ms = self._wait_ms(now_s)
             self._polling = True

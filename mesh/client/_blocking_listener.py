@@ -102,7 +102,9 @@ class Listener:
                     message = plans.decode_message(self._socket.recv_multipart(sockets.NOWAIT))
                 except sockets.Again:
                     break
-                if message is not None:
+                if message is None:
+                    self._machine.stray += 1
+                else:
                     messages.append(message)
         return messages
 

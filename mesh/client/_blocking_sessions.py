@@ -11,7 +11,7 @@ from mesh.client import _surface_sessions as plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
-from mesh.client._surface import failure
+from mesh.client._surface import check_function, failure
 from mesh.core.records import Event, Handle, Page, Prompted, Run, RunResult, Session
 
 
@@ -239,6 +239,7 @@ class Sessions:
         Ends behind the first event for which ``stop_when`` is true. ``timeout_s`` is the longest silence
         (None: any); then ``timeout`` is raised.
         """
+        check_function(stop_when, "stop_when")
         follower = plans.EventStream(id, after, run_id, type, timeout_s)
         while True:
             for event in self._link.drive(follower.page()):

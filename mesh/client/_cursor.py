@@ -21,13 +21,15 @@ from typing import Any, NamedTuple
 
 from mesh.core.records import Notification
 from mesh.core.slots import check_id, session_slot
-from mesh.errors import InvalidArgument
+from mesh.errors import InvalidArgument, shown
 
 FAMILIES = ("lifecycle.", "session.", "node.", "route.")
 #: Rows asked for in one fetch.
 FETCH_ROWS = 1_000
 #: A filter has at most this many topics; each is a subscription.
 TOPICS_MAX = 1_000
+#: The feed ends the connection of who subscribes to a topic of 4 KiB; no real one is half as long as this.
+TOPIC_LENGTH_MAX = 1_024
 CURSOR = "feed"
 
 
@@ -65,6 +67,7 @@ class FeedCursor:
         self.sessions = {sid: slot_map[session_slot(sid)] for sid in ids}
         self.live: set[int] = set()
         self.holes: list[Hole] = []
+        self.stray = 0  #: what came through the feed and was no message of it
         self._lseq: dict[int, int] = {}
         self._pos: dict[int, int] = {}
         self._seq: dict[str, int] = {}
@@ -288,6 +291,21 @@ class FeedCursor:
         return text
 
 
+def is_message(topic: str, data: dict[str, Any]) -> bool:
+    """Whether a decoded message has what tells its place in the feed."""
+    get = data.get
+    if topic.startswith("session."):
+        return (
+            type(get("partition")) is type(get("pos")) is type(get("seq")) is int
+            and type(get("session_id")) is str
+        )
+    if topic.startswith("lifecycle."):
+        return type(get("partition")) is type(get("lseq")) is int
+    if topic.startswith(("node.head", "node.echo.")):
+        return type(get("partition")) is type(get("lseq")) is type(get("pos")) is int
+    return True
+
+
 def topic_id(session_id: str) -> str:
     """How an id stands in a topic."""
     return session_id.replace(".", "%2E")
@@ -304,8 +322,12 @@ def _checked(topics: Sequence[str]) -> tuple[str, ...]:
     for topic in topics:
         if not isinstance(topic, str) or not any(_covers(topic, family) for family in FAMILIES):
             raise InvalidArgument(
-                f"no such topic: {topic!r:.80}; topics begin with {', '.join(FAMILIES)}",
+                f"no such topic: {shown(topic, 80)}; topics begin with {', '.join(FAMILIES)}",
                 code="invalid_argument",
+            )
+        if len(topic) > TOPIC_LENGTH_MAX or not topic.isprintable():
+            raise InvalidArgument(
+                f"a topic has at most {TOPIC_LENGTH_MAX} printable characters", code="invalid_argument"
             )
     return tuple(topics) or ("",)
 
@@ -326,4 +348,7 @@ def _session_of(topic: str) -> str | None:
     return check_id(parts[1].replace("%2E", "."))
 
 
-__all__ = ["CURSOR", "FAMILIES", "FETCH_ROWS", "TOPICS_MAX", "FeedCursor", "Hole", "topic_id"]
+__all__ = [
+    "CURSOR", "FAMILIES", "FETCH_ROWS", "TOPICS_MAX", "TOPIC_LENGTH_MAX", "FeedCursor", "Hole", "is_message",
+    "topic_id",
+]

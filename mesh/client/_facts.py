@@ -9,9 +9,10 @@ import msgspec
 
 from mesh.client._payload import Pair, Payload
 from mesh.core import wire
-from mesh.core.records import RouteRecord
+from mesh.core.records import RouteRecord, error_of
+from mesh.core.slots import SLOT_COUNT
 from mesh.core.wire import Flag
-from mesh.errors import DeadlineExceeded, MeshError, NodeUnreachable, RemoteProtocolError
+from mesh.errors import DeadlineExceeded, MeshError, NodeUnreachable, RemoteProtocolError, shown
 
 AGAIN_S = 0.02
 AGAIN_MAX_S = 0.2
@@ -77,35 +78,44 @@ def facts_of(frame: bytes) -> Facts:
     try:
         values = body_of(frame)
         slot_map = values["slots"]
-        if type(slot_map) is not bytes or not slot_map:
-            raise RemoteProtocolError("HELLO without a placement map")
+        if type(slot_map) is not bytes or len(slot_map) != SLOT_COUNT:
+            raise RemoteProtocolError(f"HELLO without a placement map of {SLOT_COUNT} slots")
         return Facts(
-            boot=values["boot"],
-            map_version=values["map_version"],
+            boot=_whole(values, "boot", 64),
+            map_version=_whole(values, "map_version", 32),
             slot_map=slot_map,
-            partitions=values["partitions"],
-            fallback_after_s=values.get("fallback_after_ms", 500) / 1000,
-            frame_bytes=min(values.get("frame_bytes", wire.FRAME_BYTES_MAX), wire.FRAME_BYTES_MAX),
+            partitions=max(_whole(values, "partitions", 16), max(slot_map) + 1),
+            fallback_after_s=_whole({"fallback_after_ms": 500, **values}, "fallback_after_ms", 62) / 1000,
+            frame_bytes=min(_whole({"frame_bytes": wire.FRAME_BYTES_MAX, **values}, "frame_bytes", 62),
+                            wire.FRAME_BYTES_MAX),
             values=values,
         )
-    except (KeyError, TypeError, ValueError) as exc:
-        raise RemoteProtocolError(f"not an answer to HELLO: {exc!r:.80}") from exc
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:
+        raise RemoteProtocolError(f"not an answer to HELLO: {shown(exc, 80)}") from exc
+
+
+def _whole(values: dict[str, Any], name: str, bits: int) -> int:
+    value = values[name]
+    if type(value) is not int or not 0 <= value < 1 << bits:
+        raise RemoteProtocolError(f"HELLO with a wrong {name}")
+    return value
 
 
 def refusal_of(frame: bytes) -> dict[str, Any]:
-    """The error map of a refused payload."""
+    """The error map of a refused payload, with its three keys and their types."""
     try:
-        error: dict[str, Any] = body_of(frame)
-        str(error["code"])
-    except (RemoteProtocolError, KeyError, TypeError):
+        error = body_of(frame)
+    except RemoteProtocolError:
+        error = None
+    if type(error) is not dict or "code" not in error:
         return RemoteProtocolError("a refusal without a reason").to_map()
-    return error
+    return error_of(error).to_map()
 
 
 def again_s(payload: Payload, error: dict[str, Any], flags: int) -> float | None:
     """How long to wait before the payload is sent again; None when the refusal is the answer."""
     if error["code"] == "overloaded":
-        asked_ms = (error.get("details") or {}).get("retry_after_ms")
+        asked_ms = error["details"].get("retry_after_ms")
         wanted_s = asked_ms / 1000 if isinstance(asked_ms, int) and asked_ms > 0 else AGAIN_S
         return min(wanted_s * 2.0 ** min(payload.refusals // 2, 10), OVERLOADED_MAX_S)
     if not flags & Flag.AGAIN:

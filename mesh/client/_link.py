@@ -17,7 +17,7 @@ import weakref
 from typing import Any, Protocol
 
 from mesh.core.wire import CLIENT_ID_BYTES
-from mesh.errors import ConfigError, NodeUnreachable
+from mesh.errors import ConfigError, NodeUnreachable, shown
 from mesh.net import sockets
 
 
@@ -149,7 +149,7 @@ def endpoint_of(address: str | None) -> str:
     good = bool(rest) if scheme == "ipc" else scheme == "tcp" and bool(host) and port.isdigit()
     if not good:
         raise ConfigError(
-            f"not an address: {address!r:.120} (expected tcp://host:port, host:port or ipc://path)"
+            f"not an address: {shown(address, 120)} (expected tcp://host:port, host:port or ipc://path)"
         )
     return address
 

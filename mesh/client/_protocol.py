@@ -333,7 +333,7 @@ class Protocol(Traffic):
         payload.refusal = error = refusal_of(frame)
         payload.refusals += 1
         payload.declined += bool(header.flags & _AGAIN)
-        if header.flags & _STALE_MAP:
+        if header.flags & _STALE_MAP and payload.calls:
             return self._on_stale(payload, header.map_version, now_s)
         if error["code"] == "client_expired" and payload.renewals < RENEWALS_MAX and payload.number:
             self._renew(payload, now_s)

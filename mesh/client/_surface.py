@@ -26,7 +26,7 @@ from mesh.core.keys import SessionKey, encode, validate
 from mesh.core.records import Provenance, Resolution, RouteEntry, RouteRecord, Source, error_of
 from mesh.core.slots import route_slot
 from mesh.core.wire import check_depth
-from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError
+from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, shown
 
 Key = SessionKey | Sequence[str | None] | str
 Route = Mapping[str, Any]
@@ -175,7 +175,7 @@ def check_ttl(ttl_ms: Any) -> None:
     """
     if ttl_ms is not None and (type(ttl_ms) is not int or not 0 < ttl_ms <= 10**13):
         raise InvalidArgument(
-            f"ttl_ms must be a whole number from 1 to 10**13, not {ttl_ms!r:.40}", code="invalid_ttl"
+            f"ttl_ms must be a whole number from 1 to 10**13, not {shown(ttl_ms, 40)}", code="invalid_ttl"
         )
 
 
@@ -185,10 +185,34 @@ def check_timeout(timeout_s: Any) -> None:
     Raises:
         InvalidArgument: ``invalid_argument``.
     """
-    if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s > 0):
+    if timeout_s is not None and not (
+        isinstance(timeout_s, int | float) and (0 < timeout_s < 2**53 or timeout_s == float("inf"))
+    ):
         raise InvalidArgument(
-            f"timeout_s must be a number of seconds above 0, not {timeout_s!r:.40}", code="invalid_argument"
+            f"timeout_s must be a number of seconds above 0, not {shown(timeout_s, 40)}",
+            code="invalid_argument",
         )
+
+
+def check_function(function: Any, what: str) -> None:
+    """Refuse what cannot be called, before anything is asked.
+
+    Raises:
+        InvalidArgument: ``invalid_argument``.
+    """
+    if function is not None and not callable(function):
+        raise InvalidArgument(f"{what} is a function, not {type(function).__name__}", code="invalid_argument")
+
+
+def listed(items: Any, what: str) -> list[Any]:
+    """The items of a caller's list. A text is none: its letters are surely not what was meant.
+
+    Raises:
+        InvalidArgument: ``invalid_argument``.
+    """
+    if isinstance(items, Iterable) and not isinstance(items, str | bytes | Mapping):
+        return list(items)
+    raise InvalidArgument(f"{what} is a list, not {type(items).__name__}", code="invalid_argument")
 
 
 def failure(value: Any) -> MeshError:
@@ -245,7 +269,7 @@ def decode_cursor(text: Any, kind: str) -> Any:
         if type(values) is not list or values[0] != kind:
             raise ValueError(kind)
     except (MeshError, AttributeError, ValueError, IndexError, binascii.Error) as exc:
-        raise InvalidArgument(f"not a cursor of {kind}: {text!r:.60}", code="invalid_cursor") from exc
+        raise InvalidArgument(f"not a cursor of {kind}: {shown(text, 60)}", code="invalid_cursor") from exc
     return values
 
 
@@ -295,6 +319,7 @@ __all__ = [
     "Plan",
     "Request",
     "Route",
+    "check_function",
     "check_route",
     "check_timeout",
     "check_ttl",
@@ -303,6 +328,7 @@ __all__ = [
     "failure",
     "get_call",
     "known_places",
+    "listed",
     "place_route",
     "resolution",
     "result_of",

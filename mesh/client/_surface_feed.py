@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any
 
-from mesh.client._cursor import CURSOR, FETCH_ROWS, FeedCursor, Hole
+from mesh.client._cursor import CURSOR, FETCH_ROWS, FeedCursor, Hole, is_message
 from mesh.client._protocol import READ, Facts
 from mesh.client._surface import EVERY_S, Ask, NeedFacts, Pause, Plan, decode_cursor, encode_cursor, value_of
 from mesh.client._surface_sessions import session_call
@@ -122,7 +122,8 @@ def decode_message(frames: Sequence[bytes]) -> tuple[str, dict[str, Any]] | None
     try:
         topic, payload = frames
         data = wire.unpack(payload)
-        return (topic.decode(), data) if type(data) is dict else None
+        name = topic.decode()
+        return (name, data) if type(data) is dict and is_message(name, data) else None
     except (MeshError, ValueError):
         return None
 

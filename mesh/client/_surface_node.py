@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from mesh.client._protocol import RESTART, STATUS, WRITE, Facts
@@ -9,7 +10,7 @@ from mesh.client._surface import FACTS, Ask, Plan, place_route, value_of
 from mesh.client._surface_routes import ask_every
 from mesh.core.records import PartitionInfo, PruneResult
 from mesh.core.slots import RUN_ID, check_id, run_slot, session_slot
-from mesh.errors import InvalidArgument
+from mesh.errors import InvalidArgument, shown
 
 
 def slot_of(subject: Any) -> int:
@@ -31,7 +32,7 @@ def check_index(index: Any, partitions: int) -> int:
     """
     if type(index) is not int or not 0 <= index < partitions:
         raise InvalidArgument(
-            f"no partition {index!r:.40}: this node has 0 to {partitions - 1}", code="invalid_argument"
+            f"no partition {shown(index, 40)}: this node has 0 to {partitions - 1}", code="invalid_argument"
         )
     return index
 
@@ -86,9 +87,9 @@ def restart(index: Any) -> Plan:
 
 def backup(folder: Any, timeout_s: float | None) -> Plan:
     """Have every partition write a consistent copy of its store; returns the files."""
-    if not folder:
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
         raise InvalidArgument("backup needs a folder on the node's machine")
-    answers = yield from ask_every(WRITE, ("partition.backup", (str(folder),)), timeout_s)
+    answers = yield from ask_every(WRITE, ("partition.backup", (os.fsdecode(folder),)), timeout_s)
     return [value_of(answers[index]) for index in sorted(answers)]
 
 

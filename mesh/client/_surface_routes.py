@@ -22,6 +22,7 @@ from mesh.client._surface import (
     encode_cursor,
     failure,
     known_places,
+    listed,
     place_route,
     resolution,
     route_entry,
@@ -30,7 +31,14 @@ from mesh.client._surface import (
     value_of,
 )
 from mesh.core.records import Page, PruneResult, Resolution, Source
-from mesh.errors import InvalidArgument, LocalProtocolError, MeshError, RemoteProtocolError, Unavailable
+from mesh.errors import (
+    InvalidArgument,
+    LocalProtocolError,
+    MeshError,
+    RemoteProtocolError,
+    Unavailable,
+    shown,
+)
 
 #: Keys of one request of the ``*_many`` methods: it is executed whole, and the other clients wait so long.
 MANY_MAX = 1_024
@@ -137,7 +145,7 @@ class _Many:
 
     def add_keys(self, keys: Iterable[Any]) -> None:
         """Keys that travel as their text."""
-        keys = list(keys)
+        keys = listed(keys, "keys")
         known = known_places(keys)
         if None not in known and keys:
             texts, slots = zip(*known, strict=True)
@@ -234,7 +242,7 @@ def _store_records(results: list[Any], places: list[int], pairs: list[Any]) -> N
 def set_many(pairs: Iterable[Any], timeout_s: float | None) -> Plan:
     """``routes.set`` of many: each item is (key, route) or (key, route, ttl_ms)."""
     many = _Many(WRITE, lambda items: ("route.set_many", (items,)), _store_nothing)
-    for item in pairs:
+    for item in listed(pairs, "pairs"):
         try:
             key, route, *ttl = item
             text, slot = place_route(key)
@@ -359,7 +367,7 @@ def list_routes(
     for name, value in (("bridge_id", bridge_id), ("room_id", room_id)):
         if value is not None and (type(value) is not str or not value):
             raise InvalidArgument(
-                f"{name} must be a non-empty str or None, not {value!r:.60}", code="invalid_argument"
+                f"{name} must be a non-empty str or None, not {shown(value, 60)}", code="invalid_argument"
             )
     return (
         yield from list_pages(
@@ -388,7 +396,8 @@ def check_limit(limit: Any) -> None:
     """
     if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
         raise InvalidArgument(
-            f"limit must be a whole number from 1 to {PAGE_MAX}, not {limit!r:.40}", code="invalid_argument"
+            f"limit must be a whole number from 1 to {PAGE_MAX}, not {shown(limit, 40)}",
+            code="invalid_argument",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mesh.client._payload import Call
 from mesh.client._protocol import WAIT, WRITE
-from mesh.client._surface import Ask, Emit, Pause, Plan, park_limit, value_of
+from mesh.client._surface import Ask, Emit, Pause, Plan, check_function, park_limit, value_of
 from mesh.client._surface_routes import Linked
 from mesh.client._surface_sessions import (
     STREAM_PAGE,
@@ -95,6 +95,7 @@ def execute(
     timeout_s: float | None,
 ) -> Plan:
     """``runs.execute``: start the run, follow it, give its result."""
+    check_function(on_event, "on_event")
     deadline_s = _deadline(timeout_s)
     slot, call = run_call("run.execute", run_id, options)
     [answer] = yield [Ask(WRITE, slot, call, _write_limit(link, timeout_s))]
@@ -116,6 +117,7 @@ def run_once(
     timeout_s: float | None,
 ) -> Plan:
     """``client.run_once``: one op creates the session, starts it and dispatches the run."""
+    check_function(on_event, "on_event")
     deadline_s = _deadline(timeout_s)
     _, (_, (sid, _, _)) = new_session_call("run.once", agent, session_id, given)
     slot, run_id = session_slot(sid), new_run_id(sid)

@@ -10,13 +10,13 @@ from typing import Any
 
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WAIT
-from mesh.client._surface import PAGE_MAX, Ask, Pause, Plan, park_limit, value_of
+from mesh.client._surface import PAGE_MAX, Ask, Pause, Plan, check_timeout, listed, park_limit, value_of
 from mesh.client._surface_routes import Linked, list_pages
 from mesh.core.events import type_code
 from mesh.core.records import Event, Handle, Run, Session, SessionStatus
 from mesh.core.slots import check_id, run_id_for, run_slot, session_slot
 from mesh.core.wire import check_depth
-from mesh.errors import InvalidArgument, MeshError
+from mesh.errors import InvalidArgument, MeshError, shown
 
 #: Verbs that wait for a run to end may take this much longer than other calls.
 SETTLE_S = 6.0
@@ -47,7 +47,7 @@ def session_id_or_new(session_id: Any) -> str:
 
 def new_run_id(session_id: str) -> str:
     """A run id that carries the slot of its session."""
-    return run_id_for(session_id, secrets.token_hex(16))
+    return run_id_for(check_id(session_id), secrets.token_hex(16))
 
 
 def fields(agent_id: Any, context: Any, metadata: Any, tags: Any, parent_session_id: Any) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def fields(agent_id: Any, context: Any, metadata: Any, tags: Any, parent_session
     for name, text in (("agent_id", agent_id), ("parent_session_id", parent_session_id)):
         if text is not None:
             if type(text) is not str or not text:
-                raise InvalidArgument(f"{name} must be a non-empty str, not {text!r:.60}")
+                raise InvalidArgument(f"{name} must be a non-empty str, not {shown(text, 60)}")
             given[name] = text
     for name, values in (("context", context), ("metadata", metadata)):
         if values is not None:
@@ -85,14 +85,14 @@ def _tags(tags: Any) -> list[str]:
         [tags] if isinstance(tags, str) else list(tags) if isinstance(tags, Iterable) else [None]
     )
     if not all(isinstance(tag, str) and tag for tag in listed):
-        raise InvalidArgument(f"tags must be non-empty strs, not {tags!r:.60}")
+        raise InvalidArgument(f"tags must be non-empty strs, not {shown(tags, 60)}")
     return listed
 
 
 def new_session_call(op: str, agent: Any, session_id: Any, given: dict[str, Any]) -> tuple[int, Call]:
     """(slot, call) of create, start and start_or_get."""
     if type(agent) is not str or not agent:
-        raise InvalidArgument(f"agent must be the name of an agent, not {agent!r:.60}")
+        raise InvalidArgument(f"agent must be the name of an agent, not {shown(agent, 60)}")
     sid = session_id_or_new(session_id)
     return session_slot(sid), (op, (sid, agent, given))
 
@@ -112,7 +112,7 @@ def prompt_call(session_id: Any, text: Any, queue: Any) -> tuple[int, Call]:
     """(slot, call) of ``sessions.prompt``."""
     sid = check_id(session_id)
     if type(text) is not str or not text:
-        raise InvalidArgument(f"a prompt is a non-empty str, not {text!r:.60}", code="invalid_input")
+        raise InvalidArgument(f"a prompt is a non-empty str, not {shown(text, 60)}", code="invalid_input")
     return session_slot(sid), ("session.prompt", (sid, new_run_id(sid), text, queue))
 
 
@@ -124,7 +124,9 @@ def error_form(error: Any) -> Any:
         return f"{type(error).__name__}: {error}"
     if isinstance(error, Mapping):
         return {"message": "", "details": {}, **_travelling(error)}
-    return str(error)
+    if isinstance(error, str):
+        return str(error)
+    raise InvalidArgument(f"error is a text, a mapping or an exception, not {type(error).__name__}")
 
 
 def check_input(value: Any) -> Any:
@@ -187,7 +189,7 @@ def execute_options(
         options["provider_opts"] = _travelling(provider_opts)
     if deadline_s is not None:
         if not isinstance(deadline_s, int | float) or isinstance(deadline_s, bool) or not deadline_s > 0:
-            raise InvalidArgument(f"deadline_s must be a number of seconds above 0, not {deadline_s!r:.40}")
+            raise InvalidArgument(f"deadline_s must be a number of seconds above 0, not {shown(deadline_s)}")
         options["deadline_s"] = deadline_s
     return options
 
@@ -211,20 +213,20 @@ def event_filters(
         run_slot(run_id)
         given["run_id"] = run_id
     if type is not None:
-        names = [str(type)] if isinstance(type, str) else [str(name) for name in type]
+        names = [type] if isinstance(type, str) else listed(type, "type")
         for name in names:
             type_code(name)
-        given["type"] = names
+        given["type"] = [str(name) for name in names]
     if since is not None:
         given["since"] = since.timestamp() if isinstance(since, datetime) else since
     for name, number in (("after", after), ("before", before)):
         if number is not None:
             if not _whole(number, 0):
-                raise InvalidArgument(f"{name} is a seq, not {number!r:.40}", code="invalid_cursor")
+                raise InvalidArgument(f"{name} is a seq, not {shown(number, 40)}", code="invalid_cursor")
             given[name] = number
     if limit is not None:
         if not _whole(limit, 1):
-            raise InvalidArgument(f"limit must be a whole number above 0, not {limit!r:.40}")
+            raise InvalidArgument(f"limit must be a whole number above 0, not {shown(limit, 40)}")
         given["limit"] = limit
     return given
 
@@ -249,7 +251,7 @@ def handle_of(value: Any) -> Handle:
         )
         handle = Handle.from_map(values)
     except (TypeError, ValueError) as exc:
-        raise InvalidArgument(f"not a handle: {value!r:.80}", code="invalid_argument") from exc
+        raise InvalidArgument(f"not a handle: {shown(value, 80)}", code="invalid_argument") from exc
     check_id(handle.session_id)
     return handle
 
@@ -290,7 +292,7 @@ def list_sessions(
     """``sessions.list``: by creation, over all partitions."""
     if status is not None and status not in list(SessionStatus):
         raise InvalidArgument(
-            f"unknown session status {status!r:.40}",
+            f"unknown session status {shown(status, 40)}",
             code="invalid_status",
             details={"known": [s.value for s in SessionStatus]},
         )
@@ -347,6 +349,7 @@ class EventStream:
     def __init__(self, session_id: Any, after: Any, run_id: Any, type: Any, timeout_s: float | None) -> None:
         self.session_id = check_id(session_id)
         self.filters = event_filters(after=after, run_id=run_id, type=type, limit=STREAM_PAGE)
+        check_timeout(timeout_s)
         self.timeout_s = timeout_s
 
     def page(self) -> Plan:

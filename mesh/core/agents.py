@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from mesh.core import wire
 from mesh.core.live import NoRunner
 from mesh.core.state import State
-from mesh.errors import InvalidArgument, NotFound, Unavailable
+from mesh.errors import InvalidArgument, NotFound, Unavailable, shown
 
 RELOAD_S = 30.0
 
@@ -49,7 +49,7 @@ class Agents:
         """
         known = self.catalogue or self.configured
         if agent not in known:
-            raise NotFound(f"no agent {agent!r:.60}; this node has: {', '.join(sorted(known))}",
+            raise NotFound(f"no agent {shown(agent, 60)}; this node has: {', '.join(sorted(known))}",
                            code="unknown_agent", details={"known": sorted(known)})
         if not ready:
             return

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mesh.errors import InvalidArgument
+from mesh.errors import InvalidArgument, shown
 
 #: A key longer than this is refused: no chat platform has ids of such a length.
 KEY_BYTES_MAX = 1024
@@ -66,8 +66,12 @@ class SessionKey(NamedTuple):
         return encode(self)
 
     def same_room(self, other: SessionKey) -> bool:
-        """Whether both are about one room; threads are ignored."""
-        return self[:3] == tuple(other)[:3]
+        """Whether both are about one room; threads are ignored.
+
+        Raises:
+            InvalidArgument: the other one is no key.
+        """
+        return self[:3] == validate(other)[:3]
 
     def room_scope(self) -> SessionKey:
         """The key of the whole room: this key without its thread."""
@@ -170,7 +174,7 @@ def _character(match: re.Match[str]) -> str:
 
 
 def _invalid(reason: str, key: Any) -> InvalidArgument:
-    return InvalidArgument(f"invalid session key {key!r:.120}: {reason}", code="invalid_session_key")
+    return InvalidArgument(f"invalid session key {shown(key, 120)}: {reason}", code="invalid_session_key")
 
 
 def _field(context: Any, name: str) -> Any:

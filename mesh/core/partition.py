@@ -27,7 +27,7 @@ from mesh.core.routes import RouteTable
 from mesh.core.session_ops import SessionOps
 from mesh.core.slots import RUN_ID, route_slot, run_slot, session_slot
 from mesh.core.state import State
-from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, StoreError, Unavailable
+from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, StoreError, Unavailable, shown
 
 #: A call that waits for a runner is given up at its payload's deadline, or after this time.
 PARKED_S_MAX = 30.0
@@ -165,7 +165,7 @@ class Partition:
     def _unknown(self, op: str) -> bytes:
         known = op in self.writes or op in self.route_writes or op in self.reads
         why = "it is of another kind" if known else "see the catalogue"
-        return wire.failure(InvalidArgument(f"unknown op {op!r:.60} for this kind of payload: {why}",
+        return wire.failure(InvalidArgument(f"unknown op {shown(op, 60)} for this kind of payload: {why}",
                                             code="unknown_op"))
 
     def bug(self, op: str) -> bytes:
@@ -357,7 +357,7 @@ class Partition:
         """Refuse a key that another partition owns: a client with a wrong hash would lose it there."""
         owner = self.slot_map[route_slot(key)]
         if owner != self.index:
-            raise InvalidArgument(f"key {key!r:.80} belongs to partition {owner}", code="invalid_argument")
+            raise InvalidArgument(f"key {shown(key)} belongs to partition {owner}", code="invalid_argument")
 
     def owns_session(self, session_id: str) -> bool:
         """Whether the session's slot is ours."""

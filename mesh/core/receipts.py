@@ -76,6 +76,8 @@ class Receipts:
         """
         if not 1 <= number <= NUMBER_MAX:
             raise InvalidArgument(f"request numbers go from 1 to 2**62; this is {number}")
+        if done_below > number:
+            raise InvalidArgument(f"request number {number} is not below itself: done_below is {done_below}")
         client = self.clients.get(client_id) or self._recall(client_id, number, now_s)
         client.seen_s = now_s
         client.done_below = max(client.done_below, done_below)

@@ -13,7 +13,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import msgspec
 from msgspec.structs import force_setattr
 
-from mesh.errors import MeshError, from_wire
+from mesh.errors import MeshError, RemoteProtocolError, from_wire
 
 T = TypeVar("T")
 
@@ -330,10 +330,15 @@ class Page(Sequence[T], Generic[T]):
         }
 
 
-def error_of(values: Mapping[str, Any]) -> MeshError:
-    """The typed error of a stored or wire error map."""
+def error_of(values: Any) -> MeshError:
+    """The typed error of a stored or wire error map; of anything else, that it is none."""
+    if not isinstance(values, Mapping):
+        return RemoteProtocolError(f"an error is a map with code and message, not {type(values).__name__}")
+    code, message, details = (values.get(name) for name in ("code", "message", "details"))
     return from_wire(
-        str(values.get("code", "unknown_error")), str(values.get("message", "")), values.get("details")
+        code if type(code) is str else "unknown_error",
+        message if type(message) is str else "",
+        details if isinstance(details, Mapping) else None,
     )
 
 

@@ -107,7 +107,6 @@ class Router:
             RemoteProtocolError: not a payload of this protocol; answer with ``refusal``.
         """
         if len(payload) < wire.HEADER_BYTES or payload[:3] != b"MH\x01":
-            self.counters["malformed"] += 1
             wire.decode_header(payload)
         _, _, kind, flags, _, address, map_version, remaining_ms, _, _, _ = wire.HEADER.unpack_from(payload)
         if flags & _PARTITION_FLAG:
@@ -135,6 +134,7 @@ class Router:
     def refusal(self, payload: bytes, error: MeshError, flags: int = 0) -> bytes:
         """A reply that refuses a whole payload (its header may be unreadable)."""
         self.counters["refused"] += 1
+        self.counters["malformed"] += isinstance(error, RemoteProtocolError)
         request_id, kind, address = 0, 0, 0
         if len(payload) >= wire.HEADER_BYTES:
             _, _, kind, _, _, address, _, _, request_id, _, _ = wire.HEADER.unpack_from(payload)
@@ -169,6 +169,23 @@ class Router:
         )
         return self.refusal(payload, error, wire.Flag.AGAIN)
 
+    def unread(self, reply: bytes | memoryview, waiting: int) -> bytes | None:
+        """What is sent instead of a reply to a client that does not read: ask again. Nothing for a write, that
+        would look undone: its repetition is answered from the receipt."""
+        self.counters["slow_clients"] += 1
+        _, _, _, _, kind, address, _, _, request_id, _, _ = wire.HEADER.unpack_from(reply)
+        if kind == WRITE:
+            return None
+        error = Overloaded(
+            f"{waiting} bytes of replies wait to be read (limits.unread_bytes_per_client)",
+            details={"retry_after_ms": 10 * RETRY_AFTER_MS},
+        )
+        header = wire.encode_header(
+            wire.Kind.REPLY, flags=wire.Flag.REFUSED | wire.Flag.AGAIN, answers=kind, address=address,
+            map_version=self.map_version, request_id=request_id, number=self.boot,
+        )
+        return header + wire.pack(error.to_map())
+
     def answer(self, payload: bytes, body: bytes) -> bytes:
         """The router's own reply to HELLO, STATUS, PING and the like."""
         header = wire.decode_header(payload)
@@ -202,6 +219,18 @@ class Router:
             self.counters["undeliverable"] += 1
             return None
         return target.identity, sender.peer + bytes(8) + frame[16:]
+
+    def on_own(self, identity: bytes, body: bytes) -> list[Any] | None:
+        """An actor's word to the router itself, checked: READY or BYE. None (counted) when it is neither, or
+        when a READY does not come under the identity that it names."""
+        try:
+            message = wire.unpack(body)
+        except RemoteProtocolError:
+            message = None
+        if message == ["bye"] or _is_ready(identity, message):
+            return message  # type: ignore[no-any-return]
+        self.counters["malformed"] += 1
+        return None
 
     def on_ready(self, identity: bytes, message: list[Any]) -> Actor | None:
         """Take an actor's READY: who holds a place is the highest incarnation heard."""
@@ -261,14 +290,22 @@ class Router:
             return child["state"] not in (ChildState.READY, ChildState.STARTING)
         return actor.pid in (former.get("pid"), actor.dead_pid)
 
+    def check_partition(self, index: int) -> None:
+        """Refuse what is no partition.
+
+        Raises:
+            RequestError: ``not_found``.
+        """
+        if index >= len(self.partitions):
+            raise RequestError(f"no partition {index}; there are {len(self.partitions)}", code="not_found")
+
     def restarts(self, index: int) -> None:
         """Somebody restarts a partition by hand: from now on calls to one that was down wait for it.
 
         Raises:
             RequestError: ``not_found``, there is no such partition.
         """
-        if index >= len(self.partitions):
-            raise RequestError(f"no partition {index}; there are {len(self.partitions)}", code="not_found")
+        self.check_partition(index)
         actor = self.partitions[index]
         if actor.roster["state"] == ChildState.DOWN:
             actor.roster = {**actor.roster, "state": ChildState.RESTARTING.value}
@@ -337,6 +374,17 @@ class Router:
              "cause": a.roster["cause"]}
             for a in self.runners
         ]
+
+
+def _is_ready(identity: bytes, message: Any) -> bool:
+    """Whether a message is a READY of the actor that the identity names."""
+    if type(message) is not list or len(message) != 6 or message[0] != "ready":
+        return False
+    _, kind, index, incarnation, pid, stats = message
+    numbers = type(index) is type(incarnation) is type(pid) is int
+    if kind not in ("P", "R") or not numbers or type(stats) is not dict:
+        return False
+    return identity == mailbox.identity(kind.encode(), index, incarnation)
 
 
 __all__ = ["HEARD_MAX", "HEARD_S", "RETRY_AFTER_MS", "WAIT_BYTES_MAX", "Actor", "Router"]

@@ -16,7 +16,7 @@ import msgspec
 
 from mesh.core.records import TERMINAL, RunStatus
 from mesh.core.wire import check_depth
-from mesh.errors import InvalidArgument, InvalidState
+from mesh.errors import InvalidArgument, InvalidState, shown
 
 _STEPS: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.PENDING: frozenset((RunStatus.QUEUED, RunStatus.CANCELLED)),
@@ -87,18 +87,18 @@ def checked_options(options: Any) -> dict[str, Any]:
         raise InvalidArgument(f"options must be a map, not {type(options).__name__}")
     for name in options:
         if name not in OPTIONS:
-            raise InvalidArgument(f"unknown run option {name!r:.60}", details={"known": sorted(OPTIONS)})
+            raise InvalidArgument(f"unknown run option {shown(name, 60)}", details={"known": sorted(OPTIONS)})
     deadline_s = options.get("deadline_s")
     if deadline_s is not None and not (type(deadline_s) in (int, float) and 0 < deadline_s < 10**9):
-        raise InvalidArgument(f"deadline_s must be a number more than 0, not {deadline_s!r:.60}")
+        raise InvalidArgument(f"deadline_s must be a number more than 0, not {shown(deadline_s, 60)}")
     for name in ("required_capabilities", "optional_capabilities"):
         names = options.get(name) or ()
         if type(names) not in (list, tuple) or not all(type(c) is str for c in names):
-            raise InvalidArgument(f"{name} must be a list of strs, not {names!r:.60}")
+            raise InvalidArgument(f"{name} must be a list of strs, not {shown(names, 60)}")
         unknown = [c for c in names if c not in CAPABILITY_TYPES]
         if unknown:
             raise InvalidArgument(
-                f"{name}: no capability type {unknown[0]!r:.60}",
+                f"{name}: no capability type {shown(unknown[0], 60)}",
                 code="invalid_capability_type",
                 details={"known": sorted(CAPABILITY_TYPES)},
             )

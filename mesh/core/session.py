@@ -17,7 +17,7 @@ import msgspec
 from mesh.core.records import SessionStatus
 from mesh.core.slots import check_id
 from mesh.core.wire import check_depth
-from mesh.errors import InvalidArgument, InvalidState
+from mesh.errors import InvalidArgument, InvalidState, shown
 
 TAGS_MAX = 64
 _PENDING, _ACTIVE, _PAUSED = SessionStatus.PENDING, SessionStatus.ACTIVE, SessionStatus.PAUSED
@@ -109,17 +109,17 @@ def new_session(n: int, session_id: Any, agent: Any, fields: Any, now: float) ->
         raise InvalidArgument(f"fields must be a map, not {type(fields).__name__}")
     unknown = set(fields) - {"agent_id", "context", "metadata", "tags", "parent_session_id"}
     if unknown:
-        raise InvalidArgument(f"unknown session field {min(map(str, unknown))!r}")
+        raise InvalidArgument(f"unknown session field {shown(min(map(str, unknown)))}")
     if type(agent) is not str or not agent:
-        raise InvalidArgument(f"agent must be a non-empty str, not {agent!r:.60}")
+        raise InvalidArgument(f"agent must be a non-empty str, not {shown(agent, 60)}")
     agent_id = fields.get("agent_id")
     if agent_id is None:
         agent_id = agent
     if type(agent_id) is not str or not agent_id:
-        raise InvalidArgument(f"agent_id must be a non-empty str, not {agent_id!r:.60}")
+        raise InvalidArgument(f"agent_id must be a non-empty str, not {shown(agent_id, 60)}")
     tags = fields.get("tags") or ()
     if type(tags) not in (list, tuple) or len(tags) > TAGS_MAX or not all(type(t) is str and t for t in tags):
-        raise InvalidArgument(f"tags must be at most {TAGS_MAX} non-empty strs, not {tags!r:.60}")
+        raise InvalidArgument(f"tags must be at most {TAGS_MAX} non-empty strs, not {shown(tags, 60)}")
     parent = fields.get("parent_session_id")
     return SessionState(
         n=n, id=check_id(session_id), agent=agent, agent_id=agent_id, status=_PENDING, created_at=now,
@@ -134,7 +134,7 @@ def checked_map(value: Any, name: str) -> dict[str, Any]:
     if value is None:
         return {}
     if type(value) is not dict or not all(type(key) is str for key in value):
-        raise InvalidArgument(f"{name} must be a map with str keys, not {value!r:.60}")
+        raise InvalidArgument(f"{name} must be a map with str keys, not {shown(value, 60)}")
     check_depth(value)
     return value
 

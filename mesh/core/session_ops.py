@@ -22,7 +22,7 @@ from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.core.slots import RUN_ID, check_id, run_slot, session_slot
 from mesh.core.state import State
-from mesh.errors import InvalidArgument, InvalidState, MeshError, NotFound
+from mesh.errors import InvalidArgument, InvalidState, MeshError, NotFound, shown
 
 #: A run that does not obey a cancel is settled here after this time (design 5: "at most 5 s").
 CANCEL_S = 4.5
@@ -226,7 +226,7 @@ class SessionOps:
             or run_slot(run_id) != session_slot(session_id)
         ):
             raise InvalidArgument(
-                f"run id {run_id!r:.60} does not carry the slot of session {session_id}", code="invalid_id")
+                f"run id {shown(run_id)} does not carry the slot of {session_id}", code="invalid_id")
         return run_id
 
     def _bounded(self, value: Any, what: str) -> None:
@@ -281,10 +281,10 @@ class SessionOps:
         session = self.state.session(session_id)
         sessions.require_active(session)
         if type(text) is not str or not text:
-            raise InvalidArgument(f"a prompt must be a non-empty str, not {text!r:.60}")
+            raise InvalidArgument(f"a prompt must be a non-empty str, not {shown(text, 60)}")
         if queue != "follow_up":
             raise InvalidArgument(
-                f"queue must be 'follow_up', not {queue!r:.60}", code="capability_not_supported"
+                f"queue must be 'follow_up', not {shown(queue, 60)}", code="capability_not_supported"
             )
         run = self._submit(self._add(run_id, session, {"prompt": text}, None), session)
         return wire.ok([run.id, run.status == RunStatus.QUEUED])

@@ -11,7 +11,7 @@ import re
 from xxhash import xxh3_64_intdigest
 
 from mesh.core.keys import room_text
-from mesh.errors import InvalidArgument
+from mesh.errors import InvalidArgument, shown
 
 SLOT_COUNT = 4096
 #: A slot map is SLOT_COUNT bytes on the wire and in the node's database, so 255 is the end.
@@ -39,7 +39,7 @@ def run_slot(run_id: str) -> int:
     """
     match = RUN_ID.match(run_id) if isinstance(run_id, str) else None
     if match is None:
-        raise InvalidArgument(f"not a run id: {_shown(run_id)} (run_ and 32 hex digits)", code="invalid_id")
+        raise InvalidArgument(f"not a run id: {shown(run_id)} (run_ and 32 hex digits)", code="invalid_id")
     return int(match.group(1), 16)
 
 
@@ -56,15 +56,10 @@ def check_id(value: object, what: str = "session id") -> str:
     """
     if not isinstance(value, str) or not ID.match(value) or value.strip(".") == "":
         raise InvalidArgument(
-            f"invalid {what} {_shown(value)}: 1 to 128 of A-Z a-z 0-9 . _ -, and not dots alone",
+            f"invalid {what} {shown(value)}: 1 to 128 of A-Z a-z 0-9 . _ -, and not dots alone",
             code="invalid_id",
         )
     return value
-
-
-def _shown(value: object) -> str:
-    """A value for a message. Only texts are shown: the repr of data from a peer may be huge, or too deep."""
-    return repr(value[:80]) if isinstance(value, str) else f"of type {type(value).__name__}"
 
 
 def even_map(partitions: int) -> bytes:

@@ -23,7 +23,7 @@ from mesh.core import events as ev
 from mesh.core import wire
 from mesh.core.run import RunState
 from mesh.core.session import SessionState, handle_map
-from mesh.errors import InvalidArgument, NotFound
+from mesh.errors import InvalidArgument, NotFound, shown
 
 
 class EventRow(NamedTuple):
@@ -124,7 +124,7 @@ class State:
         if found is None:
             found = self.loader.session(session_id)
             if found is None:
-                raise NotFound(f"no session {session_id!r:.140}", code="session_not_found")
+                raise NotFound(f"no session {shown(session_id, 140)}", code="session_not_found")
             self.sessions[session_id] = found
         return found
 
@@ -139,7 +139,7 @@ class State:
         if found is None:
             found = self.loader.run(run_id)
             if found is None:
-                raise NotFound(f"no run {run_id!r:.60}", code="run_not_found")
+                raise NotFound(f"no run {shown(run_id, 60)}", code="run_not_found")
             self.runs[run_id] = found
         return found
 

@@ -33,7 +33,7 @@ the clocks of two machines never meet; every size has a limit with a name.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import IntEnum, IntFlag
 from functools import partial
 from typing import Any, NamedTuple
@@ -256,22 +256,30 @@ def check_depth(value: Any, depth_max: int = DEPTH_MAX) -> None:
     Raises:
         InvalidArgument: ``limit_exceeded``, or ``invalid_argument``.
     """
-    level = [value]
-    for _ in range(depth_max):
-        below: list[Any] = []
-        for item in level:
+    left, opened = FRAME_BYTES_MAX, [iter((value,))]  # depth first: data that holds itself ends at the limit
+    while opened:
+        for item in opened[-1]:
             if isinstance(item, dict):
                 if any(isinstance(key, tuple) for key in item):
                     raise InvalidArgument("a key of a map cannot be a tuple")
-                below.extend(item.values())
+                inner: Collection[Any] = item.values()
             elif isinstance(item, msgpack.ExtType):
                 raise InvalidArgument("msgpack's extension types cannot travel")
             elif isinstance(item, list | tuple):
-                below.extend(item)
-        if not below:
-            return
-        level = below
-    raise InvalidArgument(f"data nested deeper than {depth_max} levels", code="limit_exceeded")
+                inner = item
+            else:
+                continue
+            left -= len(inner)
+            if left < 0:
+                raise InvalidArgument("more items than bytes in a frame", code="limit_exceeded")
+            if inner:
+                if len(opened) == depth_max:
+                    message = f"data nested deeper than {depth_max} levels"
+                    raise InvalidArgument(message, code="limit_exceeded")
+                opened.append(iter(inner))
+                break
+        else:
+            opened.pop()
 
 
 # --- pieces of a reply: an actor splices encoded values, so that stored bytes are never decoded ---

@@ -26,18 +26,24 @@ from mesh.core.wire import FRAME_BYTES_MAX
 HWM_FRAMES = 10_000
 #: No mark is set higher, whatever the limits in the config are.
 HWM_MAX = 1_000_000
-#: The feed's pipe to one listener. A slow one loses messages here and fetches them by cursor.
+#: The feed's pipes into the proxy, and a listener's own. To a slow listener the proxy keeps ``HWM_FRAMES``;
+#: what he loses he fetches by cursor.
 FEED_HWM_FRAMES = 50_000
+#: What listeners send to the feed: subscriptions. A longer topic costs the connection: libzmq keeps topics in
+#: a tree of one level per byte and takes it down by recursion; one of a megabyte ended the process (SIGSEGV).
+TOPIC_BYTES_MAX = 4096
 #: Plain numbers: an operation on pyzmq's enumerations takes microseconds, and every frame needs some.
 NOWAIT = int(zmq.NOBLOCK)
 MORE = int(zmq.SNDMORE) | NOWAIT
 POLLIN = int(zmq.POLLIN)
 POLLOUT = int(zmq.POLLOUT)
 EVENTS = int(zmq.EVENTS)
+RCVMORE = int(zmq.RCVMORE)
 #: What a full or vanished peer raises on a DONTWAIT send, and an empty socket on a DONTWAIT recv.
 Again = zmq.Again
 Unroutable = zmq.ZMQError
 ZMQError = zmq.ZMQError
+NotDone = zmq.NotDone
 Socket = zmq.Socket
 Context = zmq.Context
 Poller = zmq.Poller
@@ -54,6 +60,7 @@ def _open(ctx: zmq.Context[zmq.Socket[bytes]], kind: int, hwm: int, frame_bytes:
     socket.setsockopt(zmq.SNDHWM, hwm)
     socket.setsockopt(zmq.RCVHWM, hwm)
     socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes + 64)
+    socket.copy_threshold = 0  # who asks for no copy gets none: see ``net/window.py``
     socket.setsockopt(zmq.RECONNECT_IVL, 10)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
     return socket
@@ -117,7 +124,7 @@ def subscriber_socket(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq
 def proxy_sockets(ctx: zmq.Context[zmq.Socket[bytes]]) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
     """(XSUB towards the partitions, XPUB towards listeners) of the event proxy. Not bound yet."""
     return _open(ctx, zmq.XSUB, FEED_HWM_FRAMES, FRAME_BYTES_MAX), _open(
-        ctx, zmq.XPUB, FEED_HWM_FRAMES, FRAME_BYTES_MAX
+        ctx, zmq.XPUB, HWM_FRAMES, TOPIC_BYTES_MAX
     )
 
 

@@ -23,6 +23,7 @@ from mesh.core.waiting import Waiters
 from mesh.errors import DeadlineExceeded, MeshError, StoreError
 from mesh.log import Log
 from mesh.net import sockets
+from mesh.net.window import MARK_BYTES, ROOM_BYTES, Window
 from mesh.node import clock
 from mesh.node.actors import Actors
 from mesh.node.backup import Backups
@@ -99,9 +100,9 @@ class PartitionProcess:
         most = sockets.HWM_FRAMES + limits.inflight_per_partition + limits.waiters_per_partition
         hwm = min(most, sockets.HWM_MAX)
         self.socket = sockets.dealer_socket(ctx, child.back_endpoint, identity, hwm=hwm)
-        self.send = sockets.sender(self.socket)
+        self.send, self.unsent = sockets.sender(self.socket), Window()
         self.inbox = Inbox(self.socket, limits)
-        self.publisher = Publisher(sockets.publisher_socket(ctx, child.feed_in_endpoint), self.state)
+        self.publisher = Publisher(sockets.publisher_socket(ctx, child.feed_in_endpoint), self.state, limits)
         self.reads.echo = self.publisher.echo
         self.waiters = Waiters(
             partition_max=limits.waiters_per_partition, client_max=limits.waiters_per_client
@@ -186,11 +187,13 @@ class PartitionProcess:
     def _batch(self) -> None:
         """One turn: what waits, bounded and fair."""
         self.partition.begin()
-        for frame in self.inbox.turn():
+        for frame in self.inbox.turn() if self.unsent.has_room() else ():
             if frame[0]:
                 self._on_client(frame)
             else:
                 self.actor_frames.append(frame)
+            if self.unsent.bytes > ROOM_BYTES:
+                break
         self._decide()
         self._commit()
         for client, header, deadline_ms, body in self.waits:
@@ -335,7 +338,10 @@ class PartitionProcess:
 
     def _send(self, frame: bytes) -> None:
         try:
-            self.send(frame, sockets.NOWAIT)
+            if len(frame) > MARK_BYTES:
+                self.unsent.send(self.socket, frame)
+            else:
+                self.send(frame, sockets.NOWAIT)
         except sockets.Again:
             self.dropped += 1  # no router now: clients and runners send again what was not answered
 
@@ -403,6 +409,8 @@ class PartitionProcess:
             "lseq": state.lseq,
             "degraded": self.health.state,
             "dropped": self.dropped,
+            "topics": len(self.publisher.topics),
+            "unpublished": self.publisher.lost,
             "damaged": self.store.damaged,
             "loading": self.recovery.loading,
         }

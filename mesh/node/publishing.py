@@ -4,64 +4,68 @@ from __future__ import annotations
 
 from typing import Any
 
+from mesh.config import LimitsSection
 from mesh.core import events as ev
 from mesh.core import wire
 from mesh.core.routes import RouteTable
 from mesh.core.state import State, topic_id
+from mesh.core.topics import Topics
 from mesh.net import sockets
 from mesh.node.reads import STAMP_PAIRS, event_topic
+
+#: Subscriptions taken in one turn of the loop: a flood of them holds up nobody.
+TAKE_MAX = 1_000
 
 
 class Publisher:
     """Knows what is subscribed, so that nothing is encoded for nobody."""
 
-    def __init__(self, socket: Any, state: State) -> None:
+    def __init__(self, socket: Any, state: State, limits: LimitsSection) -> None:
         self.socket = socket
         self.state = state
-        self.topics: set[bytes] = set()
-        self.all_sessions = False
-        self.sessions: set[bytes] = set()
-        self.odd = False
-        self.lost = 0
+        self.topics = Topics(limits.feed_topics)
+        self._message_bytes_max = limits.feed_message_bytes
+        self.lost = 0  #: messages that listeners have to fetch from the log
+        self._skipped = False  #: one of this batch was too large to publish
 
-    def take_subscriptions(self) -> None:
-        """Read what listeners subscribed and unsubscribed (the proxy passes each topic once)."""
+    def take_subscriptions(self) -> bool:
+        """Read what listeners subscribed and unsubscribed (the proxy passes each topic once).
+
+        Returns whether that was all of it.
+        """
+        recv = self.socket.recv
         try:
-            while True:
-                message = self.socket.recv(sockets.NOWAIT)
+            for _ in range(TAKE_MAX):
+                message = recv(sockets.NOWAIT)
                 if message[:1] == b"\x01":
                     self.topics.add(message[1:])
                 elif message[:1] == b"\x00":
                     self.topics.discard(message[1:])
         except sockets.Again:
-            pass
-        interesting = [t for t in self.topics if t.startswith(b"session.") or b"session.".startswith(t)]
-        self.all_sessions = any(b"session.".startswith(t) for t in interesting)
-        self.sessions = {t for t in interesting if t.count(b".") == 2 and t.endswith(b".")}
-        self.odd = len(self.sessions) + self.all_sessions < len(interesting)
-
-    def wants(self, prefix: bytes) -> bool:
-        """Whether somebody subscribed to something at or below a prefix, or to all of it."""
-        return any(t.startswith(prefix) or prefix.startswith(t) for t in self.topics)
+            return True
+        return False
 
     def publish_batch(self, routes: RouteTable) -> None:
         """Everything that the committed batch announces."""
         state = self.state
         for _, topic, payload in state.lifecycle:
             self._send(topic.encode(), payload)
-        if state.events and (self.all_sessions or self.sessions or self.odd):
+        if state.events and (self.topics.every_session or self.topics.sessions):
             self._publish_events()
-        routes.watched = bool(self.topics) and self.wants(b"route.")
+        routes.watched = self.topics.routes
         if routes.notes:
             notes, routes.notes = routes.notes, []
             stamp = {"ts": state.now, "epoch": state.epoch, "node": state.node, "partition": state.partition}
             for what, fields in notes:
                 self._send(f"route.{what}".encode(), wire.pack({**stamp, **fields}))
+        if self._skipped:
+            self._skipped = False
+            self._send(b"node.head", self._stand())
 
     def _publish_events(self) -> None:
-        everything = self.all_sessions or self.odd
+        everything, sessions = self.topics.every_session, self.topics.sessions
         for event in self.state.events:
-            if everything or f"session.{topic_id(event.session_id)}.".encode() in self.sessions:
+            if everything or f"session.{topic_id(event.session_id)}.".encode() in sessions:
                 self._send(
                     event_topic(event.session_id, event.type).encode(),
                     ev.encode_published(
@@ -82,13 +86,21 @@ class Publisher:
             self._send(f"node.{what}".encode(), wire.pack({**stamp, "index": state.partition, **fields}))
 
     def echo(self, token: str) -> None:
-        """Show a new listener that its subscriptions reached this partition."""
-        self.take_subscriptions()
-        self._send(f"node.echo.{token}".encode(), wire.pack({
-            "ts": self.state.now, "partition": self.state.partition, "epoch": self.state.epoch,
-            "node": self.state.node, "lseq": self.state.lseq, "pos": self.state.pos}))
+        """Show a new listener that its subscriptions reached this partition; he asks until he hears it."""
+        if not self.take_subscriptions():
+            return
+        self._send(f"node.echo.{token}".encode(), self._stand())
+
+    def _stand(self) -> bytes:
+        state = self.state
+        return wire.pack({"ts": state.now, "partition": state.partition, "epoch": state.epoch,
+                          "node": state.node, "lseq": state.lseq, "pos": state.pos})
 
     def _send(self, topic: bytes, payload: bytes) -> None:
+        if len(payload) > self._message_bytes_max:
+            self.lost += 1  # thousands of them may wait for one listener: the head says that there is more
+            self._skipped = True
+            return
         try:
             self.socket.send(topic, sockets.MORE)
             self.socket.send(payload, sockets.NOWAIT)
@@ -96,4 +108,4 @@ class Publisher:
             self.lost += 1  # listeners see the hole in the counters and fetch it
 
 
-__all__ = ["Publisher"]
+__all__ = ["TAKE_MAX", "Publisher"]

@@ -13,7 +13,7 @@ from mesh.core.partition import Partition
 from mesh.core.records import SessionStatus
 from mesh.core.session_ops import LIST_MAX
 from mesh.core.state import EventRow, State, topic_id
-from mesh.errors import InvalidArgument, NotFound
+from mesh.errors import InvalidArgument, NotFound, shown
 from mesh.store.sqlite import Store, StoredEvent
 
 EVENTS_PER_PAGE = 5_000
@@ -60,13 +60,13 @@ class Reads:
         code = None
         if status is not None:
             if status not in list(SessionStatus):
-                raise InvalidArgument(f"unknown session status {status!r:.40}", code="invalid_status",
+                raise InvalidArgument(f"unknown session status {shown(status, 40)}", code="invalid_status",
                                       details={"known": [s.value for s in SessionStatus]})
             code = sessions.STATUS_CODE[SessionStatus(status)]
         if agent_id is not None and type(agent_id) is not str:
-            raise InvalidArgument(f"agent_id must be a str, not {agent_id!r:.40}")
+            raise InvalidArgument(f"agent_id must be a str, not {shown(agent_id, 40)}")
         if tags is not None and (type(tags) is not list or not all(type(t) is str for t in tags)):
-            raise InvalidArgument(f"tags must be a list of strs, not {tags!r:.40}")
+            raise InvalidArgument(f"tags must be a list of strs, not {shown(tags, 40)}")
         wanted = set(tags or ())
         limit = _number(limit, "limit", 1, LIST_MAX, 100)
         after = _number(after, "after", 0, 1 << 62, 0)
@@ -255,14 +255,14 @@ def checked_filters(filters: Any) -> dict[str, Any]:
         raise InvalidArgument(f"filters must be a map, not {type(filters).__name__}")
     for name in filters:
         if name not in _FILTERS:
-            raise InvalidArgument(f"unknown filter {name!r:.40}; known: {', '.join(sorted(_FILTERS))}")
+            raise InvalidArgument(f"unknown filter {shown(name, 40)}; known: {', '.join(sorted(_FILTERS))}")
     for name in ("after", "before", "limit"):
         if filters.get(name) is not None:
             _number(filters[name], name, 1 if name == "limit" else 0, 1 << 62, 0,
                     code="invalid_cursor" if name != "limit" else "validation_error")
     since = filters.get("since")
     if since is not None and not (type(since) in (int, float) and abs(since) < 10**12):
-        raise InvalidArgument(f"since must be seconds since the epoch, not {since!r:.40}")
+        raise InvalidArgument(f"since must be seconds since the epoch, not {shown(since, 40)}")
     if filters.get("run_id") is not None and type(filters["run_id"]) is not str:
         raise InvalidArgument("run_id must be a str", code="invalid_id")
     types = filters.get("type")
@@ -283,7 +283,7 @@ def _number(
         return default
     if type(value) is not int or not least <= value <= most:
         raise InvalidArgument(
-            f"{name} must be a whole number from {least} to {most}, not {value!r:.40}", code=code
+            f"{name} must be a whole number from {least} to {most}, not {shown(value, 40)}", code=code
         )
     return value
 

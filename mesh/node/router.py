@@ -13,6 +13,7 @@ from mesh.core.router import Actor, Router
 from mesh.errors import MeshError, RemoteProtocolError
 from mesh.net import sockets
 from mesh.net.feed import bind, start_proxy
+from mesh.net.window import SMALL_BYTES, Window
 from mesh.node.child import Child
 
 #: Frames taken from the actors before the clients get their turn: all that waits, as a rule.
@@ -23,7 +24,7 @@ FRONT_MAX = 32
 #: A tick sends heartbeats and forgets silent clients.
 TICK_S = 0.5
 
-_Frame = tuple[bytes, bytes]
+READ, WAIT = int(wire.Kind.READ), int(wire.Kind.WAIT)
 
 
 class RouterProcess:
@@ -44,6 +45,8 @@ class RouterProcess:
         self.children: list[dict[str, Any]] = []
         self.started = time.monotonic()
         self.stopping = False
+        self.windows: dict[bytes, Window] = {}  #: of clients that were sent more than a little
+        self.unread = 0  #: the bytes in them
         ctx = sockets.context()
         self.front = sockets.router_socket(ctx, frame_bytes=limits.frame_bytes)
         # Twice what may be open: libzmq tells of room in steps of half the mark.
@@ -59,6 +62,7 @@ class RouterProcess:
         _, bound = start_proxy(ctx, [child.feed_in_endpoint], [feed, child.feed_endpoint])
         self.feed_address = bound[0]
         self.publisher = sockets.announcer_socket(ctx, child.feed_in_endpoint)
+        self._to_clients, self._to_actors = sockets.sender(self.front), sockets.sender(self.back)
         self.poller = sockets.Poller()
         self.poller.register(self.front, sockets.POLLIN)
         self.poller.register(self.back, sockets.POLLIN)
@@ -88,49 +92,46 @@ class RouterProcess:
                 next_tick = now_s + TICK_S
                 child.control.send("beat", lag_ms=0)
                 self.core.forget_silent(now_s)
+                self._settle_windows()
 
     def _drain_front(self, now_s: float) -> None:
         front, core, heard = self.front, self.core, self.core.heard
+        recv, nowait = front.recv, sockets.NOWAIT
+        look: Any = front.getsockopt
         now_ms = time.monotonic_ns() // 1_000_000
         for _ in range(FRONT_MAX):
             try:
-                client = front.recv(sockets.NOWAIT)
+                client = recv(nowait)
             except sockets.Again:
                 return
-            payload = front.recv(sockets.NOWAIT)
+            payload = recv(nowait)
             core.counters["requests"] += 1
-            if front.rcvmore:
+            if look(sockets.RCVMORE):
                 payload = b""  # one frame is the protocol: what follows is thrown away, the refusal says so
-                while front.rcvmore:
-                    front.recv(sockets.NOWAIT)
+                while look(sockets.RCVMORE):
+                    recv(nowait)
             heard[client] = now_s
             kind = payload[3] if len(payload) > 3 else 0
             try:
-                if (
-                    wire.Kind.HELLO <= kind <= wire.Kind.NOTE
-                    or len(client) != wire.CLIENT_ID_BYTES
-                    or not client[0]
-                ):
+                if not READ <= kind <= WAIT or len(client) != wire.CLIENT_ID_BYTES or not client[0]:
                     self._reply(client, self._own(client, payload))
-                    continue
-                if not wire.Kind.READ <= kind <= wire.Kind.WAIT:
-                    wire.decode_header(payload)
-                    raise RemoteProtocolError(f"unknown kind of payload {kind}")
-                identity, frame, actor = core.on_client(client, payload, now_ms)
+                else:
+                    identity, frame, actor = core.on_client(client, payload, now_ms)
+                    if identity is None:
+                        self._reply(client, frame)
+                    else:
+                        self._forward(client, identity, frame, actor, payload)
             except MeshError as error:
                 self._reply(client, core.refusal(payload, error))
-                continue
-            if identity is None:
-                self._reply(client, frame)
-            else:
-                self._forward(client, identity, frame, actor, payload)
+            if not look(sockets.EVENTS) & sockets.POLLIN:
+                return
 
     def _forward(
         self, client: bytes, identity: bytes, frame: bytes, actor: Actor | None, payload: bytes
     ) -> None:
         try:
-            self.back.send(identity, sockets.MORE)
-            self.back.send(frame, sockets.NOWAIT)
+            self._to_actors(identity, sockets.MORE)
+            self._to_actors(frame, sockets.NOWAIT)
         except sockets.ZMQError as exc:
             assert actor is not None
             full = isinstance(exc, sockets.Again)
@@ -138,43 +139,103 @@ class RouterProcess:
 
     def _reply(self, client: bytes, payload: bytes) -> None:
         try:
-            self.front.send(client, sockets.MORE)
-            self.front.send(payload, sockets.NOWAIT)
+            self._to_clients(client, sockets.MORE)
+            self._to_clients(payload, sockets.NOWAIT)
         except sockets.Again:
             self.core.counters["slow_clients"] += 1  # it does not read; its own resend asks again
         except sockets.ZMQError:
             self.core.counters["undeliverable"] += 1  # it left
 
     def _drain_back(self) -> None:
-        back, front, core = self.back, self.front, self.core
+        core, recv, send = self.core, self.back.recv, self._to_clients
+        look: Any = self.back.getsockopt
         more, nowait = sockets.MORE, sockets.NOWAIT
         for _ in range(BACK_MAX):
             try:
-                identity = back.recv(nowait)
+                identity = recv(nowait)
             except sockets.Again:
                 return
-            frame = back.recv(nowait)
-            if frame[0]:
-                if core.on_reply(identity, frame):
-                    core.counters["replies"] += 1
+            frame = recv(nowait)
+            if identity not in core.by_identity:
+                self._from_stranger(identity, frame)
+            elif not frame[0]:
+                self._from_actor(identity, frame)
+            elif core.on_reply(identity, frame):
+                core.counters["replies"] += 1
+                if len(frame) > SMALL_BYTES:
+                    self._reply_large(frame)
+                else:
                     try:
-                        front.send(frame[:16], more)
-                        front.send(frame[16:], nowait)
+                        send(frame[:16], more)
+                        send(frame[16:], nowait)
                     except sockets.Again:
                         core.counters["slow_clients"] += 1
                     except sockets.ZMQError:
                         core.counters["undeliverable"] += 1
-            elif frame[1:2] == mailbox.ROUTER:
-                self._on_own_message(identity, wire.unpack(frame[16:]))
-            else:
-                forward = core.on_actor(identity, frame)
-                if forward is not None:
-                    self._send_actor(*forward)
+            if not look(sockets.EVENTS) & sockets.POLLIN:
+                return
+
+    def _from_actor(self, identity: bytes, frame: bytes) -> None:
+        """An actor's word to the router, or to another actor."""
+        if frame[1:2] == mailbox.ROUTER:
+            self._on_own_message(identity, frame[wire.CLIENT_ID_BYTES :])
+        else:
+            forward = self.core.on_actor(identity, frame)
+            if forward is not None:
+                self._send_actor(*forward)
+
+    def _reply_large(self, frame: bytes) -> None:
+        """Pass a reply on unless its client, or all of them, left too much unread."""
+        client, reply = frame[: wire.CLIENT_ID_BYTES], memoryview(frame)[wire.CLIENT_ID_BYTES :]
+        limits = self.child.config.limits
+        window = self.windows.get(client)
+        if window is None:
+            window = self.windows[client] = Window()
+        self.unread -= window.settle()
+        over = (
+            window.bytes + len(reply) > limits.unread_bytes_per_client
+            or self.unread + len(reply) > limits.unread_bytes
+        )
+        if over and window.waiting:  # who reads what he is given gets at least one at a time
+            refusal = self.core.unread(reply, window.bytes)
+            if refusal is not None:
+                self._reply(client, refusal)
+            return
+        try:
+            self.front.send(client, sockets.MORE)
+            window.send(self.front, reply)
+            self.unread += len(reply)
+        except sockets.Again:
+            self.core.counters["slow_clients"] += 1
+        except sockets.ZMQError:
+            self.core.counters["undeliverable"] += 1
+
+    def _settle_windows(self) -> None:
+        """Once a tick: what was read meanwhile, and who has nothing waiting."""
+        for client, window in list(self.windows.items()):
+            self.unread -= window.settle()
+            if not window.waiting:
+                self.unread -= window.bytes
+                del self.windows[client]
+
+    def _from_stranger(self, identity: bytes, frame: bytes) -> None:
+        """Who holds no place can say READY; all else is counted. It may be several frames, of any length."""
+        whole = not self.back.getsockopt(sockets.RCVMORE)
+        while self.back.getsockopt(sockets.RCVMORE):
+            self.back.recv(sockets.NOWAIT)
+        if not whole or len(frame) <= wire.CLIENT_ID_BYTES:
+            self.core.counters["malformed"] += 1
+        elif frame[0]:
+            self.core.on_reply(identity, frame)
+        elif frame[1:2] == mailbox.ROUTER:
+            self._on_own_message(identity, frame[wire.CLIENT_ID_BYTES :])
+        else:
+            self.core.on_actor(identity, frame)
 
     def _send_actor(self, identity: bytes, frame: bytes) -> bool:
         try:
-            self.back.send(identity, sockets.MORE)
-            self.back.send(frame, sockets.NOWAIT)
+            self._to_actors(identity, sockets.MORE)
+            self._to_actors(frame, sockets.NOWAIT)
         except sockets.ZMQError:
             self.core.counters["undeliverable"] += 1  # actors resend what was not acknowledged
             return False
@@ -189,6 +250,8 @@ class RouterProcess:
             raise RemoteProtocolError(
                 f"a client's routing id has {wire.CLIENT_ID_BYTES} bytes, the first not 0; not {len(client)}"
             )
+        if not wire.Kind.HELLO <= header.kind <= wire.Kind.NOTE:
+            raise RemoteProtocolError(f"unknown kind of payload {header.kind}")
         match header.kind:
             case wire.Kind.HELLO:
                 return self.core.answer(payload, self._hello_body())
@@ -197,6 +260,7 @@ class RouterProcess:
             case wire.Kind.RESTART:
                 self._restart(header.address)
             case wire.Kind.NOTE:
+                self.core.check_partition(header.address)
                 self._publish(
                     "route.unavailable", partition=header.address, count=1, component="session_manager"
                 )
@@ -242,15 +306,18 @@ class RouterProcess:
                 "ipc": child.front_endpoint,
                 "feed_ipc": child.feed_endpoint,
             },
-            "router": {**self.core.counters, "pid": os.getpid(), "clients": len(self.core.heard)},
+            "router": {**self.core.counters, "pid": os.getpid(), "clients": len(self.core.heard),
+                       "unread_bytes": self.unread},
             "children": self.children,
             "partitions": self.core.partition_rows(),
             "runners": self.core.runner_rows(),
         }
 
-    def _on_own_message(self, identity: bytes, message: list[Any]) -> None:
-        match message[0]:
+    def _on_own_message(self, identity: bytes, body: bytes) -> None:
+        message = self.core.on_own(identity, body)
+        match message[0] if message else None:
             case "ready":
+                assert message is not None
                 actor = self.core.on_ready(identity, message)
                 if actor is not None and not actor.welcomed:
                     welcome = ["welcome", self.core.boot, self.core.map_version, self.core.slot_map]

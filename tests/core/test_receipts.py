@@ -45,6 +45,17 @@ def done(receipts: Receipts, client: bytes, number: int, done_below: int = 1, pa
     receipts.record(client, number, (part,))
 
 
+def test_number_below_its_own_done_below_is_refused_and_changes_nothing() -> None:
+    """If a payload calls its own number settled, then it is refused: the store could not even keep it."""
+    disk, receipts = fresh()
+    done(receipts, A, 1)
+    commit(disk, receipts)
+    for done_below in (3, 2**63, 2**64 - 1):
+        with pytest.raises(InvalidArgument):
+            receipts.admit(A, 2, done_below, 0.0)
+    done(receipts, A, 2, done_below=2)
+
+
 class ExactlyOnce(RuleBasedStateMachine):
     """Two clients with payloads of one or two parts; the second part is answered in a later batch."""
 
@@ -62,7 +73,7 @@ class ExactlyOnce(RuleBasedStateMachine):
     def send(self, client: bytes, number: int, parts: int) -> None:
         key = (client, number)
         try:
-            found = self.receipts.admit(client, number, self.settled[client], 0.0)
+            found = self.receipts.admit(client, number, min(number, self.settled[client]), 0.0)
         except ClientExpired:
             assert not any(k[0] == client for k in self.disk.rows)
             return
