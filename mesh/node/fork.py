@@ -8,6 +8,7 @@ outlive its supervisor. Nothing of the supervisor's stack is ever unwound in a c
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -22,6 +23,9 @@ from typing import Any
 from mesh.node.child import Child
 from mesh.node.reaper import become_subreaper, set_death_signal
 
+#: Children make next to no cycles, and keep tens of thousands of objects: with Python's own (700, 10, 10) the
+#: collector took 7 % of a partition's time under run_once, in pauses of the whole heap.
+GC_THRESHOLDS = (10_000, 10, 50)
 Main = Callable[[Child], None]
 #: Signals that the supervisor handles; blocked over a fork, so that no copy of a handler runs in a child.
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -124,6 +128,7 @@ def _live(child: Child, main: Main, errors: int, supervisor: int) -> None:
 
 def _become_independent(child: Child, errors: int, supervisor: int) -> None:
     os.setsid()
+    gc.set_threshold(*GC_THRESHOLDS)
     _redirect(errors)
     _close_others(child.control.fileno())
     signal.set_wakeup_fd(-1)

@@ -12,7 +12,7 @@ from mesh.store.sqlite import WAL_BYTES_MAX, Store
 ROUTES_PER_SWEEP = 2_000
 IDLE_PER_TICK = 1_000
 SWEEP_S = 30.0
-CACHE_MAX = 20_000
+CACHE_MAX = 8_192
 TRIM_STEP = 512
 
 
