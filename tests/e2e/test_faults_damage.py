@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,18 +19,34 @@ from mesh.store.file import page_checksums
 
 ROUTE = {"external_room_id": "x"}
 PAGE = 4096
+Filled = tuple[list[mesh.SessionKey], list[str]]
 
 
 def key(n: int) -> mesh.SessionKey:
     return mesh.SessionKey("telegram", "bot", f"room_{n}")
 
 
-def fill(data: Path) -> tuple[list[mesh.SessionKey], list[str]]:
+def fill(data: Path) -> Filled:
     """A node with two partitions, hundreds of routes and some sessions with logs; stopped in order."""
     keys = [key(n) for n in range(600)]
     with mesh.LocalNode(data, partitions=2) as node, node.client(timeout_s=20.0) as client:
         client.routes.set_many([(k, {**ROUTE, "n": n, "text": "y" * 100}) for n, k in enumerate(keys)])
         sids = [client.run_once("echo", "z" * 3000).session_id for _ in range(24)]
+    return keys, sids
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[mesh.SessionKey], list[str]]:
+    """The files of such a node, made once; each test damages a copy."""
+    data = tmp_path_factory.mktemp("sound") / "data"
+    return data, *fill(data)
+
+
+@pytest.fixture
+def filled(tmp_path: Path, sound: Any) -> Filled:
+    """A copy of them in ``tmp_path / "data"``, and what is in there."""
+    data, keys, sids = sound
+    shutil.copytree(data, tmp_path / "data")
     return keys, sids
 
 
@@ -62,10 +79,10 @@ def degraded(client: mesh.Client) -> str | None:
     return found
 
 
-def test_damaged_routes_are_refused_by_name_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_damaged_routes_are_refused_by_name_and_the_rest_goes_on(tmp_path: Path, filled: Filled) -> None:
     """If a page of routes is damaged, then its keys are refused, never "not found"; all others are right,
     new writes are taken, the status says what is wrong, and doctor names the file."""
-    keys, _ = fill(tmp_path / "data")
+    keys, _ = filled
     flip(tmp_path / "data", "route")
     with mesh.LocalNode(tmp_path / "data", partitions=2) as node, node.client(timeout_s=20.0) as client:
         assert "partition-0.db" in wait_for(lambda: degraded(client), "the status says degraded")
@@ -82,9 +99,9 @@ def test_damaged_routes_are_refused_by_name_and_the_rest_goes_on(tmp_path: Path)
     assert "route" in done.stdout
 
 
-def test_a_damaged_log_is_refused_where_it_is_damaged(tmp_path: Path) -> None:
+def test_a_damaged_log_is_refused_where_it_is_damaged(tmp_path: Path, filled: Filled) -> None:
     """If a page of events is damaged, then a log on it says so, and the others are whole."""
-    _, sids = fill(tmp_path / "data")
+    _, sids = filled
     flip(tmp_path / "data", "event")
     with mesh.LocalNode(tmp_path / "data", partitions=2) as node, node.client(timeout_s=20.0) as client:
         answers = {sid: ask(lambda sid=sid: client.sessions.events(sid)) for sid in sids}
@@ -97,10 +114,10 @@ def test_a_damaged_log_is_refused_where_it_is_damaged(tmp_path: Path) -> None:
         assert client.partitions.info(0).state == "ready"
 
 
-def test_a_write_that_meets_damage_ends_all_writes_of_that_partition(tmp_path: Path) -> None:
+def test_a_write_that_meets_damage_ends_all_writes_of_that_partition(tmp_path: Path, filled: Filled) -> None:
     """If a write needs a damaged page, then nothing of its batch is written, that partition takes no more
     writes, reads go on, and the other partition is not disturbed."""
-    keys, sids = fill(tmp_path / "data")
+    keys, sids = filled
     flip(tmp_path / "data", "route")
     with mesh.LocalNode(tmp_path / "data", partitions=2) as node, node.client(timeout_s=20.0) as client:
         bad = next(k for k in keys if ask(lambda k=k: client.routes.get(k)) == "storage_read_failed")
@@ -116,10 +133,10 @@ def test_a_write_that_meets_damage_ends_all_writes_of_that_partition(tmp_path: P
         assert client.partitions.pid(0) == pid
 
 
-def test_a_broken_header_takes_one_partition_down_and_no_other(tmp_path: Path) -> None:
+def test_a_broken_header_takes_one_partition_down_and_no_other(tmp_path: Path, filled: Filled) -> None:
     """If a file is no database any more, then its partition is down at once with the reason and the file's
     name, the other serves; and the backup brings it back."""
-    keys, _ = fill(tmp_path / "data")
+    keys, _ = filled
     with mesh.LocalNode(tmp_path / "data", partitions=2) as node, node.client(timeout_s=20.0) as client:
         client.backup(str(tmp_path / "backup"))
     flip(tmp_path / "data", "header", at=3)
@@ -191,10 +208,10 @@ def doctor(data: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("table", ["session", "run", "receipt", "lifecycle", "meta", "event_session", "boot"])
-def test_damage_anywhere_is_a_state_and_never_a_crash_loop(tmp_path: Path, table: str) -> None:
+def test_damage_anywhere_is_a_state_and_no_crash_loop(tmp_path: Path, filled: Filled, table: str) -> None:
     """If a page of any table or index is damaged, then its partition serves what it can or is down, with the
     reason, without a restart; the other one is not disturbed, and no answer is wrong."""
-    keys, sids = fill(tmp_path / "data")
+    keys, sids = filled
     flip(tmp_path / "data", table)
     with mesh.LocalNode(tmp_path / "data", partitions=2) as node, node.client(timeout_s=20.0) as client:
         info = wait_for(lambda: (i := client.partitions.info(0)).state in ("ready", "down") and i, "a state")
