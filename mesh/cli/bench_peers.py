@@ -81,7 +81,9 @@ class Contest:
                     if figure in peer.figures:
                         self._rounds(lab, figure, ours, peer)
         except PeerFailed as exc:
-            lab.absent.append(Absent(self.name, f"failed: {exc}", self._entry.install))
+            failed = Absent(self.name, f"failed: {exc}", "")
+            if failed not in lab.absent:
+                lab.absent.append(failed)
             note(f"  failed: {exc}")
 
     def _rounds(self, lab: Lab, figure: str, ours: _Ours, peer: PeerProcess) -> None:

@@ -90,7 +90,7 @@ def show(
         click.echo()
         render.table(GOALS, map(_goal_row, goals))
     for peer in absent:
-        click.echo(f"{peer.peer}: {peer.why}. To have it: {peer.install}")
+        click.echo(f"{peer.peer}: {peer.why}" + (f". To have it: {peer.install}" if peer.install else ""))
     if sys.stdout.isatty():
         for name, ratio in report["ratios"].items():
             click.echo(f"{name}: {ratio:g}x")

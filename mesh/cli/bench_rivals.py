@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from mesh.cli.bench_lab import cpu_s
 from mesh.cli.measure import COROUTINES, Figure
@@ -76,7 +76,7 @@ class PeerFailed(Exception):
 class PeerProcess:
     """The process that measures one peer."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
         self._process, self._log = process, log
         self.figures: list[str] = self._answer(START_S)["figures"]
 
@@ -114,7 +114,8 @@ class PeerProcess:
         return answer
 
     def _why(self) -> str:
-        return _last_line(self._log.read_text(encoding="utf-8", errors="replace")) or "it ended"
+        self._log.seek(0)
+        return _last_line(self._log.read().decode(errors="replace")) or "it ended"
 
 
 def _read_more(process: subprocess.Popen[bytes], until_s: float) -> bytes | None:
@@ -148,7 +149,7 @@ def peer_process(name: str, fast: bool) -> Iterator[PeerProcess]:
     Raises:
         PeerFailed: it did not start.
     """
-    with tempfile.NamedTemporaryFile(prefix="mesh-bench-", suffix=".log") as log:
+    with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, str(SCRIPT), "serve", name, *(["uvloop"] if fast else [])],
             stdin=subprocess.PIPE,
@@ -158,7 +159,7 @@ def peer_process(name: str, fast: bool) -> Iterator[PeerProcess]:
             start_new_session=True,  # Ctrl-C is ours to handle: it ends in order
         )
         try:
-            yield PeerProcess(process, Path(log.name))
+            yield PeerProcess(process, log)
         finally:
             _end(process)
 

@@ -111,12 +111,17 @@ async def concurrent(
         for place in places:
             await call(place)
 
-    began_s = time.perf_counter()
+    began_s, cpu_s = time.perf_counter(), time.process_time()
     async with asyncio.TaskGroup() as group:
         for _ in range(coroutines):
             group.create_task(work())
-    taken_s = time.perf_counter() - began_s
-    details = {"calls": count, "coroutines": coroutines, "seconds": round(taken_s, 3)}
+    taken_s, cpu_s = time.perf_counter() - began_s, time.process_time() - cpu_s
+    details = {
+        "calls": count,
+        "coroutines": coroutines,
+        "seconds": round(taken_s, 3),
+        "client_cpu_us": round(cpu_s / (count * per_call) * 1e6, 2),
+    }
     return Figure(name, count * per_call / taken_s, "/s", details)
 
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result
 from conditions import wait_for
 
-from mesh.cli import bench_goals, bench_lab, bench_own, bench_plot, bench_report, bench_rivals
+from mesh.cli import bench_goals, bench_lab, bench_own, bench_peers, bench_plot, bench_report, bench_rivals
 from mesh.cli.bench_lab import Absent, Pair
 from mesh.cli.measure import Figure
 from mesh.errors import MeshError
@@ -160,6 +160,18 @@ def test_a_peer_that_breaks_is_told_and_its_server_is_ended(
             peer.measure("concurrent", 1)
     pid = int(pid_file.read_text())
     wait_for(lambda: not _alive(pid), "the peer's server is gone")
+
+
+def test_a_peer_that_does_not_start_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a peer fails at its start in two stages, then the run goes on and the reason is told once."""
+    script = tmp_path / "broken.py"
+    script.write_text("raise SystemExit('no luck')")
+    monkeypatch.setattr(bench_rivals, "SCRIPT", script)
+    lab = bench_lab.Lab({}, rounds=1)
+    contest = bench_peers.Contest(bench_rivals.PeerEntry("X", [], "pip install x", False), 0.1, fast=False)
+    contest.routes(lab, "127.0.0.1:1")
+    contest.durable(lab, "127.0.0.1:1")
+    assert lab.absent == [Absent("X", "failed: no luck", "")] and not lab.pairs
 
 
 def _alive(pid: int) -> bool:
