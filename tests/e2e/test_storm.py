@@ -35,9 +35,10 @@ ONE, FORMER = storm.SHARED[0], storm.SHARED
 
 
 @pytest.mark.timeout(DURATION_S + 240)
-def test_storm_of_kills_breaks_no_promise(tmp_path: Path) -> None:
+def test_storm_of_kills_breaks_no_promise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """If processes, the supervisor too, are killed and frozen at random under load, no promise is broken."""
-    print(f"MESH_STORM_SEED={SEED} MESH_STORM_S={DURATION_S:g}")
+    with capsys.disabled():
+        print(f"MESH_STORM_SEED={SEED} MESH_STORM_S={DURATION_S:g}")
     history = History({agent: output for agent, (_, output) in storm.PROMPTS.items()})
     service = Service(tmp_path, SEED)
     killer = Killer(service, SEED)
