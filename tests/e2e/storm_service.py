@@ -192,8 +192,10 @@ class Killer:
         self._phase_s = self._supervisor_s = 0.0  #: when the next one begins
 
     def run(self, until_s: float) -> None:
-        """Storm until that time; afterwards nobody is frozen by us."""
-        self._supervisor_s = time.monotonic() + self.random.expovariate(1 / SUPERVISOR_S)
+        """Storm until that time; afterwards nobody is frozen by us. Each storm kills the supervisor."""
+        begin_s = time.monotonic()
+        self._supervisor_s = begin_s + self.random.uniform(0.1, 0.6) * (until_s - begin_s)
+        self._supervisor_s = min(self._supervisor_s, begin_s + 2 * SUPERVISOR_S)
         while (now_s := time.monotonic()) < until_s:
             for pid in [pid for pid, at in self.frozen.items() if at <= now_s]:
                 self.service.send(pid, signal.SIGCONT)
@@ -212,7 +214,7 @@ class Killer:
             self.service.send(pid, signal.SIGCONT)
 
     def _strike_supervisor(self, now_s: float) -> None:
-        chance = self.random.random()
+        chance = self.random.random() if "supervisor killed" in self.strikes else 0.5
         if chance < 0.15:
             for _, pid in self.service.children():
                 self.service.send(pid, signal.SIGKILL)

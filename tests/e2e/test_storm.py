@@ -35,9 +35,10 @@ ONE, FORMER = storm.SHARED[0], storm.SHARED
 
 
 @pytest.mark.timeout(DURATION_S + 240)
-def test_storm_of_kills_breaks_no_promise(tmp_path: Path) -> None:
+def test_storm_of_kills_breaks_no_promise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """If processes, the supervisor too, are killed and frozen at random under load, no promise is broken."""
-    print(f"MESH_STORM_SEED={SEED} MESH_STORM_S={DURATION_S:g}")
+    with capsys.disabled():
+        print(f"MESH_STORM_SEED={SEED} MESH_STORM_S={DURATION_S:g}")
     history = History({agent: output for agent, (_, output) in storm.PROMPTS.items()})
     service = Service(tmp_path, SEED)
     killer = Killer(service, SEED)
@@ -51,6 +52,7 @@ def test_storm_of_kills_breaks_no_promise(tmp_path: Path) -> None:
             rage(service, killer, history, SEED, DURATION_S)
             (tmp_path / "history.txt").write_text("\n".join(history.trace))
             problems = proof(client, history, service, listening)
+    problems += [] if "supervisor killed" in killer.strikes else ["nobody killed the supervisor"]
     problems += service.problems + check.logs(service.data_dir / "logs", service.log)
     print(storm.summary(history))
     print(f"{service.lives} lives, {sum(len(ear.seen) for ear in listening)} messages heard")
