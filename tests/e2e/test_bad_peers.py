@@ -88,7 +88,7 @@ def tcp(client: mesh.Client, name: str) -> tuple[str, int]:
 def test_replies_that_nobody_reads_are_bounded_and_refused(
     node: mesh.LocalNode, watcher: mesh.Client, clients: int
 ) -> None:
-    """If clients ask for 200 MB and read nothing, then the router keeps its bounds, and frees it all later."""
+    """If clients ask for 200 MB and read nothing, then the router keeps its bounds and frees it later."""
     before = router_of(watcher)
     resident = {pid: rss(pid) for pid in (before["pid"], watcher.partitions.pid(0)) if pid}
     lazy = [Raw(node.address) for _ in range(clients)]
@@ -107,8 +107,8 @@ def test_replies_that_nobody_reads_are_bounded_and_refused(
     wait_for(lambda: router_of(watcher)["unread_bytes"] < MB, "what they left unread is forgotten")
 
 
-def test_client_that_reads_late_is_told_to_ask_again(node: mesh.LocalNode, watcher: mesh.Client) -> None:
-    """If a client asked for more than it may leave unread, then the rest of its answers say ``overloaded``."""
+def test_late_reader_is_told_to_ask_again(node: mesh.LocalNode, watcher: mesh.Client) -> None:
+    """If a client asked for more than it may leave unread, then the rest of it is ``overloaded``."""
     with closing(Raw(node.address)) as raw:
         before = router_of(watcher)["replies"]
         for n in range(40):
