@@ -170,8 +170,8 @@ class Router:
         return self.refusal(payload, error, wire.Flag.AGAIN)
 
     def unread(self, reply: bytes | memoryview, waiting: int) -> bytes | None:
-        """What is sent instead of a reply to a client that does not read: ask again. Not for a write, which
-        would look undone: its repetition is answered from the receipt."""
+        """What is sent instead of a reply to a client that does not read: ask again. Nothing for a write:
+        it would look undone, and its repetition is answered from the receipt."""
         self.counters["slow_clients"] += 1
         _, _, _, _, kind, address, _, _, request_id, _, _ = wire.HEADER.unpack_from(reply)
         if kind == WRITE:

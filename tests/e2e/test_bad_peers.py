@@ -107,8 +107,8 @@ def test_replies_that_nobody_reads_are_bounded_and_refused(
     wait_for(lambda: router_of(watcher)["unread_bytes"] < MB, "what they left unread is forgotten")
 
 
-def test_client_that_reads_late_is_told_to_ask_again(node: mesh.LocalNode, watcher: mesh.Client) -> None:
-    """If a client asked for more than it may leave unread, then its other answers say ``overloaded``."""
+def test_late_reader_is_told_to_ask_again(node: mesh.LocalNode, watcher: mesh.Client) -> None:
+    """If a client asked for more than it may leave unread, then the rest of it is ``overloaded``."""
     with closing(Raw(node.address)) as raw:
         before = router_of(watcher)["replies"]
         for n in range(40):
