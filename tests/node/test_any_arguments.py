@@ -20,7 +20,8 @@ from mesh.errors import CODES
 SESSIONS = ("s1", "s2", "s.3")
 RUNS = tuple(run_id_for(session, f"{n:029x}") for session in SESSIONS for n in range(3))
 WORDS = (
-    *SESSIONS, *RUNS, "a:b:c", "a:b:c:d", "echo", "follow_up", "active", "run_started", "../x", "", "\0", "\x7f",
+    *SESSIONS, *RUNS, "a:b:c", "a:b:c:d", "echo", "follow_up", "active", "run_started",
+    "../x", "", "\0", "\x7f",
 )  # fmt: skip
 NAMES = (
     "external_room_id", "after", "before", "limit", "type", "since", "run_id", "agent_id", "tags", "context",
