@@ -9,7 +9,7 @@ from mesh.client import _surface_node as node_plans
 from mesh.client import _surface_routes as plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._protocol import READ, WRITE
-from mesh.client._surface import Key, Route, failure, get_call, place_route, resolution, route_record
+from mesh.client._surface import GETS, Key, Route, failure, get_call, place_route, resolution, route_record
 from mesh.core.records import Page, PartitionInfo, PruneResult, Resolution, RouteEntry, RouteRecord
 from mesh.errors import MeshError
 
@@ -41,11 +41,14 @@ class Routes:
         Raises:
             NotFound: ``not_found``, or ``expired`` at the first look after its end.
         """
-        slot, call = get_call(key)
+        try:
+            slot, call = GETS[key]
+        except TypeError:  # a list: fine as a key of a route, not of a dict
+            slot, call = get_call(key)
         status, value = self._link.call(READ, slot, call, timeout_s)
         if status:
             raise failure(value)
-        return route_record(value)
+        return value if type(value) is RouteRecord else route_record(value)
 
     def resolve(
         self, key: Key, fallbacks: Route | Iterable[Route] = (), *, timeout_s: float | None = None

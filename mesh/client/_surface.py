@@ -84,27 +84,25 @@ REPLACE = _Replace()
 _places: dict[Any, tuple[str, int]] = {}
 
 
-_gets: dict[Any, tuple[int, Call]] = {}
+class _Gets(dict[Any, tuple[int, Call]]):
+    """(slot, call) of ``routes.get`` by key. Remembered whole, and looked up without a call of ours."""
+
+    def __missing__(self, key: Any) -> tuple[int, Call]:
+        if len(self) >= PLACES_MAX:
+            self.clear()
+        found = self[key] = get_call(key)
+        return found
+
+
+GETS = _Gets()
 
 
 def get_call(key: Any) -> tuple[int, Call]:
-    """(slot, call) of ``routes.get``. Remembered whole: the garbage collector looks at each new tuple.
+    """(slot, call) of ``routes.get``. ``GETS`` knows those of keys that a dict can hold.
 
     Raises:
         InvalidArgument: ``invalid_session_key`` or ``invalid_format``.
     """
-    try:
-        return _gets[key]
-    except KeyError:
-        if len(_gets) >= PLACES_MAX:
-            _gets.clear()
-        found = _gets[key] = _get_call(key)
-        return found
-    except TypeError:  # a list: fine as a key of a route, not of a dict
-        return _get_call(key)
-
-
-def _get_call(key: Any) -> tuple[int, Call]:
     text, slot = place_route(key)
     return slot, ("route.get", (text,))
 
@@ -306,6 +304,7 @@ def value_of(result: Any) -> Any:
 __all__ = [
     "EVERY_S",
     "FACTS",
+    "GETS",
     "PAGE_MAX",
     "PROVENANCES",
     "READ",
