@@ -34,7 +34,7 @@ _SETS = "concurrent routes.set, acknowledged, synced to disk"
 _LIST = "routes.get_many of 100, keys"
 _ONE = "one call at a time through the router"
 _EVENTS = "session events, synced to disk and delivered to a listener"
-_RESTART = "restart of a killed partition (10 000 routes, 1 000 sessions)"
+_RESTART = "killed partition (10 000 routes, 1 000 sessions)"
 
 
 def _least(row: str, bound: float, unit: str, *sources: str) -> Goal:
@@ -79,7 +79,7 @@ GOALS = (
     _most("memory per route", 450, "bytes", "memory per route"),
     _most(_RESTART + ", first answer", 300, "ms", "restart of a killed partition, first answer"),
     _most(
-        _RESTART + ", longest gap between two answers of another partition",
+        _RESTART + ", longest gap of another one",
         50,
         "ms",
         "restart of a killed partition, longest gap of another",
