@@ -16,7 +16,7 @@ import msgpack
 
 from mesh.cli import measure
 
-#: The route as bytes, for systems that store bytes. They are not decoded again, which is in their favour.
+#: The route as bytes, for systems that store bytes. Nobody decodes them: mesh does when they are looked at.
 ROUTE_BYTES: bytes = msgpack.packb(measure.ROUTE)
 KEYS = measure.keys(5_000)
 START_S = 30.0
