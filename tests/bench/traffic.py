@@ -5,7 +5,7 @@ Roles, each a process of its own so that no generator slows what another one mea
     paced    an open loop: calls are issued at the moments of a Poisson schedule, whether or not the earlier
              ones were answered, and latency counts from the scheduled moment. So a stall is charged to every
              call that should have been made during it (no coordinated omission).
-    closed   64 calls in flight, the next one when one is answered: the rate is the maximum.
+    closed   so many calls in flight, the next one when one is answered: the rate is the maximum.
     flood    takes all it can get: thousands of calls of one client in flight (``raw``: payloads of 1 000
              calls over the bare wire, as many in flight as the node takes).
     deaf     asks and never reads an answer.
