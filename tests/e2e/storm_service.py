@@ -95,7 +95,7 @@ class Service:
                 self.problems.append(f"mesh up did not stop within {STOP_S:g} s")
                 process.kill()
         self._keeper.join(STOP_S)
-        self._await_gone("the end")
+        self.await_gone("the end")
 
     def signal(self, number: int) -> bool:
         """Signal the supervisor; False when there is none now."""
@@ -156,7 +156,7 @@ class Service:
                 told = [signal.Signals(number).name for number in struck]
                 self.problems.append(f"mesh up ended with status {status} after {told}: see {self.log}")
             if self._chance.random() < 0.5:
-                self._await_gone(f"life {self.lives} of the supervisor")
+                self.await_gone(f"life {self.lives} of the supervisor")
             self._over.wait(RESTART_S)
 
     def _start(self) -> None:
@@ -170,9 +170,9 @@ class Service:
                 env={**clean, "PYTHONPATH": root, WITNESS: str(self.witness)},
             )
 
-    def _await_gone(self, what: str) -> None:
+    def await_gone(self, what: str, patience_s: float = GONE_S) -> None:
         """The node's death is the death of everything below it."""
-        until_s = time.monotonic() + GONE_S
+        until_s = time.monotonic() + patience_s
         while (left := self.processes()) and time.monotonic() < until_s:
             for pid in left:  # one that the storm froze in its last moment
                 self.send(pid, signal.SIGCONT)

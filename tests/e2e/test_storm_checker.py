@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from math import inf
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +11,13 @@ from typing import Any
 
 import pytest
 import storm_check as check
+from helpers import wait_for
 from storm_history import History, Story
 from storm_register import Read, Register, Write
+from storm_service import Service
 
 import mesh
+from mesh.launch import data_hash
 
 KEY = "t:b:r"
 OK = SimpleNamespace(id="run_1", status="active")
@@ -205,6 +210,22 @@ def test_lifecycle_that_makes_no_sense_is_told(words: tuple[str, ...], fine: boo
     """If lives overlap, end twice, or a message is missing, then it is told. The session is not live."""
     stored, _ = world("csmrtd")
     assert (check.lifecycle_feed(stored, life(*words), []) == []) is fine
+
+
+def test_process_that_is_left_is_told(tmp_path: Path) -> None:
+    """If a process of the node outlives it, then it is told; when it is gone, nothing is."""
+    service = Service(tmp_path, "seed")
+    env = {**os.environ, "MESH_MARK": f"{data_hash(service.data_dir)}:life"}
+    with subprocess.Popen(["sleep", "60"], env=env) as left:
+        wait_for(lambda: left.pid in service.processes(), "its environment")
+        service.await_gone("the test", 0.0)
+        assert [problem.split(":")[0] for problem in service.problems] == [
+            f"process {left.pid} outlived the test"
+        ]
+        left.kill()
+    service.problems.clear()
+    service.await_gone("the test")
+    assert service.problems == []
 
 
 def test_traceback_in_a_log_is_told(tmp_path: Path) -> None:
