@@ -23,7 +23,7 @@ CALLS = {
     "events": 40_000,
     "routes": 10_000,
     "sessions": 1_000,
-    "memory": 200_000,
+    "memory": 500_000,
 }
 #: Memory is compared between this share of the routes and all of them.
 MEMORY_FIRST = 20

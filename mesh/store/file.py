@@ -108,7 +108,7 @@ def open_file(path: Path) -> apsw.Connection:
     db = connect(path)
     for pragma in (
         "locking_mode = EXCLUSIVE", "journal_mode = WAL", "wal_autocheckpoint = 0", "synchronous = FULL",
-        "temp_store = MEMORY", "cache_size = -65536", "journal_size_limit = 67108864",
+        "temp_store = MEMORY", "cache_size = -16384", "journal_size_limit = 67108864",
     ):
         db.execute(f"PRAGMA {pragma}").fetchall()
     return db
