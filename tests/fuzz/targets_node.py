@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
 from dice import Dice
 
@@ -20,7 +20,6 @@ from mesh.core.slots import even_map, run_id_for
 from mesh.core.state import RunnerEntry, State
 from mesh.errors import MeshError
 
-CLIENT = b"\x01" * 16
 AGENTS: dict[str, dict[str, Any]] = {"echo": {"provider": "echo"}}
 ENTRIES = [{"name": "echo", "provider": "echo", "problem": None, "idempotent": False, "capabilities": []}]
 _NAMES = tuple(op.name for op in CATALOGUE if op.kind != "wait")
@@ -34,27 +33,50 @@ def router(data: bytes) -> None:
     """Anything from clients and actors: forwarded, answered, refused or counted; the counts stay true."""
     dice = Dice(data)
     core = Router(
-        slot_map=even_map(2), map_version=1, boot=9, runners=1, inflight_max=3, inflight_bytes_max=500
-    )
-    forwarded: list[tuple[Actor, bytes]] = []
+        slot_map=even_map(2), map_version=1, boot=9, runners=1, inflight_max=6, inflight_bytes_max=500,
+        waits_max=6,
+    )  # fmt: skip
+    forwarded: list[Forwarded] = []
     while not dice.empty:
         match dice.below(4):
             case 0:
                 index, incarnation = dice.below(3), dice.below(4)
                 identity = mailbox.identity(mailbox.PARTITION, index, incarnation)
                 message = ["ready", "P", index, incarnation, 100 + incarnation, {}]
-                core.on_own(identity, wire.pack(dice.value() if dice.below(2) else message))
+                told = core.on_own(identity, _packed(dice.value() if dice.below(4) == 0 else message))
+                if told is not None and told[0] == "ready":
+                    core.on_ready(identity, told)
             case 1:
                 _to_router(core, dice, forwarded)
             case _:
                 _from_client(core, dice, forwarded)
         for actor in core.partitions:
-            assert 0 <= actor.inflight <= core.inflight_max
-            assert actor.inflight_bytes >= 0
+            held = [f for f in forwarded if f.actor is actor and f.identity == actor.identity]
+            waits = sum(f.payload[3] == wire.Kind.WAIT for f in held)
+            assert (actor.inflight.waits, actor.inflight.payloads) == (waits, len(held) - waits)
+            assert actor.inflight.waits <= 6 and actor.inflight.payloads <= 6
+            assert actor.inflight.bytes == sum(len(f.payload) for f in held if f.payload[3] != wire.Kind.WAIT)
         wire.pack([core.partition_rows(), core.runner_rows(), core.runner_roster(), core.counters])
 
 
-def _from_client(core: Router, dice: Dice, forwarded: list[tuple[Actor, bytes]]) -> None:
+class Forwarded(NamedTuple):
+    """A request that was forwarded and not answered."""
+
+    actor: Actor
+    identity: bytes
+    client: bytes
+    payload: bytes
+
+
+def _packed(value: Any) -> bytes:
+    try:
+        return wire.pack(value)
+    except MeshError:
+        return b"\xc1"
+
+
+def _from_client(core: Router, dice: Dice, forwarded: list[Forwarded]) -> None:
+    client = bytes((1 + dice.below(3),)) * 16
     payload = dice.take(dice.below(64))
     if dice.below(4):
         payload = (
@@ -71,29 +93,29 @@ def _from_client(core: Router, dice: Dice, forwarded: list[tuple[Actor, bytes]])
             + payload
         )
     try:
-        identity, frame, actor = core.on_client(CLIENT, payload, 2**40)
+        identity, frame, actor = core.on_client(client, payload, 2**40)
     except MeshError as error:
         assert core.refusal(payload, error)
         return
     if identity is None:
         assert wire.decode_header(frame).kind == wire.Kind.REPLY
     else:
-        assert actor is not None and frame[:16] == CLIENT and frame.endswith(payload)
+        assert actor is not None and frame[:16] == client and frame.endswith(payload)
         if dice.below(4) == 0:
-            core.undelivered(actor, payload, full=bool(dice.below(2)))
-        elif payload[3] != wire.Kind.WAIT:
-            forwarded.append((actor, payload))
+            core.undelivered(client, actor, payload, full=bool(dice.below(2)))
+        else:
+            forwarded.append(Forwarded(actor, identity, client, payload))
 
 
-def _to_router(core: Router, dice: Dice, forwarded: list[tuple[Actor, bytes]]) -> None:
+def _to_router(core: Router, dice: Dice, forwarded: list[Forwarded]) -> None:
     """A frame on the back socket: a true answer, or anything from anybody."""
     if forwarded and dice.below(2):
-        actor, payload = forwarded.pop()
+        actor, identity, client, payload = forwarded.pop(dice.below(len(forwarded)))
         header = wire.decode_header(payload)
         reply = wire.encode_header(wire.Kind.REPLY, answers=header.kind, remaining_ms=len(payload))
-        before = actor.inflight
-        if actor.identity is not None and core.on_reply(actor.identity, CLIENT + reply):
-            assert actor.inflight == before - 1 or before == 0
+        assert core.on_reply(identity, client + reply) == (actor.identity == identity)
+        refused = core.unread(reply, 9)
+        assert (refused is None) == (header.kind == wire.Kind.WRITE)
         return
     identity = dice.pick((b"p0.e1", b"p1.e2", b"r0.e1", b"zz", b""))
     if core.by_identity.get(identity) is not None:
