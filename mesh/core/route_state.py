@@ -18,8 +18,9 @@ Measured: ``tests/core/test_route_state.py::test_a_route_costs_at_most_450_bytes
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -42,6 +43,8 @@ Note = tuple[str, dict[str, Any]]
 
 #: Changes that may wait for the store beyond one per entry; with more, guesses are not written back.
 DIRTY_SPARE_MAX = 65_536
+#: Stored keys that one look at the store's index brings.
+KEYS_PER_LOOK = 512
 #: Buckets of the expiry index per default time to live: fine enough that one bucket is no pause.
 _BUCKETS_PER_TTL = 1024
 #: The mark of a key whose row in the store is as the memory says; no record is empty.
@@ -80,6 +83,7 @@ class RouteState:
         self.notes: list[Note] = []
         self.loading = False  #: rows of the store are still missing here
         self.fetch: Callable[[str], bytes | None] | None = None  #: one such row, times already rebased
+        self.keys_after: Callable[[str, int], list[str]] | None = None  #: stored keys in order, after one
         self._gone: set[str] = set()  # while loading: keys whose row in the store no longer counts
         self._expired: OrderedDict[str, None] = OrderedDict()
         self._expiry = ExpiryIndex(settings.ttl_ms // _BUCKETS_PER_TTL)
@@ -94,6 +98,23 @@ class RouteState:
     def may_guess(self) -> bool:
         """Whether a fallback may be written back: not while the store takes nothing for long."""
         return len(self.dirty) < self.entries_max + DIRTY_SPARE_MAX
+
+    def in_order(self, after: str, now_ms: int) -> Iterator[str]:
+        """Live keys behind one, in order, from the store's index and what it does not have yet: the memory is
+        ordered by use, and a look at all of it for each page would hold everybody up."""
+        assert self.keys_after is not None
+        fresh = sorted(key for key, record in self.dirty.items() if record is not None and key > after)
+        more = True
+        while more:
+            stored = self.keys_after(after, KEYS_PER_LOOK)
+            more = len(stored) == KEYS_PER_LOOK
+            upto = bisect_right(fresh, stored[-1]) if more else len(fresh)
+            for key in sorted({*stored, *fresh[:upto]}):
+                record = self.entries.get(key)
+                if record is not None and not is_expired(record, now_ms):
+                    yield key
+            fresh = fresh[upto:]
+            after = stored[-1] if more else after
 
     # --- storing and loading ---
 

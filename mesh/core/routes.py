@@ -21,6 +21,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from heapq import nsmallest
+from itertools import islice
 from typing import Any
 
 from mesh.core import keys
@@ -161,7 +162,10 @@ class RouteTable(RouteState):
             InvalidArgument: ``invalid_argument``, or ``invalid_cursor`` for ``after_key``.
         """
         bridge, room, limit, after = _list_args(args)
-        found = nsmallest(limit + 1, self._matching(bridge, room, after, now_ms))
+        if bridge is None and room is None and self.keys_after is not None:
+            found = [*islice(self.in_order(after, now_ms), limit + 1)]
+        else:
+            found = nsmallest(limit + 1, self._matching(bridge, room, after, now_ms))
         parts: Pieces = []
         size = 0
         for key in found[:limit]:

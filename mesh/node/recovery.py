@@ -64,6 +64,7 @@ class Recovery:
         self.ready = True
         self.routes.loading = True
         self.routes.fetch = self._fetch_route
+        self.routes.keys_after = self.store.route_keys
         for session in self.store.live_sessions():
             if self.partition.owns_session(session.id):
                 state.sessions[session.id] = session

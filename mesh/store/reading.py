@@ -264,6 +264,11 @@ class StoredRows:
                 self.note_damage(f"the route of {row[0]} (its checksum is wrong)")
         return found
 
+    def route_keys(self, after: str, limit: int) -> list[str]:
+        """Keys of routes in order, after one."""
+        sql = "SELECT key FROM route WHERE key > ? ORDER BY key LIMIT ?"
+        return [row[0] for row in self._guard(lambda: self._all(sql, after, limit), "read keys of routes")]
+
     def route(self, key: str) -> tuple[bytes, int, str] | None:
         """(record, offset_ms, boot id) of one key."""
         row = self._guard(lambda: self._db.execute(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from route_cases import (
     EXPIRED,
     KT,
@@ -24,7 +26,7 @@ from route_cases import (
 )
 
 from mesh.config import RoutesSection
-from mesh.core import wire
+from mesh.core import route_state, wire
 from mesh.core.routes import LIST_BYTES_MAX, LIST_LIMIT_MAX, MANY_MAX, RouteTable
 
 # --- many, list, prune, sweep ---
@@ -244,3 +246,47 @@ def test_an_undone_write_takes_its_notes_back() -> None:
     resolve(t, "c:b:x", 0)
     run(undo)
     assert [what for what, _ in t.notes] == ["resolved"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from(("set", "delete", "short", "store", "guess")))),
+       st.integers(1, 7))
+def test_pages_by_the_stores_index_are_those_of_the_memory(
+    steps: list[tuple[int, str]], limit: int
+) -> None:
+    """If keys are stored, not yet stored, deleted or expired in any mixture, then pages made with the store's
+    index hold what a look at the whole memory gives."""
+    t = table()
+    stored: set[str] = set()
+    for number, what in steps:
+        key = f"c:b:r{number}"
+        if what == "set":
+            put(t, key, R, 0)
+        elif what == "delete":
+            t.delete([key], 0, [])
+        elif what == "short":
+            t.set([key, R, 10], 0, [])
+        elif what == "guess":
+            t.resolve([key, [F]], 0)
+        else:
+            for name, record in t.take_dirty().items():
+                (stored.discard if record is None else stored.add)(name)
+
+    def pages() -> list[str]:
+        found, after = [], ""
+        while after is not None:
+            rows, after = value(t.list([None, None, limit, after or None], 20))
+            found += [row[0] for row in rows]
+        return found
+
+    expected = pages()
+    looks: list[str] = []
+
+    def keys_after(after: str, count: int) -> list[str]:
+        looks.append(after)
+        return sorted(key for key in stored if key > after)[:count]
+
+    t.keys_after = keys_after
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(route_state, "KEYS_PER_LOOK", 3)
+        assert pages() == expected
+    assert looks
