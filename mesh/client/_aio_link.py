@@ -217,6 +217,7 @@ class AsyncLink:
             return
         now_s = monotonic()
         back = False
+        answered = self._protocol.answered
         for dealer in list(self._watched.values()):
             back |= self._drain(dealer, now_s)
         if back and self._down:
@@ -225,6 +226,9 @@ class AsyncLink:
             self._send(now_s)
         if self._protocol.retired:
             self._retire()
+        if self._protocol.gathering and self._protocol.answered != answered and not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)  # behind the tasks that the answers woke: their calls join
         if self._protocol.due_s < self._timer_s:
             self._arm(now_s)
 

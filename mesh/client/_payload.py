@@ -104,26 +104,6 @@ class Identity:
         return found
 
 
-class Batch:
-    """Calls of one loop turn that travel together: same kind, partition and time limit."""
-
-    __slots__ = ("calls", "kind", "partition", "slots", "timeout_s", "tokens")
-
-    def __init__(self, kind: int, partition: int, timeout_s: float | None = None) -> None:
-        self.kind = kind
-        self.partition = partition
-        self.timeout_s = timeout_s  #: None: the client's own
-        self.calls: list[Call] = []
-        self.slots: list[int] = []
-        self.tokens: list[Any] = []
-
-    def take(self) -> tuple[list[Call], list[int], list[Any]]:
-        """(calls, slots, tokens); the batch is empty then, for the next turn."""
-        taken = self.calls, self.slots, self.tokens
-        self.calls, self.slots, self.tokens = [], [], []
-        return taken
-
-
 class Payload:
     """One request on its way to its answer."""
 
@@ -386,7 +366,6 @@ __all__ = [
     "PAYLOAD_CALLS",
     "PIECE_CALLS",
     "STALE",
-    "Batch",
     "Call",
     "Identity",
     "Numbering",

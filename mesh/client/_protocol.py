@@ -2,8 +2,9 @@
 
 Rules of this file (design 3 and 4; the shells have no rule of their own):
 
-1. Calls of one turn with the same kind, partition and time limit travel in one payload. Before the node's
-   map is known they wait for HELLO, which is sent every 50 ms while anybody waits.
+1. Calls of one turn with the same kind, partition and time limit travel in one payload; writes of several
+   turns while earlier ones of theirs are on their way. Before the node's map is known they wait for HELLO,
+   which is sent every 50 ms while anybody waits.
 2. A payload is sent again, with the same numbers, when what it was sent to is gone: another boot id of the
    router, GONE or a higher epoch of its partition. A refusal with AGAIN is repeated after 20 .. 200 ms.
    Silence alone leads to a PING after 1 s, then to a resend at 2, 4, 8 s: that repairs what ZeroMQ lost.
@@ -25,7 +26,8 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from mesh.client._facts import AGAIN_S, Facts, again_s, answers_of, body_of, facts_of, refusal_of, unreachable
-from mesh.client._payload import LOCAL_ERROR, STALE, Batch, Call, Pair, Payload, error_pair, split, spread
+from mesh.client._lanes import Batch, Lanes
+from mesh.client._payload import LOCAL_ERROR, STALE, Call, Pair, Payload, error_pair, split, spread
 from mesh.client._traffic import (
     BLOCKED_RETRY_S,
     FOREVER,
@@ -47,6 +49,7 @@ from mesh.errors import ClientClosed, RemoteProtocolError
 
 HELLO_EVERY_S = 0.05
 RENEWALS_MAX = 3
+KINDS = max(READ, WRITE, WAIT) + 1
 #: Calls whose arguments name keys of many slots: at a stale map their plan places them anew.
 MANY_OPS = frozenset(("route.set_many", "route.get_many", "route.resolve_many"))
 
@@ -71,12 +74,11 @@ class Protocol(Traffic):
     def __init__(self, new_id: Callable[[], bytes], address: str, timeout_s: float) -> None:
         super().__init__(new_id, address)
         self._timeout_s = timeout_s
+        self.answered = 0  #: payloads that got their reply
         self.stray = 0  #: replies to nothing, and bytes that were no reply
         self._map: bytes | None = None
-        self._turn: list[Batch] = []  #: of this turn, in the order of their first calls
-        self._lanes: tuple[list[Batch], ...] = ()  #: [kind][slot], for the client's own time limit
-        self._named: tuple[list[Batch], ...] = ()  #: the same, as [kind][partition]
-        self._limited: dict[tuple[int, int, float | None], Batch] = {}  #: of this turn, other time limits
+        self._turn: list[Batch] = []  #: those with calls, in the order of their first ones
+        self._lanes = Lanes()
         self._unplaced: list[tuple[int, int, Call | None, Any, float | None]] = []
         self._early: list[Early] = []
         self._hello: Payload | None = None
@@ -87,9 +89,9 @@ class Protocol(Traffic):
         """Queue a call for the next flush. ``timeout_s`` None is the client's own limit."""
         try:
             if timeout_s is None and slot >= 0:
-                batch = self._lanes[kind][slot]
+                batch = self._lanes.by_slot[kind][slot]
             else:
-                batch = self._batch(kind, slot, timeout_s)
+                batch = self._lanes.find(kind, slot, timeout_s)
         except IndexError:  # nobody said yet who has which slot
             self._unplaced.append((kind, slot, call, token, timeout_s))
             return
@@ -99,25 +101,6 @@ class Protocol(Traffic):
         calls.append(call)
         batch.slots.append(slot)
         batch.tokens.append(token)
-
-    def _batch(self, kind: int, slot: int, timeout_s: float | None) -> Batch:
-        """Where calls gather that name a partition, or have a time limit of their own."""
-        named = self._named[kind]
-        partition = self._lanes[kind][slot].partition if slot >= 0 else ~slot
-        if timeout_s is None and partition < len(named):
-            return named[partition]
-        key = (kind, partition, timeout_s)
-        batch = self._limited.get(key)
-        if batch is None:
-            batch = self._limited[key] = Batch(*key)
-        return batch
-
-    def _lay_lanes(self, slot_map: bytes) -> None:
-        """One lasting batch per kind and partition, found by slot; a dict of triples costs 0.1 us a call."""
-        self._map = slot_map
-        partitions, kinds = range(max(slot_map) + 1), range(max(READ, WRITE, WAIT) + 1)
-        self._named = tuple([Batch(kind, partition) for partition in partitions] for kind in kinds)
-        self._lanes = tuple([batches[partition] for partition in slot_map] for batches in self._named)
 
     def add_control(self, kind: int, partition: int, token: Any, timeout_s: float | None) -> None:
         """Queue a request that the router answers itself; HELLO is answered from what is known."""
@@ -154,12 +137,23 @@ class Protocol(Traffic):
             for kind, slot, call, token, timeout_s in unplaced:
                 deadline_s = now_s + (self._timeout_s if timeout_s is None else timeout_s)
                 self._accept(Early(kind, slot, call, token, deadline_s), now_s, done)
-        if self._turn:
-            turn, self._turn, self._limited = self._turn, [], {}
-            for batch in turn:
-                deadline_s = now_s + (self._timeout_s if batch.timeout_s is None else batch.timeout_s)
-                self._open_batch((batch.kind, batch.partition, deadline_s), batch, now_s, done)
+        turn, self._turn = self._turn, []
+        for batch in turn:
+            if batch.since_s is None:
+                batch.since_s = now_s
+            held_until_s = batch.held_until_s(now_s)
+            if held_until_s > now_s:
+                self._turn.append(batch)
+                self._look_at(held_until_s)
+                continue
+            limit_s = self._timeout_s if batch.timeout_s is None else batch.timeout_s
+            self._open_batch((batch.kind, batch.partition, batch.since_s + limit_s), batch, now_s, done)
         return done
+
+    @property
+    def gathering(self) -> bool:
+        """Whether calls wait for others: flush again after an answer."""
+        return bool(self._turn)
 
     def _accept(self, early: Early, now_s: float, done: list[Completion]) -> None:
         """Place a call that was added without a map, or keep it for the HELLO that is on its way."""
@@ -230,6 +224,7 @@ class Protocol(Traffic):
             )
             if kind == WRITE:
                 payload.number = self._identity.numbering(partition).take()
+                batch.sent = payload
             self._open_payload(payload, now_s)
 
     # --- frames out ---
@@ -276,6 +271,7 @@ class Protocol(Traffic):
         if header.flags & _REFUSED:
             return self._on_refusal(payload, header, frame, now_s)
         self._close_payload(payload)
+        self.answered += 1
         return [(payload.tokens, self._pairs(payload, frame))]
 
     def _pairs(self, payload: Payload, frame: bytes) -> Iterable[Pair]:
@@ -314,7 +310,7 @@ class Protocol(Traffic):
             self._epochs.clear()
         self._unplace_turn()
         self.facts = facts
-        self._lay_lanes(facts.slot_map)
+        self._map, self._lanes = facts.slot_map, Lanes(facts.slot_map, KINDS)
         early, self._early = self._early, []
         done: list[Completion] = []
         self._place(early, now_s, done)
@@ -359,7 +355,7 @@ class Protocol(Traffic):
             return []
         self._close_payload(payload)
         same = self.facts is not None and self.facts.map_version == version
-        self._map, self._lanes, self._named = None, (), ()
+        self._map, self._lanes = None, Lanes()
         self._say_hello(now_s)
         if same and self._hello is not None:  # the router itself is in between: do not spin
             self._hello.done = True
@@ -383,18 +379,21 @@ class Protocol(Traffic):
                 (batch.kind, slot, call, token, batch.timeout_s)
                 for call, slot, token in zip(*batch.take(), strict=True)
             )
-        self._turn, self._limited = [], {}
+        self._turn = []
 
     # --- time ---
 
     def tick(self, now_s: float) -> list[Completion]:
         """Give up what is past its deadline, send again what was silent for too long."""
-        if now_s < self.due_s or self._rests(now_s):
+        if now_s < self.due_s:
             return []
-        self.due_s = FOREVER
         done: list[Completion] = []
-        self._tick_early(now_s, done)
-        self._tick_open(now_s, done)
+        if not self._rests(now_s):
+            self.due_s = FOREVER
+            self._tick_early(now_s, done)
+            self._tick_open(now_s, done)
+        if self._turn:
+            done += self.flush(now_s)
         return done
 
     def _tick_early(self, now_s: float, done: list[Completion]) -> None:
@@ -420,7 +419,7 @@ class Protocol(Traffic):
         tokens = [row[3] for row in self._unplaced] + [early.token for early in self._early]
         tokens += [token for batch in self._turn for token in batch.take()[2]]
         tokens += [token for payload in self._open.values() for token in payload.tokens]
-        self._unplaced, self._early, self._turn, self._limited = [], [], [], {}
+        self._unplaced, self._early, self._turn = [], [], []
         self._open.clear()
         self._outbox.clear()
         self._drop_hello()

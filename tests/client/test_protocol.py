@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mesh.client._lanes import HOLD_S
 from mesh.client._payload import LOCAL_ERROR, PAYLOAD_CALLS, STALE, Numbering, split
 from mesh.client._protocol import HELLO, READ, STATUS, WAIT, WRITE, Protocol
 from mesh.core import wire
@@ -305,6 +306,7 @@ def test_second_reply_to_the_same_request_is_dropped(ready: Wire) -> None:
 
 
 def write(w: Wire, token: Any = "t", **more: Any) -> tuple[bytes, Header]:
+    w.now_s += 2 * HOLD_S  # or it would gather behind the one before
     w.add(SET, token, kind=WRITE, **more)
     [(client, header, _)] = w.flush()
     return client, header
