@@ -13,7 +13,7 @@ clients      256 reads in flight, or one of each client. Alone, calls share payl
              its own frame through the router (the floor of ``floors.py``); from there the rate stays, and
              p50 grows with the calls in flight (Little's law): nothing is done for an idle client.
 routes       Packed bytes in one dict of each partition: memory per route is a constant (the doubling of the
-             dict shows as a saw), plus SQLite's page cache, at most 64 MiB of each partition: it weighs most
+             dict shows as a saw), plus SQLite's page cache, at most 16 MiB of each partition: it weighs most
              where routes are few. ``get`` hardly changes; ``set`` costs more when the B-tree outgrows that
              cache, since the keys written are random. After a kill the partition fetches what is asked for
              and loads its routes in slices: that time grows with their number, the first answer's does not.
