@@ -11,9 +11,8 @@ Two questions, a node of two partitions, every generator a process of its own (`
    client in flight; payloads of 500 calls over the bare wire; thousands of single calls), beside a client
    that never reads, and when the other partition stands still or is slow? Beside it is measured what four
    processes that only burn the CPU do to it (a flood keeps four busy: its own, router, two partitions): on a
-   machine with few cores that alone is most of it, and no
-   server can give back the core that a flood's own process takes. So the ratio that fairness answers for is
-   the one to the burners; that to the calm run is printed too.
+   machine with few cores that alone is much of it, and no server can give back the core that a flood's own
+   process takes. Both ratios are printed, to the calm runs and to the burners.
 
 ``late`` is the generator's own lateness in issuing (timers, its share of the CPU): the floor of the run. The
 modest client runs with priority where it may (``nice``), since it is the instrument.
