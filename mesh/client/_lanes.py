@@ -2,9 +2,11 @@
 
 Rules of this file:
 
-1. A batch leaves at the end of the loop turn that found calls in it.
-2. Except writes: while earlier ones of a batch are on their way, the next gather, for HOLD_S at most. The
-   partition would take them only after its commit, and one commit of 100 costs a third of four of 25.
+1. A batch leaves at the end of the loop turn that found calls in it, unless WINDOW payloads of it are on
+   their way: then the next calls gather until one of those is answered, for HOLD_S at most. Else a busy node
+   gets ever more, ever smaller payloads, each at the full price of a frame.
+2. Writes gather behind one: the partition would take the next only after its commit, and one commit of 100
+   costs a third of four of 25. Waiting reads never gather.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ from __future__ import annotations
 from typing import Any
 
 from mesh.client._payload import PAYLOAD_CALLS, Call, Payload
+from mesh.core.wire import Kind
 
-#: Writes wait no longer than this for the answer to those before them; a payload may stay open for seconds
-#: (a run is to settle, a partition starts again), and must not hold up others.
+#: Payloads of a batch that may be on their way before its next calls gather, by kind.
+WINDOW = {int(Kind.READ): 4, int(Kind.WRITE): 1}
+#: Calls wait no longer than this for the answer to those before them; a payload may stay open for seconds (a
+#: run is to settle, a partition starts again), and must not hold up others.
 HOLD_S = 0.002
 #: Time limits of callers' own that are remembered with their batches.
 LIMITED_MAX = 64
@@ -23,31 +28,51 @@ LIMITED_MAX = 64
 class Batch:
     """Calls that travel together: same kind, partition and time limit."""
 
-    __slots__ = ("calls", "kind", "partition", "sent", "since_s", "slots", "timeout_s", "tokens")
+    __slots__ = (
+        "_sent",
+        "_window",
+        "calls",
+        "kind",
+        "partition",
+        "since_s",
+        "slots",
+        "timeout_s",
+        "tokens",
+    )
 
     def __init__(self, kind: int, partition: int, timeout_s: float | None = None) -> None:
         self.kind = kind
         self.partition = partition
         self.timeout_s = timeout_s  #: None: the client's own
         self.since_s: float | None = None  #: the first flush that found calls here; their time runs from then
-        self.sent: Payload | None = None  #: the last writes of this batch
         self.calls: list[Call] = []
         self.slots: list[int] = []
         self.tokens: list[Any] = []
+        self._window = WINDOW.get(kind)
+        self._sent: list[Payload] = []  #: of this batch, oldest first; those answered meanwhile too
 
     def take(self) -> tuple[list[Call], list[int], list[Any]]:
         """(calls, slots, tokens); the batch is empty then, for the next turn."""
         taken = self.calls, self.slots, self.tokens
         self.calls, self.slots, self.tokens = [], [], []
-        self.since_s = self.sent = None
+        self.since_s = None
         return taken
+
+    def opened(self, payload: Payload) -> None:
+        """One of its payloads is on its way."""
+        if self._window is not None:
+            self._sent.append(payload)
 
     def held_until_s(self, now_s: float) -> float:
         """Until when its calls gather: ``now_s`` or before, when they may leave."""
-        sent = self.sent
-        if sent is None or sent.done or len(self.calls) >= PAYLOAD_CALLS:
+        window = self._window
+        if window is None or len(self._sent) < window:
             return now_s
-        return sent.opened_s + HOLD_S
+        before_s = now_s - HOLD_S
+        self._sent = sent = [p for p in self._sent if not p.done and p.opened_s > before_s]
+        if len(sent) < window or len(self.calls) >= PAYLOAD_CALLS:
+            return now_s
+        return sent[-window].opened_s + HOLD_S
 
 
 class Lanes:
@@ -82,4 +107,4 @@ class Lanes:
         return batch
 
 
-__all__ = ["HOLD_S", "LIMITED_MAX", "Batch", "Lanes"]
+__all__ = ["HOLD_S", "LIMITED_MAX", "WINDOW", "Batch", "Lanes"]
