@@ -2,11 +2,10 @@
 
 Rules of this file:
 
-1. A batch leaves at the end of the loop turn that found calls in it, unless WINDOW payloads of it are on
-   their way: then the next calls gather until one of those is answered, for HOLD_S at most. Else a busy node
-   gets ever more, ever smaller payloads, each at the full price of a frame.
-2. Writes gather behind one: the partition would take the next only after its commit, and one commit of 100
-   costs a third of four of 25. Waiting reads never gather.
+1. A batch leaves at the end of the loop turn that found calls in it, unless a payload of it is on its way:
+   then the next calls gather until that one is answered, for HOLD_S at most. Else a busy node gets ever more,
+   ever smaller payloads, each at the full price of a frame, and writes commits of a few rows.
+2. Waiting reads never gather.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ from typing import Any
 from mesh.client._payload import PAYLOAD_CALLS, Call, Payload
 from mesh.core.wire import Kind
 
-#: Payloads of a batch that may be on their way before its next calls gather, by kind.
-WINDOW = {int(Kind.READ): 4, int(Kind.WRITE): 1}
 #: Calls wait no longer than this for the answer to those before them; a payload may stay open for seconds (a
 #: run is to settle, a partition starts again), and must not hold up others.
 HOLD_S = 0.002
+WAIT = int(Kind.WAIT)
 #: Time limits of callers' own that are remembered with their batches.
 LIMITED_MAX = 64
 
@@ -28,17 +26,7 @@ LIMITED_MAX = 64
 class Batch:
     """Calls that travel together: same kind, partition and time limit."""
 
-    __slots__ = (
-        "_sent",
-        "_window",
-        "calls",
-        "kind",
-        "partition",
-        "since_s",
-        "slots",
-        "timeout_s",
-        "tokens",
-    )
+    __slots__ = ("_sent", "calls", "kind", "partition", "since_s", "slots", "timeout_s", "tokens")
 
     def __init__(self, kind: int, partition: int, timeout_s: float | None = None) -> None:
         self.kind = kind
@@ -48,8 +36,7 @@ class Batch:
         self.calls: list[Call] = []
         self.slots: list[int] = []
         self.tokens: list[Any] = []
-        self._window = WINDOW.get(kind)
-        self._sent: list[Payload] = []  #: of this batch, oldest first; those answered meanwhile too
+        self._sent: Payload | None = None  #: the last one of this batch
 
     def take(self) -> tuple[list[Call], list[int], list[Any]]:
         """(calls, slots, tokens); the batch is empty then, for the next turn."""
@@ -60,19 +47,15 @@ class Batch:
 
     def opened(self, payload: Payload) -> None:
         """One of its payloads is on its way."""
-        if self._window is not None:
-            self._sent.append(payload)
+        if self.kind != WAIT:
+            self._sent = payload
 
     def held_until_s(self, now_s: float) -> float:
         """Until when its calls gather: ``now_s`` or before, when they may leave."""
-        window = self._window
-        if window is None or len(self._sent) < window:
+        sent = self._sent
+        if sent is None or sent.done or len(self.calls) >= PAYLOAD_CALLS:
             return now_s
-        before_s = now_s - HOLD_S
-        self._sent = sent = [p for p in self._sent if not p.done and p.opened_s > before_s]
-        if len(sent) < window or len(self.calls) >= PAYLOAD_CALLS:
-            return now_s
-        return sent[-window].opened_s + HOLD_S
+        return sent.opened_s + HOLD_S
 
 
 class Lanes:
@@ -107,4 +90,4 @@ class Lanes:
         return batch
 
 
-__all__ = ["HOLD_S", "LIMITED_MAX", "WINDOW", "Batch", "Lanes"]
+__all__ = ["HOLD_S", "LIMITED_MAX", "Batch", "Lanes"]

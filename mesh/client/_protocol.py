@@ -3,7 +3,7 @@
 Rules of this file (design 3 and 4; the shells have no rule of their own):
 
 1. Calls of one turn with the same kind, partition and time limit travel in one payload; those of several
-   turns while enough of such payloads are on their way (``_lanes.py``). Before the node's map is known they
+   turns while such a payload is on its way (``_lanes.py``). Before the node's map is known they
    wait for HELLO, which is sent every 50 ms while anybody waits.
 2. A payload is sent again, with the same numbers, when what it was sent to is gone: another boot id of the
    router, GONE or a higher epoch of its partition. A refusal with AGAIN is repeated after 20 .. 200 ms.

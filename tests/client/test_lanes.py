@@ -1,4 +1,4 @@
-"""Writes gather while earlier ones are on their way; nothing else waits, and nobody waits long."""
+"""Calls gather while earlier ones of their kind are on their way, and nobody waits long."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def node() -> Wire:
     return Wire()
 
 
-def test_write_behind_an_open_one_leaves_with_its_answer(node: Wire) -> None:
-    """If a write is on its way, then the next ones gather, and leave as one payload when it is answered."""
+def test_call_behind_an_open_one_leaves_with_its_answer(node: Wire) -> None:
+    """If a payload is on its way, then the next calls gather, and leave as one when it is answered."""
     node.add("first")
     [first] = node.flush()
     node.add("second")
@@ -83,12 +83,19 @@ def test_write_behind_one_that_stays_open_leaves_after_the_hold(node: Wire) -> N
     assert [header.number for header in node.sent()] == [2]
 
 
-@pytest.mark.parametrize("kind", [READ, WAIT])
-def test_reads_and_waits_are_never_held(node: Wire, kind: int) -> None:
-    """If reads or waits are on their way, then the next one leaves at once."""
+def test_waits_are_never_held(node: Wire) -> None:
+    """If waiting reads are on their way, then the next one leaves at once: they stay open by nature."""
     for token in range(3):
-        node.add(token, kind)
+        node.add(token, WAIT)
         assert len(node.flush()) == 1
+
+
+def test_read_does_not_wait_for_a_write(node: Wire) -> None:
+    """If a write is on its way, then a read leaves at once."""
+    node.add("write")
+    node.flush()
+    node.add("read", READ)
+    assert [header.kind for header in node.flush()] == [READ]
 
 
 def test_full_batch_does_not_wait(node: Wire) -> None:
