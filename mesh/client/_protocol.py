@@ -152,8 +152,8 @@ class Protocol(Traffic):
 
     @property
     def gathering(self) -> bool:
-        """Whether calls wait for others: flush again after an answer."""
-        return bool(self._turn)
+        """Whether calls wait to be placed, or for others: flush again after an answer."""
+        return bool(self._turn or self._unplaced)
 
     def _accept(self, early: Early, now_s: float, done: list[Completion]) -> None:
         """Place a call that was added without a map, or keep it for the HELLO that is on its way."""
@@ -374,6 +374,8 @@ class Protocol(Traffic):
 
     def _unplace_turn(self) -> None:
         """What this turn has gathered so far is placed at the flush, by the map that holds then."""
+        if self._turn:
+            self._look_at(0.0)  # nobody may be about to flush: these may have gathered since former turns
         for batch in self._turn:
             self._unplaced.extend(
                 (batch.kind, slot, call, token, batch.timeout_s)
@@ -392,7 +394,7 @@ class Protocol(Traffic):
             self.due_s = FOREVER
             self._tick_early(now_s, done)
             self._tick_open(now_s, done)
-        if self._turn:
+        if self.gathering:
             done += self.flush(now_s)
         return done
 

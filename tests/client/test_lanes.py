@@ -21,6 +21,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.now_s = 100.0
+        self.boot = 1
         self.done: dict[Any, Any] = {}
         self.core = Protocol(lambda: b"\1" * 16, "tcp://test:1", 5.0)
         self.core.add_control(Kind.HELLO, 0, "hello", None)
@@ -43,7 +44,9 @@ class Wire:
         return headers
 
     def answer(self, header: wire.Header, value: Any) -> None:
-        head = wire.encode_header(Kind.REPLY, answers=header.kind, request_id=header.request_id, number=1)
+        head = wire.encode_header(
+            Kind.REPLY, answers=header.kind, request_id=header.request_id, number=self.boot
+        )
         self._finish(self.core.on_frame(head + wire.pack(value), self.now_s))
 
     def _finish(self, completions: Any) -> None:
@@ -79,6 +82,25 @@ def test_write_behind_one_that_stays_open_leaves_after_the_hold(node: Wire) -> N
     node.flush()
     assert node.core.due_s <= node.now_s + HOLD_S
     node.now_s += HOLD_S
+    node._finish(node.core.tick(node.now_s))
+    assert [header.number for header in node.sent()] == [2]
+
+
+def test_gathered_calls_survive_a_new_map(node: Wire) -> None:
+    """If the router says HELLO anew while calls gather, then they leave by the timer alone."""
+    node.add("first")
+    [first] = node.flush()
+    node.add("second")
+    node.flush()
+    node.core.on_frame(
+        wire.encode_header(Kind.REPLY, answers=Kind.PING, request_id=99, number=2), node.now_s
+    )  # another boot id
+    again, hello = node.sent()
+    node.boot = 2
+    assert (hello.kind, again.request_id) == (Kind.HELLO, first.request_id)
+    facts = {"boot": 2, "map_version": 2, "slots": even_map(2), "partitions": 2}
+    node.answer(hello, facts)
+    assert node.core.due_s <= node.now_s
     node._finish(node.core.tick(node.now_s))
     assert [header.number for header in node.sent()] == [2]
 
