@@ -80,6 +80,10 @@ class Numbering:
             self._open.discard(number)
             heapq.heappush(self._free, number)
 
+    def opened_before(self, number: int) -> bool:
+        """Whether a lower number is neither settled nor released."""
+        return min(self._open, default=number) < number
+
     def done_below(self) -> int:
         """Every number below it is settled."""
         lowest = min(self._open, default=self._next)

@@ -10,7 +10,8 @@ Rules of this file (design 3 and 4; the shells have no rule of their own):
    Silence alone leads to a PING after 1 s, then to a resend at 2, 4, 8 s: that repairs what ZeroMQ lost.
 3. A stale map means HELLO first; then calls are placed anew by their slots.
 4. ``client_expired`` moves what the node refused to a new identity (new client id, numbers from 1). What is
-   open elsewhere stays with the old one: sent under a new number it could happen twice.
+   open elsewhere stays with the old one: sent under a new number it could happen twice. So could a write
+   that only overtook an earlier one, which was lost: it is repeated until that one has arrived.
 5. Past its deadline a call fails: ``node_unreachable`` when nothing of it was ever sent, else ``timeout``.
    The number of a write that was given up is settled, so that it cannot land after a later call.
 6. A completion is (tokens, pairs). A token is the shell's own; a pair is (0, value) or (1, error map).
@@ -331,10 +332,12 @@ class Protocol(Traffic):
         payload.declined += bool(header.flags & _AGAIN)
         if header.flags & _STALE_MAP and payload.calls:
             return self._on_stale(payload, header.map_version, now_s)
-        if error["code"] == "client_expired" and payload.renewals < RENEWALS_MAX and payload.number:
-            self._renew(payload, now_s)
-            return []
         delay_s = again_s(payload, error, header.flags)
+        if error["code"] == "client_expired" and payload.renewals < RENEWALS_MAX and payload.number:
+            if not self._overtook(payload):
+                self._renew(payload, now_s)
+                return []
+            delay_s = AGAIN_S
         if delay_s is not None and (now_s + delay_s < payload.deadline_s or error["code"] != "overloaded"):
             payload.due_s = min(now_s + delay_s, payload.deadline_s)
             payload.sends = 0

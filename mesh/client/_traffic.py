@@ -136,6 +136,11 @@ class Traffic:
         self._look_at(payload.due_s)
         self._queue(payload)
 
+    def _overtook(self, payload: Payload) -> bool:
+        """Whether an earlier write is open: the node may know us as soon as that one arrives."""
+        assert payload.identity is not None
+        return payload.identity.numbering(payload.partition).opened_before(payload.number)
+
     def _renew(self, payload: Payload, now_s: float) -> None:
         """Go on under an identity that the node does not think it has forgotten."""
         if payload.identity is self._identity:

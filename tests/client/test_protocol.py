@@ -674,6 +674,21 @@ def test_open_writes_stay_with_the_identity_that_sent_them(ready: Wire) -> None:
     assert len(ready.core.retired) == 1
 
 
+def test_write_that_overtook_a_lost_one_is_repeated_under_its_number(ready: Wire) -> None:
+    """If the node does not know us since our first write was lost, then the second one keeps its number: a copy
+    of it that is still under way would be executed as soon as the first one arrives."""
+    client, first = write(ready, "a")
+    _, second = write(ready, "b")
+    ready.refuse(second, ClientExpired())
+    assert ready.sent() == []
+    [(same, again, _)] = ready.pass_s(0.1)
+    assert (same, again.number, again.request_id) == (client, second.number, second.request_id)
+    ready.reply(first, [[0, None]])
+    ready.refuse(again, ClientExpired())  # nothing earlier is open any more: the node really forgot us
+    [(new, anew, _)] = ready.sent()
+    assert new != client and anew.number == 1
+
+
 def test_client_that_is_always_expired_gives_up(ready: Wire) -> None:
     """If each new identity is refused too, then the caller gets client_expired instead of a loop."""
     _, header = write(ready)
