@@ -675,7 +675,7 @@ def test_open_writes_stay_with_the_identity_that_sent_them(ready: Wire) -> None:
 
 
 def test_write_that_overtook_a_lost_one_is_repeated_under_its_number(ready: Wire) -> None:
-    """If the node does not know us since our first write was lost, then the second one keeps its number: a copy
+    """If the node does not know us since our first write was lost, then the second keeps its number: a copy
     of it that is still under way would be executed as soon as the first one arrives."""
     client, first = write(ready, "a")
     _, second = write(ready, "b")
