@@ -57,8 +57,8 @@ class Worker:
             yield from self.end(self.story)
 
     def last_words(self) -> Any:
-        """What must work when the storm is over: routes at the first attempt. A runner that was frozen last may yet
-        be replaced for its silence, and take a run that began meanwhile with it, which then says so."""
+        """What must work when the storm is over: routes at the first attempt. A runner that was frozen may
+        yet be replaced for its silence; a run that began in it meanwhile says so, and is tried again."""
         key = f"t:{self.name}:last"
         answers = [
             (yield "routes.set", (key, {**ROOM, "n": "last"}), {"timeout_s": LAST_S}),
