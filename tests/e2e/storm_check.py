@@ -64,11 +64,13 @@ def all_sessions(client: mesh.Client) -> dict[str, mesh.Session]:
 
 
 def unfinished(client: mesh.Client, sids: Iterable[str]) -> dict[str, list[str]]:
-    """Sessions with runs that are not over, and the logs that these have so far."""
+    """Sessions with runs that are not over, and the logs that these have so far. What waits in a paused session
+    waits for its resume."""
     left: dict[str, list[str]] = {}
     for sid in sids:
+        waits = ("pending", "queued") if client.sessions.get(sid).status == "paused" else ("pending",)
         for run in client.sessions.runs(sid):
-            if not run.terminal and run.status != "pending":
+            if not run.terminal and run.status not in waits:
                 log = [event.type for event in client.sessions.events(sid, run_id=run.id)]
                 told = f"run {run.id} of {sid} is {run.status}, attempt {run.attempt}: {log}"
                 left.setdefault(sid, []).append(told)
