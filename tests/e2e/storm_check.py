@@ -64,8 +64,8 @@ def all_sessions(client: mesh.Client) -> dict[str, mesh.Session]:
 
 
 def unfinished(client: mesh.Client, sids: Iterable[str]) -> dict[str, list[str]]:
-    """Sessions with runs that are not over, and the logs that these have so far. What waits in a paused session
-    waits for its resume."""
+    """Sessions with runs that are not over, and the logs that these have so far. In a paused session what is
+    queued waits for its resume."""
     left: dict[str, list[str]] = {}
     for sid in sids:
         waits = ("pending", "queued") if client.sessions.get(sid).status == "paused" else ("pending",)
