@@ -142,7 +142,11 @@ class Traffic:
         return payload.identity.numbering(payload.partition).opened_before(payload.number)
 
     def _renew(self, payload: Payload, now_s: float) -> None:
-        """Go on under an identity that the node does not think it has forgotten."""
+        """Go on under an identity that the node does not think it has forgotten. And under another request id:
+        copies that are refused later must not renew it once more, when it may be done already."""
+        del self._open[payload.request_id]
+        payload.request_id = self._id()
+        self._open[payload.request_id] = payload
         if payload.identity is self._identity:
             self._identity = Identity(self._new_id())
         former, payload.identity = payload.identity, self._identity

@@ -674,6 +674,18 @@ def test_open_writes_stay_with_the_identity_that_sent_them(ready: Wire) -> None:
     assert len(ready.core.retired) == 1
 
 
+def test_later_refusals_of_an_expired_write_do_not_renew_it_again(ready: Wire) -> None:
+    """If several copies of a write are refused since the node forgot us, then it is renewed once: under one
+    more identity it could happen twice."""
+    _, expired = write(ready, "a")
+    ready.refuse(expired, ClientExpired())
+    [(_, anew, _)] = ready.sent()
+    ready.refuse(expired, ClientExpired())
+    assert ready.sent() == [] and anew.request_id != expired.request_id
+    ready.reply(anew, [[0, None]])
+    assert ready.done["a"] == [0, None]
+
+
 def test_write_that_overtook_a_lost_one_is_repeated_under_its_number(ready: Wire) -> None:
     """If the node does not know us since our first write was lost, then the second keeps its number: a copy
     of it that is still under way would be executed as soon as the first one arrives."""
