@@ -142,8 +142,11 @@ class Traffic:
         return payload.identity.numbering(payload.partition).opened_before(payload.number)
 
     def _renew(self, payload: Payload, now_s: float) -> None:
-        """Go on under an identity that the node does not think it has forgotten. And under another request id:
-        copies that are refused later must not renew it once more, when it may be done already."""
+        """Go on under an identity that the node does not think it has forgotten.
+
+        The request id is another one too: copies that are refused later must not renew it once more, when it
+        may be done already.
+        """
         del self._open[payload.request_id]
         payload.request_id = self._id()
         self._open[payload.request_id] = payload
