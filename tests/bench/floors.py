@@ -13,6 +13,8 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Callable
+from typing import Any
 
 import mesh
 from mesh.core import slots, wire
@@ -48,7 +50,8 @@ async def asyncio_floor(coroutines: int = 256, calls: int = 1_000) -> float:
     return (time.perf_counter() - begin) / (coroutines * calls) * 1e6
 
 
-def _router(front: str, back: str) -> None:
+def bare_router(front: str, back: str, actor_of: Callable[[bytes], bytes]) -> None:
+    """Passes frames on, for ever: ``actor_of`` names the dealer behind that a client's frame goes to."""
     ctx = sockets.context()
     clients, actors = sockets.router_socket(ctx), sockets.router_socket(ctx)
     clients.bind(front)
@@ -60,7 +63,7 @@ def _router(front: str, back: str) -> None:
         ready = dict(poller.poll())
         if clients in ready:
             client, frame = clients.recv(), clients.recv()
-            actors.send(b"actor", sockets.MORE)
+            actors.send(actor_of(frame), sockets.MORE)
             actors.send(client + frame)
         if actors in ready:
             actors.recv()
@@ -81,7 +84,7 @@ def router_latency(calls: int = 3_000) -> tuple[float, float]:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         front, back = f"ipc://{folder}/f", f"ipc://{folder}/b"
         fork = multiprocessing.get_context("fork")
-        ends = ((_router, (front, back)), (_echo, (back,)))
+        ends: list[Any] = [(bare_router, (front, back, lambda _: b"actor")), (_echo, (back,))]
         children = [fork.Process(target=target, args=args) for target, args in ends]
         for child in children:
             child.start()

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgpack
-from floors import asyncio_floor
+from floors import asyncio_floor, bare_router
 
 import mesh
 from mesh.net import sockets
@@ -33,25 +33,8 @@ ROUNDS = 5
 SECONDS = 2.0
 
 
-def _router(front: str, back: str) -> None:
-    ctx = sockets.context()
-    clients, actors = sockets.router_socket(ctx), sockets.router_socket(ctx)
-    clients.bind(front)
-    actors.bind(back)
-    poller = sockets.Poller()
-    poller.register(clients, sockets.POLLIN)
-    poller.register(actors, sockets.POLLIN)
-    while True:
-        ready = dict(poller.poll())
-        if clients in ready:
-            client, frame = clients.recv(), clients.recv()
-            actors.send(b"p" + frame[:1], sockets.MORE)
-            actors.send(client + frame)
-        if actors in ready:
-            actors.recv()
-            frame = actors.recv()
-            clients.send(frame[:16], sockets.MORE)
-            clients.send(frame[16:])
+def _home(frame: bytes) -> bytes:
+    return b"p" + frame[:1]
 
 
 def _partition(back: str, index: int) -> None:
@@ -106,7 +89,10 @@ def bare_node() -> Any:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         front, back = f"ipc://{folder}/f", f"ipc://{folder}/b"
         fork = multiprocessing.get_context("fork")
-        ends: list[Any] = [(_router, (front, back)), *((_partition, (back, n)) for n in range(PARTITIONS))]
+        ends: list[Any] = [
+            (bare_router, (front, back, _home)),
+            *((_partition, (back, n)) for n in range(PARTITIONS)),
+        ]
         children = [fork.Process(target=target, args=args) for target, args in ends]
         for child in children:
             child.start()
