@@ -62,7 +62,7 @@ def answers_of(frame: bytes, op: str) -> Sequence[Pair]:
 _LISTS, _TWO = {list}, {2}
 _Error = dict[str, Any]
 _Found = tuple[int, RouteRecord | _Error]
-#: Read straight into records: 1.1 us per route, where reading lists and building records takes 1.5.
+#: Read straight into records, whose routes stay encoded: 0.2 us each, where lists and records take 1.5.
 _READERS: dict[str, Callable[[memoryview], Any]] = {
     "route.get": msgspec.msgpack.Decoder(list[_Found]).decode,
     "route.get_many": msgspec.msgpack.Decoder(list[tuple[int, list[_Found] | _Error]]).decode,

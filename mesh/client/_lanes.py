@@ -13,12 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 from mesh.client._payload import PAYLOAD_CALLS, Call, Payload
-from mesh.core.wire import Kind
+from mesh.client._traffic import WAIT
 
 #: Calls wait no longer than this for the answer to those before them; a payload may stay open for seconds (a
 #: run is to settle, a partition starts again), and must not hold up others.
 HOLD_S = 0.002
-WAIT = int(Kind.WAIT)
 #: Time limits of callers' own that are remembered with their batches.
 LIMITED_MAX = 64
 
