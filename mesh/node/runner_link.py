@@ -99,7 +99,7 @@ class Link:
             peer = wire.actor_id(mailbox.PARTITION, partition)
             self._frames.extend(peer + join_many(group) for group in groups(messages, FRAME_BYTES))
         self._posted.clear()
-        if self._frames:
+        if self._frames and self._retry is None:
             self._send()
 
     def _send(self) -> None:
@@ -109,7 +109,7 @@ class Link:
                 self._socket.send(self._frames[0], sockets.NOWAIT)
                 self._frames.popleft()
         except sockets.Again:
-            self._retry = self._retry or self._loop.call_later(RETRY_S, self._send)
+            self._retry = self._loop.call_later(RETRY_S, self._send)
         # A send may have swallowed the edge that says "there is something to read".
         self._loop.call_soon(self._drain)
 
