@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mesh.client.blocking import Client
     from mesh.client.local_node import LocalNode
     from mesh.core.keys import SessionKey
+    from mesh.core.message import Message, Role, Transcript
     from mesh.core.records import (
         Event,
         Handle,
@@ -105,8 +106,11 @@ _HOME: dict[str, str] = {
     "Client": "mesh.client.blocking",
     "Listener": "mesh.client._blocking_listener",
     "LocalNode": "mesh.client.local_node",
+    "Message": "mesh.core.message",
+    "Role": "mesh.core.message",
     "RunContext": "mesh.providers.base",
     "SessionKey": "mesh.core.keys",
+    "Transcript": "mesh.core.message",
     **dict.fromkeys(_RECORDS, "mesh.core.records"),
     **dict.fromkeys(_ERRORS, "mesh.errors"),
 }
@@ -140,6 +144,7 @@ __all__ = [
     "LocalNode",
     "LocalProtocolError",
     "MeshError",
+    "Message",
     "NodeUnreachable",
     "NotFound",
     "Notification",
@@ -153,6 +158,7 @@ __all__ = [
     "RemoteProtocolError",
     "RequestError",
     "Resolution",
+    "Role",
     "RouteEntry",
     "RouteRecord",
     "Run",
@@ -166,6 +172,7 @@ __all__ = [
     "Source",
     "StopReason",
     "StoreError",
+    "Transcript",
     "Unavailable",
     "__version__",
 ]
