@@ -16,8 +16,9 @@ from mesh.client._payload import PAYLOAD_CALLS, Call, Payload
 from mesh.client._traffic import WAIT
 
 #: Calls wait no longer than this for the answer to those before them; a payload may stay open for seconds (a
-#: run is to settle, a partition starts again), and must not hold up others.
-HOLD_S = 0.002
+#: run is to settle, a partition starts again), and must not hold up others. A commit takes 3 ms of a busy
+#: partition; with less than that, payloads leave half full and each costs its own.
+HOLD_S = 0.008
 #: Time limits of callers' own that are remembered with their batches.
 LIMITED_MAX = 64
 
