@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.core import wire
-from mesh.core.live import Live, NoRunner
+from mesh.core.live import NoRunner
 from mesh.core.receipts import Key, Receipt, Receipts
 from mesh.core.routes import RouteTable
 from mesh.core.session_ops import SessionOps
@@ -104,13 +104,13 @@ class Partition:
     """The deciding half of a partition. The shell feeds it, commits, and sends what it returns."""
 
     def __init__(
-        self, state: State, routes: RouteTable, live: Live, ops: SessionOps, receipts: Receipts, *,
+        self, state: State, routes: RouteTable, ops: SessionOps, receipts: Receipts, *,
         reads: dict[str, Callable[[list[Any], int], bytes]], slot_map: bytes, index: int,
         log_bug: Callable[[str], None],
     ) -> None:
         self.state = state
         self.routes = routes
-        self.live = live
+        self.live, self.queue, self.runners = ops.live, ops.queue, ops.runners
         self.ops = ops
         self.receipts = receipts
         self.slot_map = slot_map

@@ -22,7 +22,7 @@ class Actors:
     def __init__(self, partition: Partition, outboxes: Outboxes, log: Log) -> None:
         self.partition = partition
         self.state = partition.state
-        self.live = partition.live
+        self.runners = partition.runners
         self.outboxes = outboxes
         self.log = log
         self.router_boot = 0
@@ -46,11 +46,11 @@ class Actors:
             case mailbox.ROUTER, "roster":
                 self._on_roster({row[0]: RunnerEntry(*row[1:]) for row in message[1]}, writable)
             case mailbox.RUNNER, "batch" if writable:
-                self.answers.append((index, incarnation, self.live.on_batch(index, incarnation, message)))
+                self.answers.append((index, incarnation, self.runners.on_batch(index, incarnation, message)))
             case mailbox.RUNNER, "lost" if writable:
-                self.live.on_lost(index, incarnation, message[1])
+                self.runners.on_lost(index, incarnation, message[1])
             case mailbox.RUNNER, "left" if writable:
-                self.live.on_left(index, incarnation, message[1])
+                self.runners.on_left(index, incarnation, message[1])
             case mailbox.RUNNER, "acks":
                 self.outboxes.on_acks(index, incarnation, message[1], message[2])
             case mailbox.RUNNER, "catalogue":
@@ -61,7 +61,7 @@ class Actors:
         self.news = True
         self.outboxes.on_roster(entries)
         if writable:
-            self.live.on_roster(entries)
+            self.runners.on_roster(entries)
         self.partition.ops.agents.on_roster()
 
     def guarded(self, work: Callable[[], T]) -> T | None:

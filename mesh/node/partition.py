@@ -14,9 +14,11 @@ from typing import Any
 from mesh.core import mailbox, wire
 from mesh.core.live import Live
 from mesh.core.partition import Partition, Pending
+from mesh.core.queueing import Queue
 from mesh.core.receipts import Key, Receipt, Receipts
 from mesh.core.records import StopReason
 from mesh.core.routes import RouteTable
+from mesh.core.runners import Runners
 from mesh.core.session_ops import SessionOps
 from mesh.core.state import State
 from mesh.core.waiting import Waiters
@@ -64,7 +66,8 @@ class PartitionProcess:
                              starts=child.incarnation % INCARNATIONS_PER_BOOT)
         self.epoch = self.health.acquire()
         self.state = State(self.store, partition=child.index, epoch=self.epoch, node=config.node.name)
-        self.live = Live(self.state, max_live=config.sessions.max_live, queue_max=config.sessions.queue_max)
+        self.live = Live(self.state, max_live=config.sessions.max_live)
+        runners = Runners(Queue(self.live, queue_max=config.sessions.queue_max))
         self.reads = Reads(
             self.state,
             self.store,
@@ -75,8 +78,7 @@ class PartitionProcess:
         self.partition = Partition(
             self.state,
             RouteTable(config.routes, route_bytes_max=limits.route_bytes, partition=child.index),
-            self.live,
-            SessionOps(self.state, self.live, agents=config.agents, input_bytes_max=limits.input_bytes),
+            SessionOps(runners, agents=config.agents, input_bytes_max=limits.input_bytes),
             self.receipts, reads=self.reads.table, slot_map=child.slot_map, index=child.index,
             log_bug=lambda op: self.log.write("a call failed", op=op, trace=traceback.format_exc()),
         )
@@ -357,7 +359,7 @@ class PartitionProcess:
         if self.degraded is None:
             guarded(self.partition.ops.tick)
             guarded(self.upkeep.retire_idle)
-            guarded(self.live.start_waiting)
+            guarded(self.partition.queue.start_waiting)
         self.partition.expire_parked()
         self._commit()
         self.outboxes.resend(self.state.mono)
@@ -375,7 +377,7 @@ class PartitionProcess:
         if self.degraded is None:
             self.actors.news = True
             self.outboxes.compare_now()
-            self.actors.guarded(lambda: self.live.on_roster(self.state.runners))
+            self.actors.guarded(lambda: self.partition.runners.on_roster(self.state.runners))
 
     def _housekeeping(self) -> None:
         """Small steps between batches."""

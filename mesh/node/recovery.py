@@ -87,14 +87,14 @@ class Recovery:
 
     def settle(self) -> None:
         """End what was live in a former life of the node, and settle what executed there."""
-        state, live = self.state, self.partition.live
+        state, partition = self.state, self.partition
         for session_id in list(state.live):
             if self._is_former(state.session(session_id).runner_incarnation):
-                live.take_down(state.session(session_id), StopReason.NODE_LOST)
+                partition.live.take_down(state.session(session_id), StopReason.NODE_LOST)
         for running in [work.running for work in state.work.values() if work.running is not None]:
             run = state.run(running)
             if self._is_former(run.runner_incarnation):
-                live.settle_lost(run)
+                partition.runners.settle_lost(run)
 
     def _is_former(self, incarnation: int) -> bool:
         return incarnation // INCARNATIONS_PER_BOOT != self.node_boot

@@ -14,9 +14,11 @@ from mesh.core import events as ev
 from mesh.core import wire
 from mesh.core.live import Live
 from mesh.core.partition import Partition, Pending
+from mesh.core.queueing import Queue
 from mesh.core.receipts import Receipts
 from mesh.core.routes import RouteTable
 from mesh.core.runner import Inbox
+from mesh.core.runners import Runners
 from mesh.core.session_ops import SessionOps
 from mesh.core.slots import even_map, run_id_for
 from mesh.core.state import State
@@ -135,11 +137,11 @@ class Bench:
         self.store = FlakyStore(self.path)
         epoch = self.store.acquire(boot_id="boot", offset_ms=0)
         self.state = State(self.store, partition=0, epoch=epoch, node="mesh")
-        self.live = Live(self.state, max_live=self.max_live, queue_max=self.queue_max)
-        self.ops = SessionOps(self.state, self.live, agents=AGENTS, input_bytes_max=1 << 20)
+        runners = Runners(Queue(Live(self.state, max_live=self.max_live), queue_max=self.queue_max))
+        self.ops = SessionOps(runners, agents=AGENTS, input_bytes_max=1 << 20)
         self.receipts = Receipts(self.store.receipts, open_max=4096)
         self.partition = Partition(
-            self.state, RouteTable(RoutesSection(), route_bytes_max=65536, partition=0), self.live, self.ops,
+            self.state, RouteTable(RoutesSection(), route_bytes_max=65536, partition=0), self.ops,
             self.receipts, reads={}, slot_map=even_map(1), index=0, log_bug=self._bug,
         )
         self.outboxes = Outboxes(self.state, self._send)
@@ -232,7 +234,7 @@ class Bench:
         self._clock()
         self.partition.begin()
         self.actors.guarded(self.ops.tick)
-        self.actors.guarded(self.live.start_waiting)
+        self.actors.guarded(self.ops.queue.start_waiting)
         self.partition.expire_parked()
         self._commit()
         self.outboxes.resend(self.mono)

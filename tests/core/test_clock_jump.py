@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from bench import Bench, new_run_id
 
-from mesh.core.live import CRASHES_MAX
 from mesh.core.receipts import Receipt
+from mesh.core.runners import CRASHES_MAX
 from mesh.core.state import State
 from mesh.store.sqlite import Store
 

@@ -213,7 +213,8 @@ class Steps:
                     cancelled = run_id in runner.cancelled
                     bench.progress(runner, run_id, "cancelled" if cancelled else "completed")
         assert not bench.partition.open and not bench.partition.parked
-        assert not bench.ops.closers and not bench.ops.cancels and not bench.ops.deadlines
+        assert not bench.ops.settling.closers and not bench.ops.settling.cancels
+        assert not bench.ops.settling.deadlines
         for sid, work in bench.state.work.items():
             assert bench.state.session(sid).status == SessionStatus.PAUSED and work.running is None
         for run_id in self.run_ids:

@@ -375,7 +375,7 @@ def test_a_verb_whose_transaction_failed_is_not_done_later(bench: Bench, verb: s
     assert isinstance(bench.replies[request], StoreError)
     bench.progress(runner, RUN, "completed")
     assert bench.status(RUN) == "completed" and bench.state.session("s").status == "active"
-    assert not bench.ops.closers and not bench.ops.deadlines
+    assert not bench.ops.settling.closers and not bench.ops.settling.deadlines
 
 
 def test_a_settlement_whose_transaction_failed_is_answered_and_comes_again(bench: Bench) -> None:

@@ -12,9 +12,11 @@ from mesh.core import mailbox, wire
 from mesh.core.live import Live
 from mesh.core.ops import CATALOGUE
 from mesh.core.partition import Partition, Pending
+from mesh.core.queueing import Queue
 from mesh.core.receipts import Receipt, Receipts
 from mesh.core.router import Actor, Router
 from mesh.core.routes import RouteTable
+from mesh.core.runners import Runners
 from mesh.core.session_ops import SessionOps
 from mesh.core.slots import even_map, run_id_for
 from mesh.core.state import RunnerEntry, State
@@ -148,15 +150,14 @@ class Mini:
     def __init__(self) -> None:
         memory = Memory()
         self.state = State(memory, partition=0, epoch=1, node="mesh")
-        self.live = Live(self.state, max_live=3, queue_max=2)
+        runners = Runners(Queue(Live(self.state, max_live=3), queue_max=2))
         self.bugs: list[str] = []
         self.receipts = Receipts(memory.receipts, open_max=8)
         self.routes = RouteTable(RoutesSection(max_entries_per_partition=3), route_bytes_max=300, partition=0)
         self.partition = Partition(
             self.state,
             self.routes,
-            self.live,
-            SessionOps(self.state, self.live, agents=AGENTS, input_bytes_max=2000),
+            SessionOps(runners, agents=AGENTS, input_bytes_max=2000),
             self.receipts,
             reads={},
             slot_map=even_map(1),
@@ -182,7 +183,8 @@ class Mini:
                 self._write(dice, calls)
             except MeshError:
                 pass
-        for work in (self.partition.ops.tick, self.live.start_waiting, self.partition.retry_parked):
+        core = self.partition
+        for work in (core.ops.tick, core.queue.start_waiting, core.retry_parked):
             work()
         self._commit(dice.below(8) == 0, marked)
         assert not self.bugs, self.bugs[0]

@@ -1,0 +1,178 @@
+"""What the runners say, and what the death of one means for its sessions and runs.
+
+Rules of this file:
+
+1. A batch is taken when it is the next one of the attempt that was claimed; everything else is answered with
+   what the runner should do about it, and changes nothing.
+2. A run whose runner is gone is ``outcome_unknown``: its side effects are unknown, so it is never run again
+   in silence, unless the agent is declared idempotent.
+3. ``restarted`` when the runner of a live session was replaced.
+4. A session that executed when its runner died is charged; CRASHES_MAX in CRASH_PERIOD_S and it is failed
+   with ``restart_exhausted``, so that a poison session cannot take everybody down again and again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mesh.core import run as runs
+from mesh.core import session as sessions
+from mesh.core.queueing import EXECUTING, Queue, failure_data
+from mesh.core.records import TERMINAL, RunStatus, StopReason
+from mesh.core.run import RunState
+from mesh.core.session import SessionState
+from mesh.core.state import RunnerEntry, Work
+from mesh.errors import NotFound
+
+CRASHES_MAX = 3
+CRASH_PERIOD_S = 60.0
+#: Roster states in which the process of that incarnation is dead, by the supervisor's word.
+DEAD = frozenset(("restarting", "down", "stopped"))
+
+
+class Runners:
+    """The partition's side of its talk with the runners."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.state = queue.state
+        self.live = queue.live
+        self.queue = queue
+        self.idempotent: set[str] = set()
+
+    def on_batch(self, runner: int, incarnation: int, message: list[Any]) -> list[Any]:
+        """Take a batch of events; returns the answer for the runner, to be sent after the commit."""
+        _, run_id, attempt, number, rows, settle = message
+        try:
+            run = self.state.run(run_id)
+        except NotFound:
+            return ["fenced", run_id, attempt]
+        if run.attempt == attempt and run.status in TERMINAL:
+            return ["stored", run_id, attempt, number]
+        if run.attempt != attempt or (run.runner, run.runner_incarnation) != (runner, incarnation) or (
+            run.status not in EXECUTING
+        ):
+            return ["fenced", run_id, attempt]
+        if number <= run.batch:
+            return ["stored", run_id, attempt, number]
+        if number > run.batch + 1:
+            return ["expected", run_id, attempt, run.batch + 1]
+        session = self.state.session(run.session_id)
+        for code, ts, fragment in rows:
+            self.state.append_fragment(session.id, code, ts, fragment, run)
+        if settle is None:
+            self.state.put_progress(run, number)
+            self.state.touch(session.id)
+        else:
+            self.queue.settle(run, RunStatus(settle["status"]), batch=number, **runs.checked_result(settle))
+        return ["stored", run_id, attempt, number]
+
+    def on_roster(self, entries: dict[int, RunnerEntry]) -> None:
+        """Take the runners' present state: settle what died with one, restart its sessions, dispatch."""
+        self.state.runners = entries
+        for session_id in list(self.state.live):
+            session = self.state.session(session_id)
+            entry = entries.get(session.runner or 0)
+            if entry is None:
+                continue
+            replaced = entry.incarnation > session.runner_incarnation
+            dead = entry.incarnation == session.runner_incarnation and entry.state in DEAD
+            if replaced or dead:
+                self._runner_died(session, entry, replaced=replaced)
+        self.queue.start_waiting()
+
+    def _runner_died(self, session: SessionState, entry: RunnerEntry, *, replaced: bool) -> None:
+        work = self.state.work_of(session.id)
+        running = self.state.run(work.running) if work.running else None
+        if running is not None and running.runner_incarnation == session.runner_incarnation:
+            if entry.state != "stopped":
+                session = self._charge(session)
+            self._lost_run(running, session)
+            session = self.state.session(session.id)
+            if not session.live:
+                return
+        if entry.state == "down":
+            self.live.take_down(session, StopReason.CRASH)
+            return
+        if not replaced or not entry.reachable:
+            return  # announced when the new process is there, so that the handle in it is true
+        former = sessions.handle_map(session, None)
+        session = self.state.put_session(msgspec.structs.replace(
+            session, incarnation=session.incarnation + 1, runner_incarnation=entry.incarnation))
+        self.state.announce("restarted", session, former=former, reason="runner_died")
+
+    def _charge(self, session: SessionState) -> SessionState:
+        now_s = self.state.mono  # what an earlier boot left lies ahead of it, and is dropped
+        recent = tuple(t for t in session.crashes if 0 <= now_s - t <= CRASH_PERIOD_S)
+        return self.state.put_session(msgspec.structs.replace(session, crashes=(*recent, now_s)))
+
+    def _lost_run(self, run: RunState, session: SessionState) -> None:
+        error = {
+            "code": "outcome_unknown", "details": {"run_id": run.id, "attempt": run.attempt},
+            "message": "the runner died while the run executed; what it did outside is unknown",
+        }
+        if len(session.crashes) >= CRASHES_MAX:
+            error = {
+                **error,
+                "code": "restart_exhausted",
+                "message": f"executing when its runner died, {CRASHES_MAX} times in {CRASH_PERIOD_S:g} s",
+            }
+            queue = self.state.work_of(session.id).queue
+            self.state.put_work(session.id, Work(run.id))
+            for queued in queue:
+                self.queue.cancel(self.state.run(queued))
+            self.queue.settle_here(msgspec.structs.replace(run, once=False), RunStatus.FAILED, error)
+            session = self.state.session(session.id)
+            if session.status not in sessions.CLOSED:
+                session = self.live.verb(session, "fail", failure_data(error), error=error)
+            self.live.take_down(session, StopReason.RESTART_EXHAUSTED)
+        elif run.cancelling:
+            self.queue.settle_here(run, RunStatus.CANCELLED, {**error, "code": "cancelled"})
+        elif session.agent in self.idempotent and run.status == RunStatus.RUNNING:
+            self.queue.requeue(run)
+        else:
+            self.queue.settle_here(run, RunStatus.FAILED, error)
+
+    def settle_lost(self, run: RunState) -> None:
+        """The node died while the run executed: settle it, or queue it again where that is declared safe."""
+        self._lost_run(run, self.state.session(run.session_id))
+
+    def on_lost(self, runner: int, incarnation: int, pairs: list[Any]) -> None:
+        """A runner says that it does not have these runs. One that said nothing yet never reached it (it was
+        lost with our former epoch): it is sent again. Of one that began, the outcome is unknown."""
+        for run_id, attempt in pairs:
+            work = (
+                self.state.work_of(self.state.run(run_id).session_id)
+                if self.state.has_run(run_id)
+                else Work()
+            )
+            run = self.state.run(run_id) if work.running == run_id else None
+            if run is None or (run.attempt, run.runner, run.runner_incarnation) != (
+                attempt,
+                runner,
+                incarnation,
+            ):
+                continue
+            session = self.state.session(run.session_id)
+            if run.batch == 0 and not run.cancelling:
+                self.state.commands.append((runner, self.queue.run_command(run, session)))
+            else:
+                self._lost_run(run, session)
+                self.queue.start_next(session.id)
+
+    def on_left(self, runner: int, incarnation: int, kept: list[Any]) -> None:
+        """A runner that was told to stop is about to exit. A run that was sent to it, and that it did not
+        keep, never began there: it waits for the next one, as if it had not been sent."""
+        entry = self.state.runners.get(runner)
+        if entry is not None and entry.incarnation == incarnation:
+            self.state.runners[runner] = entry._replace(state="stopped", reachable=False)
+        for work in list(self.state.work.values()):
+            run = self.state.run(work.running) if work.running else None
+            if run is None or (run.runner, run.runner_incarnation) != (runner, incarnation):
+                continue
+            if run.batch == 0 and not run.cancelling and [run.id, run.attempt] not in kept:
+                self.queue.requeue(msgspec.structs.replace(run, attempt=run.attempt - 1))
+
+
+__all__ = ["CRASHES_MAX", "CRASH_PERIOD_S", "DEAD", "Runners"]
