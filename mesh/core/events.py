@@ -1,4 +1,8 @@
-"""The events of a session's log: the 28 types, their codes in the store, and the stored form.
+"""The events of a session's log: the types, their codes in the store, and the stored form.
+
+**The one place where a type is defined** is the table ``EVENTS``: a new type is one more row at its end, and
+everything else follows from it (who may write it, what is checked, whether it is searched for secrets, the
+feed's topic, the filters of the SDK).
 
 The stored form is a *fragment*: the nine encoded key/value pairs of an event's map that its author knows
 (ts, type, session_id, run_id, data, metadata, provider, correlation_id, schema_version). Whoever serves or
@@ -9,7 +13,7 @@ on its way to the disk, to a reader or to the feed.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from xxhash import xxh3_128_hexdigest
 
@@ -17,38 +21,66 @@ from mesh.core.wire import map_header, pack
 from mesh.errors import InvalidArgument
 
 SCHEMA_VERSION = 1
+#: Where the warnings about an event's shape stand in its metadata.
+WARNINGS = "_validation_warnings"
+
+
+class EventType(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    group: str
+    #: Who may write it. What is the node's an agent cannot write: those are promises. ``human`` is whoever
+    #: approves or denies, through the node.
+    author: Literal["node", "agent", "both", "human"]
+    scanned: bool  #: its data may hold text of an agent, a command or a person, so it is searched for secrets
+    shape: dict[str, type]  #: what its data should hold; else the event is kept, with warnings
+
+
+_TEXT: dict[str, type] = {"content": str}
+_TOOL: dict[str, type] = {"tool_name": str}
+_TOKENS: dict[str, type] = {"input_tokens": int, "output_tokens": int}
+_APPROVAL: dict[str, type] = {"tool_name": str, "policy_name": str}
+_POLICY: dict[str, type] = {"policy": str, "kind": str}
+
 #: Order is the code in the store: append only, never reorder.
-EVENT_TYPES: tuple[str, ...] = (
-    "session_created",
-    "session_started",
-    "session_paused",
-    "session_resumed",
-    "session_completed",
-    "session_failed",
-    "session_cancelled",
-    "run_started",
-    "run_completed",
-    "run_failed",
-    "run_cancelled",
-    "run_timeout",
-    "message_sent",
-    "message_received",
-    "message_streamed",
-    "tool_call_started",
-    "tool_call_completed",
-    "tool_call_failed",
-    "error_occurred",
-    "error_recovered",
-    "token_usage_updated",
-    "turn_completed",
-    "workspace_snapshot_taken",
-    "workspace_diff_computed",
-    "policy_violation",
-    "tool_approval_requested",
-    "tool_approval_granted",
-    "tool_approval_denied",
+EVENTS: tuple[EventType, ...] = (
+    EventType("session_created", "session", "node", False, {}),
+    EventType("session_started", "session", "node", False, {}),
+    EventType("session_paused", "session", "node", False, {}),
+    EventType("session_resumed", "session", "node", False, {}),
+    EventType("session_completed", "session", "node", False, {}),
+    EventType("session_failed", "session", "node", True, {}),
+    EventType("session_cancelled", "session", "node", False, {}),
+    EventType("run_started", "run", "node", True, {}),
+    EventType("run_completed", "run", "node", True, {"stop_reason": str}),
+    EventType("run_failed", "run", "node", True, {}),
+    EventType("run_cancelled", "run", "node", False, {}),
+    EventType("run_timeout", "run", "node", False, {}),
+    EventType("message_sent", "message", "node", True, {}),
+    EventType("message_received", "message", "both", True, {**_TEXT, "role": str}),
+    EventType("message_streamed", "message", "both", True, _TEXT),
+    EventType("tool_call_started", "tool", "agent", True, _TOOL),
+    EventType("tool_call_completed", "tool", "agent", True, _TOOL),
+    EventType("tool_call_failed", "tool", "agent", True, _TOOL),
+    EventType("error_occurred", "error", "both", True, {"error_message": str}),
+    EventType("error_recovered", "error", "agent", True, {}),
+    EventType("token_usage_updated", "usage", "agent", True, _TOKENS),
+    EventType("turn_completed", "usage", "agent", True, {}),
+    EventType("workspace_snapshot_taken", "workspace", "both", True, {}),
+    EventType("workspace_diff_computed", "workspace", "both", True, {}),
+    EventType("policy_violation", "policy", "both", True, _POLICY),
+    EventType("tool_approval_requested", "approval", "both", True, _APPROVAL),
+    EventType("tool_approval_granted", "approval", "human", True, _TOOL),
+    EventType("tool_approval_denied", "approval", "human", True, _TOOL),
 )
+EVENT_TYPES: tuple[str, ...] = tuple(row.name for row in EVENTS)
 TYPE_CODE: dict[str, int] = {name: code for code, name in enumerate(EVENT_TYPES)}
+#: What an agent may write.
+AGENT_EVENTS = frozenset(row.name for row in EVENTS if row.author in ("agent", "both"))
+#: What is searched for secrets.
+SCANNED = frozenset(row.name for row in EVENTS if row.scanned)
+_SHAPES: dict[str, tuple[tuple[str, type], ...]] = {row.name: tuple(row.shape.items()) for row in EVENTS}
 RUN_TERMINAL_EVENT: dict[str, str] = {
     "completed": "run_completed",
     "failed": "run_failed",
@@ -84,6 +116,24 @@ def type_code(name: Any) -> int:
     return code
 
 
+def shape_warnings(event_type: str, data: dict[str, Any]) -> list[str]:
+    """What is not as the type's shape says; mostly nothing. Advice for readers, never a reason to refuse."""
+    for key, kind in _SHAPES[event_type]:
+        if type(data.get(key)) is not kind:
+            return [_warning(data, *wanted) for wanted in _SHAPES[event_type] if _breaks(data, *wanted)]
+    return []
+
+
+def _breaks(data: dict[str, Any], key: str, kind: type) -> bool:
+    return type(data.get(key)) is not kind
+
+
+def _warning(data: dict[str, Any], key: str, kind: type) -> str:
+    if key not in data:
+        return f"{key} is missing"
+    return f"{key} must be {kind.__name__}, not {type(data[key]).__name__}"
+
+
 def encode_fragment(
     event_type: str,
     session_id: str,
@@ -95,7 +145,13 @@ def encode_fragment(
     metadata: dict[str, Any] | None = None,
     correlation_id: str | None = None,
 ) -> bytes:
-    """Encode what the author of an event knows; ``ts`` is wall time in seconds since the epoch (UTC)."""
+    """Encode what the author of an event knows; ``ts`` is wall time in seconds since the epoch (UTC).
+
+    What is wrong with the event's shape is added to its metadata.
+    """
+    warnings = shape_warnings(event_type, data)
+    if warnings:
+        metadata = {**(metadata or {}), WARNINGS: warnings}
     return b"".join(
         (
             _TS,
@@ -121,14 +177,19 @@ def encode_fragment(
 class FragmentEncoder:
     """``encode_fragment`` for the many events of one run: what they share is encoded once."""
 
-    __slots__ = ("_middle", "_run_id", "_session_id", "_tail", "provider")
+    __slots__ = ("_correlation_id", "_middle", "_run_id", "_session_id", "_tail", "provider")
 
-    def __init__(self, session_id: str, run_id: str, provider: str | None) -> None:
+    def __init__(
+        self, session_id: str, run_id: str, provider: str, correlation_id: str | None = None
+    ) -> None:
         self._session_id = session_id
         self._run_id = run_id
+        self._correlation_id = correlation_id
         self.provider = provider
         self._middle = b"".join((_SESSION, pack(session_id), _RUN, pack(run_id), _DATA))
-        self._tail = b"".join((_METADATA, pack({}), _PROVIDER, pack(provider), _TAIL, pack(None), _SCHEMA))
+        self._tail = b"".join(
+            (_METADATA, pack({}), _PROVIDER, pack(provider), _TAIL, pack(correlation_id), _SCHEMA)
+        )
 
     def encode(
         self,
@@ -139,7 +200,7 @@ class FragmentEncoder:
         correlation_id: str | None = None,
     ) -> bytes:
         """The fragment of one event."""
-        if metadata or correlation_id is not None:
+        if metadata or correlation_id is not None or shape_warnings(event_type, data):
             return encode_fragment(
                 event_type,
                 self._session_id,
@@ -148,7 +209,7 @@ class FragmentEncoder:
                 ts=ts,
                 provider=self.provider,
                 metadata=metadata,
-                correlation_id=correlation_id,
+                correlation_id=self._correlation_id if correlation_id is None else correlation_id,
             )
         return b"".join((_TS, pack(ts), _TYPE[event_type], self._middle, pack(data), self._tail))
 
@@ -183,15 +244,21 @@ def encode_published(
 
 
 __all__ = [
+    "AGENT_EVENTS",
+    "EVENTS",
     "EVENT_TYPES",
     "FRAGMENT_PAIRS",
     "RUN_TERMINAL_EVENT",
+    "SCANNED",
     "SCHEMA_VERSION",
     "TYPE_CODE",
+    "WARNINGS",
+    "EventType",
     "FragmentEncoder",
     "encode_fragment",
     "encode_published",
     "encode_stored",
     "event_id",
+    "shape_warnings",
     "type_code",
 ]

@@ -17,12 +17,12 @@ import time
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from mesh.core.events import RUN_TERMINAL_EVENT, TYPE_CODE, FragmentEncoder
+from mesh.core.events import AGENT_EVENTS, RUN_TERMINAL_EVENT, TYPE_CODE, FragmentEncoder
 from mesh.core.runner import Key, Outbox, RunLog, encode_event
 from mesh.core.wire import DEPTH_MAX, check_depth, pack
 from mesh.errors import InvalidArgument, MeshError, RunError
 from mesh.node.ending import CANCELLED, Ending, error_map, failure, raised, terminal_data
-from mesh.providers.base import OUTPUT, PROVIDER_EVENTS, Output, Provider, RunContext, SessionInfo
+from mesh.providers.base import OUTPUT, Output, Provider, RunContext, SessionInfo
 from mesh.providers.registry import Registry
 
 #: How long a cancelled provider may clean up; the callers of ``cancel`` are promised 5 s.
@@ -75,7 +75,7 @@ class Drive:
         self._loop = asyncio.get_running_loop()
         self._deadline_s: float | None = options.get("deadline_s")
         self._timers: list[asyncio.TimerHandle] = []
-        self._encoder = FragmentEncoder(self.info.id, key[0], None)
+        self._encoder = self._encoder_for(host.registry.provider_name(self.info.agent))
         self._begun = False
         self._text: list[str] = []
         self._text_left = host.output_bytes_max
@@ -143,12 +143,20 @@ class Drive:
 
     def _begin(self, provider: Provider | None, data: dict[str, Any]) -> None:
         """Write ``run_started``."""
-        name = None if provider is None else provider.name
-        self._encoder = FragmentEncoder(self.info.id, self.key[0], name)
+        name = self._encoder.provider
+        if provider is not None and provider.name != name:
+            name = provider.name
+            self._encoder = self._encoder_for(name)
         self._begun = True
         self._emit("run_started", {
             "agent": self.info.agent, "provider": name, "attempt": self.key[1], **data,
         })
+
+    def _encoder_for(self, provider: str) -> FragmentEncoder:
+        correlation_id = self.info.metadata.get("correlation_id")
+        return FragmentEncoder(
+            self.info.id, self.key[0], provider, correlation_id if type(correlation_id) is str else None
+        )
 
     async def _pull(self, provider: Provider) -> None:
         """Take every piece the provider yields, as fast as they are stored elsewhere."""
@@ -216,7 +224,7 @@ class Drive:
 
     def _event(self, piece: dict[str, Any]) -> None:
         event_type = piece.get("type")
-        if event_type not in PROVIDER_EVENTS:
+        if event_type not in AGENT_EVENTS:
             why = "is written by the node" if event_type in TYPE_CODE else "is no event type"
             raise InvalidArgument(f"{event_type!r:.60} {why}", code="invalid_event_type")
         strange = piece.keys() - _EVENT_KEYS

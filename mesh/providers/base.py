@@ -29,12 +29,6 @@ from mesh.core.records import Record
 from mesh.core.run import CAPABILITY_TYPES
 from mesh.errors import ConfigError, RunError
 
-#: What an agent may write. The node itself writes the others: they are its promises.
-PROVIDER_EVENTS = frozenset((
-    "message_received", "message_streamed", "tool_call_started", "tool_call_completed", "tool_call_failed",
-    "error_occurred", "error_recovered", "token_usage_updated", "turn_completed", "workspace_snapshot_taken",
-    "workspace_diff_computed", "policy_violation", "tool_approval_requested",
-))
 #: The type of the map that says what the run gives; no event.
 OUTPUT = "output"
 #: Capability types (spec 1.7).
@@ -297,7 +291,7 @@ def cut_stderr(text: str) -> str:
 
 
 __all__ = [
-    "COMMON_KEYS", "OUTPUT", "PROVIDER_EVENTS", "STREAMING", "Cancellation", "Output",
+    "COMMON_KEYS", "OUTPUT", "STREAMING", "Cancellation", "Output",
     "Piece", "Provider", "ProviderFailure", "RunContext", "SessionInfo", "as_failure", "capabilities_of",
     "check_keys", "checked", "cut_stderr", "messages_of", "nearest_name", "provider_error",
 ]

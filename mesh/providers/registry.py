@@ -84,6 +84,10 @@ class Registry:
         while self._loading:
             await asyncio.wait(list(self._loading.values()))
 
+    def provider_name(self, agent: str) -> str:
+        """The name of the provider behind an agent, whether it can be loaded or not."""
+        return str(self._tables.get(agent, {}).get("provider") or agent)
+
     def ready(self, agent: str) -> Provider | None:
         """The agent's provider, when it is there."""
         return self._providers.get(agent)

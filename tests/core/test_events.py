@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -10,14 +11,21 @@ from hypothesis import strategies as st
 
 from mesh.core import wire
 from mesh.core.events import (
+    AGENT_EVENTS,
     EVENT_TYPES,
+    EVENTS,
     FRAGMENT_PAIRS,
     RUN_TERMINAL_EVENT,
+    SCANNED,
     TYPE_CODE,
+    WARNINGS,
+    EventType,
+    FragmentEncoder,
     encode_fragment,
     encode_published,
     encode_stored,
     event_id,
+    shape_warnings,
     type_code,
 )
 from mesh.errors import InvalidArgument
@@ -74,6 +82,7 @@ def test_a_fragment_becomes_the_stored_and_the_published_map(
     fragment = encode_fragment(
         event_type, "s1", text, data, ts=1.5, provider=text, metadata=metadata, correlation_id=text
     )
+    warnings = shape_warnings(event_type, data)
     stored = wire.unpack(encode_stored(fragment, "s1", 7))
     assert stored == {
         "ts": 1.5,
@@ -81,7 +90,7 @@ def test_a_fragment_becomes_the_stored_and_the_published_map(
         "session_id": "s1",
         "run_id": text,
         "data": data,
-        "metadata": metadata,
+        "metadata": {**metadata, WARNINGS: warnings} if warnings else metadata,
         "provider": text,
         "correlation_id": text,
         "schema_version": 1,
@@ -109,4 +118,57 @@ def test_missing_parts_of_a_fragment_have_defaults() -> None:
         None,
         None,
         None,
+    )
+
+
+GOOD: dict[str, dict[str, Any]] = {
+    "message_received": {"content": "hi", "role": "assistant"},
+    "message_streamed": {"content": "hi"},
+    "tool_call_started": {"tool_name": "grep"},
+    "tool_call_completed": {"tool_name": "grep"},
+    "tool_call_failed": {"tool_name": "grep"},
+    "token_usage_updated": {"input_tokens": 1, "output_tokens": 2},
+    "run_completed": {"stop_reason": "end_turn"},
+    "error_occurred": {"error_message": "m"},
+    "policy_violation": {"policy": "p", "kind": "tool_denied"},
+    "tool_approval_requested": {"tool_name": "bash", "policy_name": "p"},
+    "tool_approval_granted": {"tool_name": "bash"},
+    "tool_approval_denied": {"tool_name": "bash"},
+}
+
+
+@pytest.mark.parametrize("row", EVENTS, ids=lambda row: row.name)
+def test_the_shapes_are_the_promised_ones(row: EventType) -> None:
+    """If an event holds what its type promises, then there is no warning; else one for each field."""
+    good = GOOD.get(row.name, {})
+    assert set(row.shape) == set(good)
+    assert shape_warnings(row.name, {**good, "more": object()}) == []
+    assert shape_warnings(row.name, {}) == [f"{key} is missing" for key in good]
+    wrong = shape_warnings(row.name, dict.fromkeys(good, True))
+    assert wrong == [f"{key} must be {type(value).__name__}, not bool" for key, value in good.items()]
+
+
+def test_the_groups_hold_as_many_types_as_promised() -> None:
+    """If a type changed its group, then who reads by group reads something else."""
+    groups = Counter(row.group for row in EVENTS)
+    assert groups == {
+        "session": 7, "run": 5, "message": 3, "tool": 3, "error": 2, "usage": 2, "workspace": 2, "policy": 1,
+        "approval": 3,
+    }  # fmt: skip
+
+
+def test_what_an_agent_writes_is_searched_for_secrets() -> None:
+    """If an agent's events could pass unsearched, then a secret would leave through them."""
+    assert AGENT_EVENTS <= SCANNED
+    assert not AGENT_EVENTS & {"session_created", "run_started", "run_completed", "message_sent"}
+
+
+@given(st.sampled_from(EVENT_TYPES), maps, maps)
+def test_the_encoder_of_a_run_writes_the_same_as_the_plain_one(
+    event_type: str, data: dict[str, Any], metadata: dict[str, Any]
+) -> None:
+    """If the faster encoder wrote other bytes, then an event would depend on who wrote it."""
+    faster = FragmentEncoder("s1", "run_1", "python", "corr").encode(event_type, data, 1.5, metadata)
+    assert faster == encode_fragment(
+        event_type, "s1", "run_1", data, ts=1.5, provider="python", metadata=metadata, correlation_id="corr"
     )
