@@ -33,7 +33,7 @@ incarnation) from 1 and resent until acknowledged; batches are numbered per (run
                           ["expected", run_id, attempt, n]    there was a gap: send again from n
                           ["fenced", run_id, attempt]         that attempt is over; forget it
     a command             ["run", run_id, attempt, session map, input, options map]
-                          ["cancel", run_id, attempt]
+                          ["cancel", run_id, attempt, reason]  reason may be missing: "cancel"
                           ["close", session_id]               the live session ended; release its instance
                           ["reload", token]
                           ["known", [[run_id, attempt], ...]] what this epoch believes is running there

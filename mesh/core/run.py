@@ -30,7 +30,9 @@ TERMINAL_CODE = STATUS_CODE[RunStatus.COMPLETED]
 CAPABILITY_TYPES = frozenset((
     "tool", "resource", "prompt", "sampling", "file_access", "network_access", "code_execution",
 ))
-OPTIONS = frozenset(("deadline_s", "provider_opts", "required_capabilities", "optional_capabilities"))
+OPTIONS = frozenset((
+    "deadline_s", "idle_s", "provider_opts", "required_capabilities", "optional_capabilities",
+))
 
 
 class RunState(msgspec.Struct, frozen=True, array_like=True):
@@ -88,9 +90,10 @@ def checked_options(options: Any) -> dict[str, Any]:
     for name in options:
         if name not in OPTIONS:
             raise InvalidArgument(f"unknown run option {shown(name, 60)}", details={"known": sorted(OPTIONS)})
-    deadline_s = options.get("deadline_s")
-    if deadline_s is not None and not (type(deadline_s) in (int, float) and 0 < deadline_s < 10**9):
-        raise InvalidArgument(f"deadline_s must be a number more than 0, not {shown(deadline_s, 60)}")
+    for name in ("deadline_s", "idle_s"):
+        limit_s = options.get(name)
+        if limit_s is not None and not (type(limit_s) in (int, float) and 0 < limit_s < 10**9):
+            raise InvalidArgument(f"{name} must be a number more than 0, not {shown(limit_s, 60)}")
     for name in ("required_capabilities", "optional_capabilities"):
         names = options.get(name) or ()
         if type(names) not in (list, tuple) or not all(type(c) is str for c in names):
@@ -102,7 +105,10 @@ def checked_options(options: Any) -> dict[str, Any]:
                 code="invalid_capability_type",
                 details={"known": sorted(CAPABILITY_TYPES)},
             )
-    check_depth(options.get("provider_opts"))
+    given = options.get("provider_opts")
+    if given is not None and not (type(given) is dict and all(type(key) is str for key in given)):
+        raise InvalidArgument(f"provider_opts must be a map with str keys, not {shown(given, 60)}")
+    check_depth(given)
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -24,12 +24,20 @@ class Ending(NamedTuple):
     data: dict[str, Any] | None = None  #: of the terminal event, when it is not made from the error
 
 
-def _cancelled(message: str) -> Ending:
-    return Ending("cancelled", {"code": "cancelled", "message": message, "details": {}}, data={})
+def cancelled(reason: str = "cancel") -> Ending:
+    """The ending of a run that somebody ended: ``reason`` is who (cancel, abort, stop, shutdown ...)."""
+    message = _CANCELLED.get(reason, f"the run was cancelled: {reason}")
+    error = {"code": "cancelled", "message": message, "details": {"reason": reason}}
+    return Ending("cancelled", error, data={"reason": reason})
 
 
-CANCELLED = _cancelled("the run was cancelled")
-SHUTDOWN = _cancelled("node shutdown")
+_CANCELLED = {"cancel": "the run was cancelled", "shutdown": "node shutdown"}
+
+
+def timed_out(what: str, limit: str, limit_s: float) -> Ending:
+    """The ending of a run that passed one of its limits (``deadline_s`` or ``idle_s``)."""
+    error = {"code": "timeout", "message": f"{what} {limit_s:g} s", "details": {limit: limit_s}}
+    return Ending("timeout", error, data={limit: limit_s})
 
 
 def error_map(code: str, message: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -80,4 +88,4 @@ def terminal_data(ending: Ending) -> dict[str, Any]:
     return data | {key: error[key] for key in ("details", "provider_error") if error.get(key)}
 
 
-__all__ = ["CANCELLED", "SHUTDOWN", "Ending", "error_map", "failure", "raised", "terminal_data"]
+__all__ = ["Ending", "cancelled", "error_map", "failure", "raised", "terminal_data", "timed_out"]

@@ -22,7 +22,7 @@ from mesh.log import Log
 from mesh.node import reaper
 from mesh.node.child import Child
 from mesh.node.drive import Drive
-from mesh.node.ending import CANCELLED, SHUTDOWN
+from mesh.node.ending import cancelled
 from mesh.node.printing import Marked, install
 from mesh.node.processes import RunProcesses
 from mesh.node.runner_link import Link
@@ -81,6 +81,7 @@ class Runner:
         )
         self.states: dict[str, dict[str, Any]] = {}
         self.output_bytes_max = limits.output_bytes
+        self.late = 0
         self._child = child
         self._streams = streams
         self._log = Log(child.name)
@@ -124,7 +125,7 @@ class Runner:
         if not self._stopping.is_set():
             self._stopping.set()
             for drive in list(self._executing):
-                drive.stop(SHUTDOWN)
+                drive.stop(cancelled("shutdown"))
             self._check_quiet()
 
     async def served(self) -> None:
@@ -212,6 +213,7 @@ class Runner:
         return {
             "runs": len(self._runs), "executing": len(self._executing), "unacked_bytes": self.outbox.bytes,
             "lag_ms": self._watch.lag_ms, "sessions": len(self.states), "refused": self._link.refused,
+            "late_events": self.late,
         }
 
     def _tell_catalogue(self) -> None:
@@ -327,12 +329,12 @@ class Runner:
             del self.states[session_id]
             self._log.write("the state of the oldest session was dropped", session=session_id)
 
-    def _do_cancel(self, partition: int, run_id: str, attempt: int) -> None:
+    def _do_cancel(self, partition: int, run_id: str, attempt: int, reason: str = "cancel") -> None:
         drive = self._runs.get(run_id)
         if drive is None or drive.key[1] != attempt:
             self._post(partition, ["lost", [[run_id, attempt]]])
         else:
-            drive.stop(CANCELLED)
+            drive.stop(cancelled(reason))
 
     def _do_close(self, partition: int, session_id: str) -> None:  # noqa: ARG002
         self.states.pop(session_id, None)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -115,11 +115,12 @@ class Cancellation:
 class RunContext:
     """What an agent is given: ``async def agent(run: mesh.RunContext)``."""
 
-    __slots__ = ("_states", "attempt", "cancelled", "input", "options", "run_id", "session")
+    __slots__ = ("_states", "attempt", "cancelled", "input", "late", "options", "run_id", "session")
 
     def __init__(
         self, run_id: str, session: SessionInfo, input: Any, *, attempt: int = 1,
         options: dict[str, Any] | None = None, states: MutableMapping[str, dict[str, Any]] | None = None,
+        late: Callable[[], None] = lambda: None,
     ) -> None:
         self.run_id = run_id
         self.attempt = attempt  #: from 1; higher only for an agent that is declared ``idempotent``
@@ -127,6 +128,7 @@ class RunContext:
         self.input = input  #: as the caller gave it
         self.options = options or {}  #: ``provider_opts`` of the call
         self.cancelled = Cancellation()
+        self.late = late  #: for providers: on the loop, count a word that came after the run's end
         self._states: MutableMapping[str, dict[str, Any]] = {} if states is None else states
 
     @property

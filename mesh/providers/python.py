@@ -179,7 +179,7 @@ async def _thread(function: Callable[[RunContext], Any], run: RunContext) -> Asy
         raise ProviderFailure(
             f"{THREADS_MAX} threads of plain functions are busy or were abandoned", code="max_runs_exceeded"
         )
-    handover = _Handover(asyncio.get_running_loop())
+    handover = _Handover(asyncio.get_running_loop(), run.late)
     context = contextvars.copy_context()  # so that what the thread prints is known to be this run's
     thread = threading.Thread(
         target=context.run, args=(_serve, handover, function, run), name=f"run {run.run_id}", daemon=True
@@ -250,8 +250,9 @@ def _iterate(handover: _Handover, pieces: Iterator[Any]) -> Any:
 class _Handover:
     """A bounded way from a thread to the loop. Once closed it refuses, and nobody waits in it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, late: Callable[[], None]) -> None:
         self._loop = loop
+        self._late = late
         self._items: deque[tuple[str, Any]] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._slots = threading.Semaphore(HANDOVER_MAX)
@@ -260,14 +261,16 @@ class _Handover:
     def put(self, item: tuple[str, Any]) -> bool:
         """From the thread: wait for a free place. False when nobody will take it."""
         self._slots.acquire()
-        if self._closed:
-            self._slots.release()  # for the next put
-            return False
+        closed = self._closed
         try:
-            self._loop.call_soon_threadsafe(self._arrive, item)
+            if closed:
+                self._slots.release()  # for the next put
+                self._loop.call_soon_threadsafe(self._late)
+            else:
+                self._loop.call_soon_threadsafe(self._arrive, item)
         except RuntimeError:  # the loop is closed: the node went down meanwhile
             return False
-        return True
+        return not closed
 
     def _arrive(self, item: tuple[str, Any]) -> None:
         self._items.append(item)

@@ -12,7 +12,7 @@ from mesh.core import wire
 from mesh.core.events import EVENT_TYPES
 from mesh.core.runner import Outbox, RunLog
 from mesh.node.drive import Drive
-from mesh.node.ending import CANCELLED
+from mesh.node.ending import cancelled as cancelled_with
 from mesh.node.processes import RunProcesses
 from mesh.providers.registry import Registry
 
@@ -52,6 +52,7 @@ class Bench:
         self.registry = Registry(agents, processes=self.processes)
         self.states: dict[str, dict[str, Any]] = {}
         self.output_bytes_max = output_bytes
+        self.late = 0
         self.done: dict[str, asyncio.Event] = {}
         self.spoke = asyncio.Event()
         self.stored: dict[str, list[Any]] = {}
@@ -147,7 +148,7 @@ def run(
 
 async def cancelled(bench: Bench, running: Drive) -> Result:
     """Cancel a run and wait until its provider is done."""
-    running.stop(CANCELLED)
+    running.stop(cancelled_with())
     return await bench.result(running)
 
 

@@ -161,7 +161,7 @@ def test_cancelled_run_is_settled_soon_and_once(name: str, tmp_path: Path) -> No
     assert result.error["code"] == "cancelled"
     assert result.types.count("run_cancelled") == 1
     assert result.types[-1] == "run_cancelled"
-    assert result.data("run_cancelled") == [{}]
+    assert result.data("run_cancelled") == [{"reason": "cancel"}]
 
 
 def test_cancel_before_the_first_step_leaves_a_whole_story(name: str, tmp_path: Path) -> None:

@@ -1,0 +1,260 @@
+"""What a provider yields, as the events it becomes: everything a run writes passes here.
+
+Rules of this file:
+
+1. ``run_started`` first, one terminal event last, and it travels in the same batch as the settlement.
+2. A text that was streamed is also said as one ``message_received``: by the provider, else by the node at the
+   end; of a run that does not complete with ``metadata.partial``, so that an abort loses no word.
+3. A tool call that is open when a run does not complete is closed by ``tool_call_failed``, error "aborted".
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from mesh.core.events import AGENT_EVENTS, RUN_TERMINAL_EVENT, TYPE_CODE, FragmentEncoder
+from mesh.core.runner import Key, Outbox, RunLog, encode_event
+from mesh.core.wire import DEPTH_MAX, check_depth, pack
+from mesh.errors import InvalidArgument, MeshError
+from mesh.node.ending import Ending, error_map, failure, terminal_data
+from mesh.providers.base import OUTPUT, Output, Provider, SessionInfo
+from mesh.providers.registry import Registry
+
+#: A longer text is cut into several events.
+TEXT_CHARS_MAX = 256 * 1024
+#: Tool calls of one run that may be open at a time.
+OPEN_CALLS_MAX = 10_000
+ABORTED = "aborted"
+_EVENT_KEYS = frozenset(("type", "data", "metadata", "correlation_id"))
+_TOOL_ENDS = frozenset(("tool_call_completed", "tool_call_failed"))
+
+
+class Sink(Protocol):
+    """Where the events go."""
+
+    outbox: Outbox
+    registry: Registry
+    output_bytes_max: int
+
+    def changed(self, log: RunLog) -> None:
+        """A log has something to send."""
+
+
+class Pieces:
+    """The log of one attempt, from its first event to its settlement."""
+
+    def __init__(self, sink: Sink, key: Key, partition: int, info: SessionInfo) -> None:
+        self.log = sink.outbox.begin(key, partition)
+        self.begun = False
+        self.settled = False
+        self._sink = sink
+        self._key = key
+        self._info = info
+        self._encoder = self._encoder_for(sink.registry.provider_name(info.agent))
+        self._text: list[str] = []
+        self._text_left = sink.output_bytes_max
+        self._received = 0  # of the pieces of text: how many a message_received stands for
+        self._truncated = False
+        self._unreceived = True  # text, or nothing at all, that no message_received stands for yet
+        self._open_calls: dict[str, Any] = {}
+        self._output: Output | None = None
+        self._usage: dict[str, Any] = {}
+
+    def begin(self, provider: Provider | None, data: dict[str, Any]) -> None:
+        """Write ``run_started``."""
+        name = self._encoder.provider
+        if provider is not None and provider.name != name:
+            name = provider.name
+            self._encoder = self._encoder_for(name)
+        self.begun = True
+        self.emit("run_started", {
+            "agent": self._info.agent, "provider": name, "attempt": self._key[1], **data,
+        })
+
+    def _encoder_for(self, provider: str) -> FragmentEncoder:
+        correlation_id = self._info.metadata.get("correlation_id")
+        return FragmentEncoder(
+            self._info.id, self._key[0], provider, correlation_id if type(correlation_id) is str else None
+        )
+
+    def take(self, piece: Any) -> None:
+        """Write what the provider yielded.
+
+        Raises:
+            MeshError: it can be no event; the run fails.
+        """
+        if isinstance(piece, str):
+            if piece:
+                self._say(piece)
+        elif isinstance(piece, Output):
+            self._output = piece
+        elif not isinstance(piece, dict):
+            raise InvalidArgument(
+                f'an agent yields str or {{"type", "data"}}, not {type(piece).__name__}',
+                code="invalid_event_type",
+            )
+        elif piece.get("type") == OUTPUT:
+            self._output = Output(data=_map(piece, "data"))
+        else:
+            self._event(piece)
+
+    def _say(self, text: str) -> None:
+        """One ``message_streamed`` per piece of text; one that is very long becomes several."""
+        for i in range(0, len(text), TEXT_CHARS_MAX):
+            part = self._keep(text[i:i + TEXT_CHARS_MAX] if len(text) > TEXT_CHARS_MAX else text)
+            self.emit("message_streamed", {"content": part})
+
+    def _keep(self, text: str) -> str:
+        """Add a piece to the joined text, as far as it may grow; returns the piece as it can be encoded."""
+        size = len(text)
+        if not text.isascii():
+            encoded = text.encode(errors="replace")
+            size = len(encoded)
+            text = encoded.decode()
+        self._unreceived = True
+        if size > self._text_left:
+            self._truncated = True
+            kept = text.encode()[:self._text_left].decode(errors="ignore")
+            self._text.append(kept)
+            self._text_left = 0
+        else:
+            self._text.append(text)
+            self._text_left -= size
+        return text
+
+    def _event(self, piece: dict[str, Any]) -> None:
+        event_type = piece.get("type")
+        if event_type not in AGENT_EVENTS:
+            why = "is written by the node" if event_type in TYPE_CODE else "is no event type"
+            raise InvalidArgument(f"{event_type!r:.60} {why}", code="invalid_event_type")
+        strange = piece.keys() - _EVENT_KEYS
+        if strange:
+            raise InvalidArgument(f"an event has no key {min(map(str, strange))!r:.60}")
+        data, metadata = _map(piece, "data"), _map(piece, "metadata")
+        correlation_id = piece.get("correlation_id")
+        for value in (data, metadata, correlation_id):
+            check_depth(value)
+        if event_type == "message_streamed":
+            text = data.get("content")
+            if isinstance(text, str) and text and data.get("stream") != "stderr":
+                self._keep(text)
+        self.emit(event_type, data, metadata, correlation_id)
+        self._note(event_type, data)
+
+    def _note(self, event_type: str, data: dict[str, Any]) -> None:
+        """Remember what an event means for the end of the run."""
+        if event_type == "message_received":
+            self._unreceived, self._received = False, len(self._text)
+        elif event_type == "tool_call_started":
+            self._open_calls[_call_of(data)] = data
+            if len(self._open_calls) > OPEN_CALLS_MAX:
+                raise InvalidArgument(f"{OPEN_CALLS_MAX} tool calls are open", code="limit_exceeded")
+        elif event_type in _TOOL_ENDS:
+            self._open_calls.pop(_call_of(data), None)
+        elif event_type == "token_usage_updated":
+            self._usage = {key: value for key, value in data.items() if type(value) in (int, float)}
+
+    def emit(
+        self, event_type: str, data: dict[str, Any], metadata: dict[str, Any] | None = None,
+        correlation_id: str | None = None,
+    ) -> None:
+        """Encode an event, once and for all its readers. Every event of a run passes here."""
+        if self.settled:
+            return
+        ts = time.time()
+        event = encode_event(
+            TYPE_CODE[event_type], ts, self._encoder.encode(event_type, data, ts, metadata, correlation_id)
+        )
+        if len(event) > 2 * self._sink.output_bytes_max + TEXT_CHARS_MAX:
+            raise InvalidArgument(f"an event of {len(event)} bytes is too large", code="limit_exceeded")
+        self._sink.outbox.add(self.log, event)
+        self._sink.changed(self.log)
+
+    # --- the end ---
+
+    def completed(self) -> Ending:
+        """The ending of a run whose provider had its say, with the last words about its text."""
+        output = self._output or Output(data={"content": "".join(self._text)})
+        data = dict(output.data)
+        content = data.get("content")
+        text = content if isinstance(content, str) else "".join(self._text)
+        if not self._text and text:
+            self._text_left = self._sink.output_bytes_max
+            self._say(text)
+            text = "".join(self._text)
+            if isinstance(content, str):
+                data["content"] = text
+        if self._truncated:
+            data["truncated"] = True
+        if self._unreceived:
+            rest = "".join(self._text[self._received:]) if self._received else ""
+            self.emit("message_received", {"role": "assistant", "content": rest or text})
+        check_depth(data)
+        output.data = data
+        return Ending("completed", output=output, data={"stop_reason": "end_turn", **output.completion})
+
+    def _break_off(self) -> None:
+        """The last words of a run that did not complete: its partial text, the ends of its tool calls."""
+        partial = "".join(self._text[self._received:])
+        if partial:
+            self.emit("message_received", {"role": "assistant", "content": partial}, {"partial": True})
+        for data in self._open_calls.values():
+            ended = {key: data[key] for key in ("tool_call_id", "tool_name") if key in data}
+            self.emit("tool_call_failed", {**ended, "error": ABORTED})
+
+    def settle(self, ending: Ending) -> None:
+        """Write the terminal event and the settlement, once."""
+        if self.settled:
+            return
+        if not self.begun:
+            self.begin(None, {})
+        if ending.status != "completed":
+            self._break_off()
+        try:
+            settlement = self._settlement(ending)
+            data = terminal_data(ending)
+            check_depth(data, DEPTH_MAX + 2)  # what an error or an output holds lies deeper here
+            self.emit(RUN_TERMINAL_EVENT[ending.status], data)
+        except MeshError as exc:
+            code = (failure(exc).error or {})["code"]
+            ending = Ending("failed", error_map(code, f"the run's result cannot be kept: {exc.message}"))
+            settlement = self._settlement(ending)
+            self.emit("run_failed", terminal_data(ending))
+        self._sink.outbox.settle(self.log, settlement)
+        self.settled = True
+
+    def _settlement(self, ending: Ending) -> bytes:
+        output = ending.output or Output(data={})
+        result = {
+            "status": ending.status, "output": output.data or None, "error": ending.error,
+            "token_usage": output.token_usage or self._usage, "cost_usd": output.cost_usd,
+            "provider_metadata": {"provider": self._encoder.provider, **output.provider_metadata},
+        }
+        check_depth(result, DEPTH_MAX + 2)
+        settlement = pack(result)
+        if len(settlement) > 2 * self._sink.output_bytes_max + TEXT_CHARS_MAX:
+            raise InvalidArgument(f"an output of {len(settlement)} bytes is too large", code="limit_exceeded")
+        return settlement
+
+    def drop(self) -> None:
+        """Say nothing more, not even an end."""
+        self.settled = True
+        self._sink.outbox.drop(self._key)
+
+
+def _call_of(data: dict[str, Any]) -> str:
+    """What tells one tool call of a run from the others."""
+    return str(data.get("tool_call_id") or data.get("tool_name"))[:200]
+
+
+def _map(piece: dict[str, Any], key: str) -> dict[str, Any]:
+    value = piece.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidArgument(f"{key} of an event is a map, not {type(value).__name__}")
+    return value
+
+
+__all__ = ["ABORTED", "OPEN_CALLS_MAX", "TEXT_CHARS_MAX", "Pieces", "Sink"]
