@@ -20,6 +20,8 @@ from mesh.core.wire import check_depth
 from mesh.errors import InvalidArgument, InvalidState, shown
 
 TAGS_MAX = 64
+#: ``deleted_at`` of what nobody may see: a session whose rows are being removed, one that is being imported.
+ERASED, IMPORTING = 0.0, -1.0
 _PENDING, _ACTIVE, _PAUSED = SessionStatus.PENDING, SessionStatus.ACTIVE, SessionStatus.PAUSED
 CLOSED = frozenset((SessionStatus.COMPLETED, SessionStatus.CANCELLED, SessionStatus.FAILED))
 
@@ -57,6 +59,9 @@ class SessionState(msgspec.Struct, frozen=True, array_like=True):
     runner_incarnation: int = 0
     crashes: tuple[float, ...] = ()  #: monotonic times at which it was executing when its runner died
     seq: int = 0
+    deleted_at: float | None = None  #: hidden from lists since then; ERASED or IMPORTING
+    pruned: int = 0  #: events of its log that were removed
+    pruned_to: int = 0  #: the highest seq of those: up to there, what is missing is no loss
 
     @property
     def live(self) -> bool:
@@ -153,6 +158,7 @@ def to_wire(state: SessionState, pid: int | None) -> dict[str, Any]:
         "parent_session_id": state.parent_session_id, "metadata": state.metadata, "context": state.context,
         "tags": state.tags, "created_at": state.created_at, "updated_at": state.updated_at, "seq": state.seq,
         "error": state.error, "handle": handle_map(state, pid), "row": state.n,
+        "deleted_at": state.deleted_at, "pruned": state.pruned, "pruned_to": state.pruned_to,
     }
 
 
@@ -171,6 +177,6 @@ def decode(data: bytes) -> SessionState:
 
 
 __all__ = [
-    "CLOSED", "STATUS_CODE", "VERBS", "SessionState", "checked_map", "decode", "encode", "handle_map",
-    "new_session", "require_active", "step", "to_wire",
+    "CLOSED", "ERASED", "IMPORTING", "STATUS_CODE", "VERBS", "SessionState", "checked_map", "decode",
+    "encode", "handle_map", "new_session", "require_active", "step", "to_wire",
 ]

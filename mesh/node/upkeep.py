@@ -61,8 +61,15 @@ class Upkeep:
         self.store.save_counters(state, self.node_boot)
         self.store.checkpoint()
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is more to do at once: the loop does not wait."""
+        return self.sweeping or bool(self.store.unfilled)
+
     def step(self) -> None:
         """A small piece, after each batch."""
+        if self.store.unfilled and self.store.leased:
+            self.store.fill()
         if self.sweeping:
             removed = self.partition.routes.sweep(self.partition.boot_ms, ROUTES_PER_SWEEP)
             self.sweeping = removed >= ROUTES_PER_SWEEP

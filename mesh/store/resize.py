@@ -16,9 +16,10 @@ import msgspec
 
 from mesh.core import run as runs
 from mesh.core import session as sessions
-from mesh.core.slots import PARTITIONS_MAX, moved_map, session_slot
-from mesh.store.file import checksum, guard
+from mesh.core.slots import PARTITIONS_MAX, moved_map
+from mesh.store.file import guard
 from mesh.store.node_db import NodeDb
+from mesh.store.rows import PUT_RUN, PUT_SESSION, run_row, session_row
 from mesh.store.sqlite import Store
 
 ROWS_PER_STEP = 2_000
@@ -113,7 +114,8 @@ class _Mover:
         _delete(self.taker, self.slots)
         with self.taker:
             self.routes()
-            for record in self._rows("SELECT record FROM session WHERE slot = ? ORDER BY n"):
+            known = "SELECT record FROM session WHERE slot = ? AND ifnull(deleted, 1) > 0 ORDER BY n"
+            for record in self._rows(known):  # not ERASED, nor IMPORTING
                 self.session(sessions.decode(record[0]))
 
     def _rows(self, sql: str) -> Iterator[Any]:
@@ -140,17 +142,13 @@ class _Mover:
 
     def session(self, old: sessions.SessionState) -> None:
         new = msgspec.structs.replace(old, n=self._next("session", "n"))
-        record = sessions.encode(new)
-        self.taker.execute("INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (
-            new.n, new.id, session_slot(new.id),
-            sessions.STATUS_CODE[new.status], new.agent_id, int(new.live), record, checksum(record)))
+        self.taker.execute(PUT_SESSION, session_row(new))
         numbers = {0: 0}
         for (blob,) in self.giver.execute("SELECT record FROM run WHERE session = ? ORDER BY n", (old.n,)):
             run = runs.decode(blob)
             numbers[run.n] = self._next("run", "n")
-            moved = runs.encode(msgspec.structs.replace(run, n=numbers[run.n]))
-            self.taker.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?)", (
-                numbers[run.n], run.id, new.n, runs.STATUS_CODE[run.status], moved, checksum(moved)))
+            moved = msgspec.structs.replace(run, n=numbers[run.n])
+            self.taker.execute(PUT_RUN, run_row(moved, new.n))
             for attempt, batch in self.giver.execute(
                 "SELECT attempt, batch FROM progress WHERE run = ?", (run.n,)
             ):

@@ -25,19 +25,16 @@ from typing import Any
 
 import apsw
 
-from mesh.core import run as runs
-from mesh.core import session as sessions
 from mesh.core import wire
 from mesh.core.receipts import Receipt
-from mesh.core.run import RunState
-from mesh.core.session import SessionState
-from mesh.core.slots import route_slot, session_slot
+from mesh.core.slots import route_slot
 from mesh.core.state import EventRow, State
 from mesh.errors import StoreError
-from mesh.store import wal
+from mesh.store import migrate, wal
 from mesh.store.file import LOCK_WAIT_MS, checksum, guard, open_file
 from mesh.store.reading import StoredEvent, StoredRows
-from mesh.store.schema import PLAIN_SCHEMA, SCHEMA_VERSION, TABLES
+from mesh.store.rows import PUT_RUN, PUT_SESSION, run_row, session_row
+from mesh.store.schema import META, SCHEMA_VERSION, TABLES
 
 #: A checkpoint holds up the loop while the disk takes it: at 32 MiB the p99 of an open loop at a quarter
 #: of the maximum was 50 ms, at 4 MiB 18, at 1 MiB 12; the rates are the same.
@@ -59,6 +56,7 @@ class Store(StoredRows):
         self._full = True
         self.epoch = 0
         self.boot = 0
+        self.unfilled: list[str] = []  #: tables of an older file whose new columns have no values yet
         self.leased = False  #: whether ``acquire`` succeeded; nothing is written before
         self._served_from_s = 0.0
         self._wal_pages = 0
@@ -92,16 +90,19 @@ class Store(StoredRows):
 
         def take() -> int:
             with self._db:
-                self._db.execute(TABLES)
+                self._db.execute(META)
                 version = self.meta("schema")
                 if version is not None and version > SCHEMA_VERSION:
                     raise StoreError(
                         f"{self.path.name} has schema {version}, we know {SCHEMA_VERSION}: update mesh",
                         code="migration_required",
                     )
+                if version is not None and version < SCHEMA_VERSION:
+                    migrate.add_columns(self._db)
+                self._db.execute(TABLES)
+                self.unfilled = migrate.unfilled(self._db)
                 self.epoch = max((self.meta("epoch") or 0) + 1, self.epoch)
-                schema = SCHEMA_VERSION if self._db.reserve_bytes(None) else PLAIN_SCHEMA
-                self._set_meta(schema=schema, epoch=self.epoch)
+                self._set_meta(schema=SCHEMA_VERSION, epoch=self.epoch)
                 self._db.execute(
                     "INSERT OR IGNORE INTO boot(boot_id, offset_ms) VALUES (?, ?)", (boot_id, offset_ms))
                 self.boot = self._one("SELECT id FROM boot WHERE boot_id = ?", boot_id)
@@ -152,9 +153,10 @@ class Store(StoredRows):
         if routes:
             self._write_routes(routes)
         if state.dirty_sessions:
-            self._write_sessions([state.sessions[s] for s in state.dirty_sessions])
+            db.executemany(PUT_SESSION, [session_row(state.sessions[s]) for s in state.dirty_sessions])
         if state.dirty_runs:
-            db.executemany(_PUT_RUN, [_run_row(state, state.runs[r]) for r in state.dirty_runs])
+            runs = [state.runs[run_id] for run_id in state.dirty_runs]
+            db.executemany(PUT_RUN, [run_row(run, state.session(run.session_id).n) for run in runs])
         if state.progress:
             db.executemany("INSERT OR REPLACE INTO progress VALUES (?, ?, ?)",
                            [(run, attempt, batch) for run, (attempt, batch) in state.progress.items()])
@@ -205,24 +207,6 @@ class Store(StoredRows):
             self._db.executemany("DELETE FROM route WHERE key = ?",
                                  [(key,) for key, record in routes.items() if record is None])
 
-    def _write_sessions(self, states: list[SessionState]) -> None:
-        rows = []
-        for s in states:
-            record = sessions.encode(s)
-            rows.append(
-                (
-                    s.n,
-                    s.id,
-                    session_slot(s.id),
-                    sessions.STATUS_CODE[s.status],
-                    s.agent_id,
-                    int(s.live),
-                    record,
-                    checksum(record),
-                )
-            )
-        self._db.executemany("INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-
     def _on_wal(self, _db: Any, _name: str, pages: int) -> int:
         self._wal_pages = pages
         return apsw.SQLITE_OK
@@ -255,6 +239,14 @@ class Store(StoredRows):
         """The age of this file in seconds of service, all its incarnations together: a clock that nobody
         sets, and that stands still while clients have nobody to speak to."""
         return int(self._served_from_s + time.monotonic())
+
+    def fill(self) -> None:
+        """Fill the new columns of some rows of an older file; ``unfilled`` is empty at the end."""
+        done: list[bool] = []
+        table = self.unfilled[0]
+        self._fenced(lambda: done.append(migrate.fill_step(self._db, table)), "bring an older file up to date")
+        if done[0]:
+            self.unfilled.remove(table)
 
     def save_counters(self, state: State, node_boot: int) -> None:
         """Keep the counters beside the rows, so that deleting the newest row never turns them back."""
@@ -309,13 +301,6 @@ _PUT_ROUTE = (
     "INSERT INTO route VALUES (?, ?, ?, ?, ?) ON CONFLICT(key) "
     "DO UPDATE SET boot = excluded.boot, record = excluded.record, sum = excluded.sum"
 )
-_PUT_RUN = "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?, ?)"
-
-
-def _run_row(state: State, run: RunState) -> tuple[Any, ...]:
-    record = runs.encode(run)
-    return (run.n, run.id, state.session(run.session_id).n, runs.STATUS_CODE[run.status], record,
-            checksum(record))
 
 
 def _event_row(event: EventRow) -> tuple[Any, ...]:

@@ -135,7 +135,7 @@ def test_a_flipped_byte_is_an_error_or_makes_no_difference(tmp_path: Path) -> No
             assert found[name] == "error: storage_read_failed" or left_out, (at, bit, name)
         assert found["damaged"] == bool(wrong), (at, bit)
         harmless += not wrong
-    assert harmless < len(places) / 10  # pages that no read needs
+    assert harmless < len(places) / 8  # pages that no read needs
 
 
 def test_damage_in_one_page_leaves_the_others_readable(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_file_of_an_older_mesh_gets_checksums_when_it_is_opened(tmp_path: Path
     without_checksums(sound, old)
     assert header(old) == (0, 0)
     store = Store(old)
-    assert store.acquire(boot_id="boot", offset_ms=7) == 2 and store.meta("schema") == 2
+    assert store.acquire(boot_id="boot", offset_ms=7) == 2 and store.meta("schema") == 3
     store.close()
     assert header(old) == (8, file.MARK)
     found = read_all(old)
@@ -222,7 +222,7 @@ def test_without_the_extension_rows_are_still_checked_and_checked_files_refused(
     assert refused.value.code == "migration_required"
     store = Store(old)
     store.acquire(boot_id="boot", offset_ms=7)
-    assert store.meta("schema") == 1 and store.session("s0") is not None
+    assert store.meta("schema") == 3 and store.session("s0") is not None
     store.connection.execute("UPDATE session SET record = zeroblob(9) WHERE id = 's0'")
     with pytest.raises(StoreError) as damaged:
         store.session("s0")

@@ -211,7 +211,8 @@ def test_a_record_that_has_another_shape_is_damage_too(store: Store) -> None:
     from mesh.store.file import checksum
 
     junk = msgspec.msgpack.encode([1, 2, 3])
-    store.connection.execute("INSERT INTO session VALUES (1, 's', ?, 0, 'a', 1, ?, ?)",
+    columns = "n, id, slot, status, agent_id, live, record, sum"
+    store.connection.execute(f"INSERT INTO session({columns}) VALUES (1, 's', ?, 0, 'a', 1, ?, ?)",
                              (session_slot("s"), junk, checksum(junk)))
     with pytest.raises(StoreError) as refused:
         store.session("s")
