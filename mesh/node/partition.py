@@ -174,7 +174,8 @@ class PartitionProcess:
         self._shut_down()
 
     def _timeout_ms(self, next_tick: float) -> int:
-        if self.inbox.crowded or self.recovery.loading or self.backups.active or self.upkeep.busy:
+        upkeep = self.upkeep.busy and self.degraded is None
+        if self.inbox.crowded or self.recovery.loading or self.backups.active or upkeep:
             return 0
         due = min(next_tick, self.waiters.next_deadline_s() or next_tick)
         if self.lazy_since is not None and self.degraded is None:

@@ -244,7 +244,7 @@ class Store(StoredRows):
         """Fill the new columns of some rows of an older file; ``unfilled`` is empty at the end."""
         done: list[bool] = []
         table = self.unfilled[0]
-        self._fenced(lambda: done.append(migrate.fill_step(self._db, table)), "bring an older file up to date")
+        self._fenced(lambda: done.append(migrate.fill_step(self._db, table)), "fill new columns")
         if done[0]:
             self.unfilled.remove(table)
 
