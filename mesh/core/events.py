@@ -73,6 +73,8 @@ EVENTS: tuple[EventType, ...] = (
     EventType("tool_approval_requested", "approval", "both", True, _APPROVAL),
     EventType("tool_approval_granted", "approval", "human", True, _TOOL),
     EventType("tool_approval_denied", "approval", "human", True, _TOOL),
+    EventType("transcript_compacted", "transcript", "node", True, {"summary": str, "up_to": int}),
+    EventType("message_pinned", "transcript", "node", False, {"seq": int}),
 )
 EVENT_TYPES: tuple[str, ...] = tuple(row.name for row in EVENTS)
 TYPE_CODE: dict[str, int] = {name: code for code, name in enumerate(EVENT_TYPES)}

@@ -1,4 +1,4 @@
-"""Events: 28 types with codes that never change, and fragments that become whole maps by splicing."""
+"""Events: types with codes that never change, and fragments that become whole maps by splicing."""
 
 from __future__ import annotations
 
@@ -44,22 +44,18 @@ maps = st.dictionaries(
 
 def test_the_codes_in_the_store_never_change() -> None:
     """If a type's code moved, then stored logs would tell another story."""
-    assert len(EVENT_TYPES) == len(TYPE_CODE) == 28
+    assert len(EVENT_TYPES) == len(TYPE_CODE) == 30
     assert [
-        TYPE_CODE[name] for name in ("session_created", "run_started", "message_sent", "tool_approval_denied")
-    ] == [
-        0,
-        7,
-        12,
-        27,
-    ]
+        TYPE_CODE[name]
+        for name in ("session_created", "run_started", "message_sent", "tool_approval_denied", "message_pinned")
+    ] == [0, 7, 12, 27, 29]
     assert set(RUN_TERMINAL_EVENT.values()) <= set(EVENT_TYPES)
-    assert [type_code(name) for name in EVENT_TYPES] == list(range(28))
+    assert [type_code(name) for name in EVENT_TYPES] == list(range(30))
 
 
 @pytest.mark.parametrize("name", [None, 7, "", "run_begun", ["run_started"], b"run_started", "x" * 10_000])
 def test_an_unknown_type_is_refused(name: Any) -> None:
-    """If a type is not one of the 28, then invalid_event_type."""
+    """If a type is not in the table, then invalid_event_type."""
     with pytest.raises(InvalidArgument) as caught:
         type_code(name)
     assert caught.value.code == "invalid_event_type"
@@ -134,6 +130,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "tool_approval_requested": {"tool_name": "bash", "policy_name": "p"},
     "tool_approval_granted": {"tool_name": "bash"},
     "tool_approval_denied": {"tool_name": "bash"},
+    "transcript_compacted": {"summary": "s", "up_to": 3},
+    "message_pinned": {"seq": 3},
 }
 
 
@@ -153,7 +151,7 @@ def test_the_groups_hold_as_many_types_as_promised() -> None:
     groups = Counter(row.group for row in EVENTS)
     assert groups == {
         "session": 7, "run": 5, "message": 3, "tool": 3, "error": 2, "usage": 2, "workspace": 2, "policy": 1,
-        "approval": 3,
+        "approval": 3, "transcript": 2,
     }  # fmt: skip
 
 
