@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 from xxhash import xxh3_128_hexdigest
 
-from mesh.core.wire import map_header, pack
+from mesh.core.wire import map_header, pack, repack
 from mesh.errors import InvalidArgument
 
 SCHEMA_VERSION = 1
@@ -98,10 +99,12 @@ _RUN = pack("run_id")
 _DATA = pack("data")
 _METADATA = pack("metadata")
 _PROVIDER = pack("provider")
-_TAIL = pack("correlation_id")
+_CORRELATION = pack("correlation_id")
 _SCHEMA = pack("schema_version") + pack(SCHEMA_VERSION)
-_ID = pack("id")
+#: ... and the beginning of its value, a text of 36 bytes.
+_ID = pack("id") + b"\xd9\x24evt_"
 _SEQ = pack("seq")
+_POS = pack("pos")
 _STORED_HEADER = map_header(FRAGMENT_PAIRS + 2)
 
 
@@ -136,6 +139,20 @@ def _warning(data: dict[str, Any], key: str, kind: type) -> str:
     return f"{key} must be {kind.__name__}, not {type(data[key]).__name__}"
 
 
+class _Fragment(msgspec.Struct):
+    """The nine pairs, in the order in which ``FragmentEncoder`` joins them."""
+
+    ts: float
+    type: str
+    session_id: str
+    run_id: str | None
+    data: dict[str, Any]
+    metadata: dict[str, Any]
+    provider: str | None
+    correlation_id: str | None
+    schema_version: int = SCHEMA_VERSION
+
+
 def encode_fragment(
     event_type: str,
     session_id: str,
@@ -147,51 +164,38 @@ def encode_fragment(
     metadata: dict[str, Any] | None = None,
     correlation_id: str | None = None,
 ) -> bytes:
-    """Encode what the author of an event knows; ``ts`` is wall time in seconds since the epoch (UTC).
+    """Encode an event of the node itself; ``ts`` is wall time in seconds since the epoch (UTC).
 
-    What is wrong with the event's shape is added to its metadata.
+    What is wrong with the event's shape is added to its metadata. What it holds was decoded before or is our
+    own (``wire.repack``).
     """
     warnings = shape_warnings(event_type, data)
     if warnings:
         metadata = {**(metadata or {}), WARNINGS: warnings}
-    return b"".join(
-        (
-            _TS,
-            pack(ts),
-            _TYPE[event_type],
-            _SESSION,
-            pack(session_id),
-            _RUN,
-            pack(run_id),
-            _DATA,
-            pack(data),
-            _METADATA,
-            pack(metadata or {}),
-            _PROVIDER,
-            pack(provider),
-            _TAIL,
-            pack(correlation_id),
-            _SCHEMA,
-        )
+    pairs = _Fragment(
+        ts, event_type, session_id, run_id, data, metadata or {}, provider, correlation_id
     )
+    return repack(pairs)[1:]  # without the header of a map of nine
 
 
 class FragmentEncoder:
-    """``encode_fragment`` for the many events of one run: what they share is encoded once."""
+    """The fragments of one run's events: what they share is encoded once, and what its agent made with care."""
 
-    __slots__ = ("_correlation_id", "_middle", "_run_id", "_session_id", "_tail", "provider")
+    __slots__ = ("_correlation_id", "_middle", "_provider", "_tail", "provider")
 
     def __init__(
         self, session_id: str, run_id: str, provider: str, correlation_id: str | None = None
     ) -> None:
-        self._session_id = session_id
-        self._run_id = run_id
-        self._correlation_id = correlation_id
         self.provider = provider
-        self._middle = b"".join((_SESSION, pack(session_id), _RUN, pack(run_id), _DATA))
-        self._tail = b"".join(
-            (_METADATA, pack({}), _PROVIDER, pack(provider), _TAIL, pack(correlation_id), _SCHEMA)
-        )
+        self._middle = b"".join((_SESSION, repack(session_id), _RUN, repack(run_id), _DATA))
+        self._provider = _PROVIDER + repack(provider)
+        self._correlation_id = correlation_id
+        self._tail = self._tail_of({}, correlation_id)
+
+    def _tail_of(self, metadata: dict[str, Any], correlation_id: Any) -> bytes:
+        return b"".join((
+            _METADATA, pack(metadata), self._provider, _CORRELATION, pack(correlation_id), _SCHEMA
+        ))
 
     def encode(
         self,
@@ -201,19 +205,17 @@ class FragmentEncoder:
         metadata: dict[str, Any] | None = None,
         correlation_id: str | None = None,
     ) -> bytes:
-        """The fragment of one event."""
-        if metadata or correlation_id is not None or shape_warnings(event_type, data):
-            return encode_fragment(
-                event_type,
-                self._session_id,
-                self._run_id,
-                data,
-                ts=ts,
-                provider=self.provider,
-                metadata=metadata,
-                correlation_id=self._correlation_id if correlation_id is None else correlation_id,
-            )
-        return b"".join((_TS, pack(ts), _TYPE[event_type], self._middle, pack(data), self._tail))
+        """The fragment of one event; what is wrong with its shape is added to its metadata.
+
+        Raises:
+            LocalProtocolError: it holds what cannot travel.
+        """
+        tail = self._tail
+        warnings = shape_warnings(event_type, data)
+        if metadata or warnings or correlation_id is not None:
+            metadata = {**(metadata or {}), WARNINGS: warnings} if warnings else metadata or {}
+            tail = self._tail_of(metadata, self._correlation_id if correlation_id is None else correlation_id)
+        return b"".join((_TS, repack(ts), _TYPE[event_type], self._middle, pack(data), tail))
 
 
 def event_id(session_id: str, seq: int) -> str:
@@ -223,26 +225,17 @@ def event_id(session_id: str, seq: int) -> str:
 
 def encode_stored(fragment: bytes, session_id: str, seq: int) -> bytes:
     """The event's whole map, encoded, for a reader of the log."""
-    return b"".join((_STORED_HEADER, fragment, _ID, pack(event_id(session_id, seq)), _SEQ, pack(seq)))
+    digest = xxh3_128_hexdigest(f"{session_id}:{seq}".encode()).encode()
+    return b"".join((_STORED_HEADER, fragment, _ID, digest, _SEQ, repack(seq)))
 
 
 def encode_published(
     fragment: bytes, session_id: str, seq: int, pos: int, stamp: bytes, stamp_pairs: int
 ) -> bytes:
     """The event's map for the feed; ``stamp`` holds the encoded pairs partition, epoch and node."""
-    return b"".join(
-        (
-            map_header(FRAGMENT_PAIRS + 3 + stamp_pairs),
-            fragment,
-            _ID,
-            pack(event_id(session_id, seq)),
-            _SEQ,
-            pack(seq),
-            b"\xa3pos",
-            pack(pos),
-            stamp,
-        )
-    )
+    digest = xxh3_128_hexdigest(f"{session_id}:{seq}".encode()).encode()
+    header = map_header(FRAGMENT_PAIRS + 3 + stamp_pairs)
+    return b"".join((header, fragment, _ID, digest, _SEQ, repack(seq), _POS, repack(pos), stamp))
 
 
 __all__ = [

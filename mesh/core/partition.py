@@ -255,8 +255,7 @@ class Partition:
         if full_mark:
             self.state.back_to(full_mark)
         else:
-            while len(self.state.undo) > mark:
-                self.state.undo.pop()()
+            self.state.undo_to(mark)
 
     def _park(self, pending: Pending, index: int, until_s: float | None) -> bytes | None:
         """Nobody can host the session now: try again when the runners change."""

@@ -2,7 +2,7 @@
 
 Rules of this file:
 
-1. Sessions and runs are immutable values in dicts; changing one records how to put the old one back. A
+1. Sessions and runs are immutable values in dicts; changing one records what was there before. A
    request that raises is undone to its mark; a transaction that fails undoes the whole batch.
 2. A batch collects what the one transaction writes: sessions and runs (the last value of each), events and
    lifecycle messages (in order), and, beside it, what happens only after the commit: commands to runners,
@@ -14,7 +14,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -101,11 +101,11 @@ class State:
         self._reset()
 
     def _reset(self) -> None:
-        self.undo: list[Callable[[], object]] = []
+        self.undo: list[Callable[[], object] | tuple[dict[Any, Any], Any, Any]] = []
         self.events: list[EventRow] = []
         self.lifecycle: list[tuple[int, str, bytes]] = []
-        self.dirty_sessions: dict[str, None] = {}
-        self.dirty_runs: dict[str, None] = {}
+        self.dirty_sessions: dict[str, bool] = {}
+        self.dirty_runs: dict[str, bool] = {}
         self.progress: dict[int, tuple[int, int]] = {}
         self.commands: list[tuple[int, list[Any]]] = []
         self.settled: list[str] = []
@@ -168,60 +168,40 @@ class State:
 
     def put_session(self, session: SessionState) -> SessionState:
         """Replace a session; undone with the batch."""
-        former, clean = self.sessions.get(session.id), session.id not in self.dirty_sessions
-
-        def undo() -> None:
-            self._place_session(session.id, former)
-            if clean:
-                del self.dirty_sessions[session.id]
-
-        self.undo.append(undo)
-        self.dirty_sessions[session.id] = None
-        self._place_session(session.id, session)
-        return session
-
-    def _place_session(self, session_id: str, session: SessionState | None) -> None:
-        if session is None:
-            self.sessions.pop(session_id, None)
-        else:
-            self.sessions[session_id] = session
-        if session is not None and session.runner is not None:
-            if session_id not in self.live:
+        session_id = session.id
+        former = self.sessions.get(session_id)
+        self._put(self.sessions, session_id, former, session)
+        if session_id not in self.dirty_sessions:
+            self._put(self.dirty_sessions, session_id, None, True)
+        was_live = former is not None and former.runner is not None
+        if was_live != (session.runner is not None):
+            since = self.live.pop(session_id, None)
+            self.undo.append((self.live, session_id, since))
+            if not was_live:
                 self.live[session_id] = self.mono
-        else:
-            self.live.pop(session_id, None)
+        return session
 
     def put_run(self, run: RunState) -> RunState:
         """Replace a run; undone with the batch."""
-        former, clean = self.runs.get(run.id), run.id not in self.dirty_runs
-
-        def undo() -> None:
-            _place(self.runs, run.id, former)
-            if clean:
-                del self.dirty_runs[run.id]
-
-        self.undo.append(undo)
-        self.dirty_runs[run.id] = None
-        self.runs[run.id] = run
+        self._put(self.runs, run.id, self.runs.get(run.id), run)
+        if run.id not in self.dirty_runs:
+            self._put(self.dirty_runs, run.id, None, True)
         return run
 
     def put_progress(self, run: RunState, batch: int) -> None:
         """Remember the runner's last batch: a small row of its own, since the run's row holds its input."""
-        former, progress = self.runs[run.id], self.progress.get(run.n)
-
-        def undo() -> None:
-            _place(self.runs, run.id, former)
-            _place(self.progress, run.n, progress)
-
-        self.undo.append(undo)
-        self.runs[run.id] = msgspec.structs.replace(run, batch=batch)
-        self.progress[run.n] = (run.attempt, batch)
+        run = self.runs[run.id]
+        self._put(self.runs, run.id, run, msgspec.structs.replace(run, batch=batch))
+        self._put(self.progress, run.n, self.progress.get(run.n), (run.attempt, batch))
 
     def put_work(self, session_id: str, work: Work) -> None:
         """Replace what a session has to do; undone with the batch."""
-        former = self.work.get(session_id)
-        self.undo.append(lambda: _place(self.work, session_id, former))
+        self.undo.append((self.work, session_id, self.work.get(session_id)))
         _place(self.work, session_id, None if work == _IDLE else work)
+
+    def _put(self, table: dict[Any, Any], key: Any, former: Any, value: Any) -> None:
+        self.undo.append((table, key, former))
+        table[key] = value
 
     def touch(self, session_id: str) -> None:
         """The live session did something: its idle time begins anew."""
@@ -250,29 +230,26 @@ class State:
         self, session_id: str, code: int, ts: float, fragment: bytes, run: RunState | None
     ) -> None:
         """Append an encoded event: the next seq of its session, the next pos of this partition."""
+        self.append_rows(session_id, ((code, ts, fragment),), run)
+
+    def append_rows(
+        self, session_id: str, rows: Sequence[Sequence[Any]], run: RunState | None
+    ) -> None:
+        """Append encoded events, each ``(type code, ts, fragment)``, in this order."""
         session = self.sessions[session_id]
-        seq = session.seq + 1
-        self.pos += 1
-        self.undo.append(lambda: self._place_session(session_id, session))
-        self.sessions[session_id] = msgspec.structs.replace(session, seq=seq)
-        self.events.append(
-            EventRow(
-                self.pos,
-                session.n,
-                session_id,
-                seq,
-                code,
-                run.n if run else 0,
-                run.id if run else None,
-                ts,
-                fragment,
-            )
-        )
+        pos, seq, n = self.pos, session.seq, session.n
+        run_n, run_id = (0, None) if run is None else (run.n, run.id)
+        for code, ts, fragment in rows:
+            pos += 1
+            seq += 1
+            self.events.append(EventRow(pos, n, session_id, seq, code, run_n, run_id, ts, fragment))
+        self.pos = pos
+        self._put(self.sessions, session_id, session, msgspec.structs.replace(session, seq=seq))
 
     def announce(self, what: str, session: SessionState, **fields: Any) -> None:
         """A lifecycle message: stored and numbered with the batch, published after the commit."""
         self.lseq += 1
-        payload = wire.pack(
+        payload = wire.repack(
             {
                 "ts": self.now,
                 "partition": self.partition,
@@ -322,12 +299,21 @@ class State:
             next_run,
             sessions,
         ) = mark
-        while len(self.undo) > undo:
-            self.undo.pop()()
+        self.undo_to(undo)
         del self.events[events:], self.lifecycle[lifecycle:], self.commands[commands:], self.settled[settled:]
         del self.resolutions[resolutions:]
         self.pos, self.lseq, self.next_session, self.next_run = pos, lseq, next_session, next_run
         self.session_count = sessions
+
+    def undo_to(self, mark: int) -> None:
+        """Undo the last changes, down to so many. A change is (table, key, former value), or a function."""
+        undo = self.undo
+        while len(undo) > mark:
+            change = undo.pop()
+            if type(change) is tuple:
+                _place(*change)
+            else:
+                change()  # type: ignore[operator]
 
     @property
     def changed(self) -> bool:
