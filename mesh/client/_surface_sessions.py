@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from time import monotonic
@@ -42,12 +43,18 @@ _PASSING = frozenset(
 
 def session_id_or_new(session_id: Any) -> str:
     """The caller's id, checked, or a new one."""
-    return f"ses_{secrets.token_hex(16)}" if session_id is None else check_id(session_id)
+    return f"ses_{_hex()}" if session_id is None else check_id(session_id)
+
+
+def _hex() -> str:
+    """32 hex digits: the time in ms, then 80 random bits. Ids of one moment stand side by side in the store's
+    index, so a thousand new ones touch a few of its pages and not a thousand."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
 def new_run_id(session_id: str) -> str:
     """A run id that carries the slot of its session."""
-    return run_id_for(check_id(session_id), secrets.token_hex(16))
+    return run_id_for(check_id(session_id), _hex())
 
 
 def fields(agent_id: Any, context: Any, metadata: Any, tags: Any, parent_session_id: Any) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def encode_fragment(
 
 
 class FragmentEncoder:
-    """The fragments of one run's events: what they share is encoded once, and what its agent made with care."""
+    """The fragments of one run's events: what they share is encoded once."""
 
     __slots__ = ("_correlation_id", "_middle", "_provider", "_tail", "provider")
 

@@ -35,8 +35,11 @@ OPTIONS = frozenset((
 ))
 
 
-class RunState(msgspec.Struct, frozen=True, array_like=True):
-    """A run as its partition stores it. New fields go to the end and have a default."""
+class RunState(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A run as its partition stores it. New fields go to the end and have a default.
+
+    The collector does not look at it: decoded data cannot point back to the run.
+    """
 
     n: int
     id: str
@@ -83,7 +86,7 @@ def checked_options(options: Any) -> dict[str, Any]:
     Raises:
         InvalidArgument: names the option.
     """
-    if options is None:
+    if not options and (options is None or type(options) is dict):
         return {}
     if type(options) is not dict:
         raise InvalidArgument(f"options must be a map, not {type(options).__name__}")

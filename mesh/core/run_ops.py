@@ -51,6 +51,8 @@ class RunOps:
 
     def bounded(self, value: Any, what: str) -> None:
         """Refuse what is too large to be kept in memory and sent to a runner with every run."""
+        if not value:
+            return
         wire.check_depth(value)
         size = len(wire.pack(value))
         if size > self.input_bytes_max:
@@ -63,7 +65,8 @@ class RunOps:
         """Check the arguments of a new run and store it, pending."""
         if session.status in sessions.CLOSED:
             sessions.require_active(session)
-        self.bounded([value, options], "input and options have")
+        if options or type(value) is not str or 4 * len(value) > self.input_bytes_max:
+            self.bounded([value, options], "input and options have")
         run = self.queue.add_run(self._run_id(run_id, session.id), session, value, options, once=once)
         self.agents.check(session.agent)
         self.agents.check_capabilities(session.agent, run.options)

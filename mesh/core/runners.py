@@ -59,8 +59,7 @@ class Runners:
         if number > run.batch + 1:
             return ["expected", run_id, attempt, run.batch + 1]
         session = self.state.session(run.session_id)
-        for code, ts, fragment in rows:
-            self.state.append_fragment(session.id, code, ts, fragment, run)
+        self.state.append_rows(session.id, rows, run)
         if settle is None:
             self.state.put_progress(run, number)
             self.state.touch(session.id)

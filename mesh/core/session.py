@@ -39,8 +39,11 @@ VERBS: dict[str, tuple[frozenset[SessionStatus], SessionStatus, str]] = {
 STATUS_CODE = {status: code for code, status in enumerate(SessionStatus)}
 
 
-class SessionState(msgspec.Struct, frozen=True, array_like=True):
-    """A session as its partition stores it. New fields go to the end and have a default."""
+class SessionState(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A session as its partition stores it. New fields go to the end and have a default.
+
+    The collector does not look at it: decoded data cannot point back to the session.
+    """
 
     n: int  #: row number in the partition: the order of creation, and the cursor of lists
     id: str

@@ -98,11 +98,10 @@ class Settling:
 
     def _on_settled(self, run: RunState) -> None:
         self._pop(self.deadlines, run.id, None)
-        answer = wire.ok(run.id) if run.status == RunStatus.CANCELLED else wire.failure(InvalidState(
-            f"run {run.id} was {run.status} before the cancel reached it", code="invalid_transition",
-            details={"status": run.status.value}))
         for part in self._pop(self.cancels, run.id, ()):
-            part.resolve(answer)
+            part.resolve(wire.ok(run.id) if run.status == RunStatus.CANCELLED else wire.failure(InvalidState(
+                f"run {run.id} was {run.status} before the cancel reached it", code="invalid_transition",
+                details={"status": run.status.value})))
         if self.state.work_of(run.session_id).running is None:
             for verb, data, part in self._pop(self.closers, run.session_id, ()):
                 part.resolve(self._close_now(run.session_id, verb, data))

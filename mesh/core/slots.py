@@ -7,6 +7,7 @@ is salted, and a modulo by the partition count would move nearly every key at a 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from xxhash import xxh3_64_intdigest
 
@@ -16,6 +17,8 @@ from mesh.errors import InvalidArgument, shown
 SLOT_COUNT = 4096
 #: A slot map is SLOT_COUNT bytes on the wire and in the node's database, so 255 is the end.
 PARTITIONS_MAX = 255
+#: Sessions whose slot is remembered: creating one asks for it five times.
+PLACES_MAX = 1_024
 
 ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 RUN_ID = re.compile(r"run_([0-9a-f]{3})[0-9a-f]{29}\Z")
@@ -26,6 +29,7 @@ def route_slot(key_text: str) -> int:
     return xxh3_64_intdigest(("r:" + room_text(key_text)).encode()) % SLOT_COUNT
 
 
+@lru_cache(maxsize=PLACES_MAX)
 def session_slot(session_id: str) -> int:
     """The slot of a session."""
     return xxh3_64_intdigest(("s:" + session_id).encode()) % SLOT_COUNT
@@ -88,6 +92,7 @@ def moved_map(current: bytes, partitions: int) -> bytes:
 
 
 __all__ = [
-    "PARTITIONS_MAX", "SLOT_COUNT", "check_id", "even_map", "moved_map", "route_slot", "run_id_for",
+    "PARTITIONS_MAX", "PLACES_MAX", "SLOT_COUNT",
+    "check_id", "even_map", "moved_map", "route_slot", "run_id_for",
     "run_slot", "session_slot",
 ]

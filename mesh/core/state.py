@@ -65,6 +65,12 @@ class Loader(Protocol):
     def run(self, run_id: str) -> RunState | None:
         """The stored run, or None."""
 
+    def has_session(self, session_id: str) -> bool:
+        """Whether it is stored."""
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether it is stored."""
+
 
 _IDLE = Work()
 
@@ -145,11 +151,11 @@ class State:
 
     def has_session(self, session_id: str) -> bool:
         """Whether the id was ever used."""
-        return session_id in self.sessions or self.loader.session(session_id) is not None
+        return session_id in self.sessions or self.loader.has_session(session_id)
 
     def has_run(self, run_id: str) -> bool:
         """Whether the id was ever used."""
-        return run_id in self.runs or self.loader.run(run_id) is not None
+        return run_id in self.runs or self.loader.has_run(run_id)
 
     def work_of(self, session_id: str) -> Work:
         """What the session has to do."""

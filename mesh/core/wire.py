@@ -285,8 +285,8 @@ def check_depth(value: Any, depth_max: int = DEPTH_MAX) -> None:
             opened.pop()
 
 
-#: ``pack`` in a third of its time, for what a decoder gave and for numbers and texts of our own. It also takes
-#: what must not travel (sets, dates, deep data), so what an agent or a caller made goes through ``pack``.
+#: ``pack`` in a third of its time, for what a decoder gave and for numbers and texts of our own. It takes
+#: what must not travel too (sets, dates, deep data), so what an agent or a caller made goes through ``pack``.
 repack = msgspec.msgpack.Encoder().encode
 
 

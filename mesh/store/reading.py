@@ -103,6 +103,16 @@ class StoredRows:
         seq = self._one("SELECT max(seq) FROM event WHERE session = ?", state.n) or 0
         return _replace_seq(state, seq)
 
+    def has_session(self, session_id: str) -> bool:
+        """Whether a session with this id is stored, damaged or not."""
+        sql = "SELECT 1 FROM session WHERE id = ?"
+        return self._guard(lambda: self._one(sql, session_id), "look for a session") is not None
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether a run with this id is stored, damaged or not."""
+        sql = "SELECT 1 FROM run WHERE id = ?"
+        return self._guard(lambda: self._one(sql, run_id), "look for a run") is not None
+
     def run(self, run_id: str) -> RunState | None:
         """The stored run."""
 

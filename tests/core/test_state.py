@@ -30,6 +30,12 @@ class Shelf:
     def run(self, run_id: str) -> RunState | None:
         return self.runs.get(run_id)
 
+    def has_session(self, session_id: str) -> bool:
+        return session_id in self.sessions
+
+    def has_run(self, run_id: str) -> bool:
+        return run_id in self.runs
+
 
 def fresh(shelf: Shelf | None = None) -> State:
     return State(shelf or Shelf(), partition=0, epoch=1, node="mesh")

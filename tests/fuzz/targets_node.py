@@ -140,6 +140,12 @@ class Memory:
     def run(self, run_id: str) -> None:
         return None
 
+    def has_session(self, session_id: str) -> bool:
+        return False
+
+    def has_run(self, run_id: str) -> bool:
+        return False
+
     def receipts(self, client: bytes) -> list[tuple[int, Receipt]]:
         return []
 
