@@ -53,28 +53,35 @@ class WireClient:
         )
         self._socket.send(header + body)
 
-    def receive(self) -> None:
-        """Take one answer.
+    def receive(self) -> int:
+        """Take all answers that are there, at least one; how many.
 
         Raises:
             RemoteProtocolError: the node refused, or did not answer.
         """
-        if not self._socket.poll(ANSWER_MS):
-            raise RemoteProtocolError("no answer on the bare wire")
-        frame = self._socket.recv()
-        if frame[_FLAGS] & _REFUSED:
-            raise RemoteProtocolError(f"refused on the bare wire: {wire.unpack_reply(frame)}")
+        taken, recv, nowait = 0, self._socket.recv, sockets.NOWAIT
+        while True:
+            try:
+                frame = recv(nowait)
+            except sockets.Again:
+                if taken:
+                    return taken
+                if not self._socket.poll(ANSWER_MS):
+                    raise RemoteProtocolError("no answer on the bare wire") from None
+                continue
+            taken += 1
+            if frame[_FLAGS] & _REFUSED:
+                raise RemoteProtocolError(f"refused on the bare wire: {wire.unpack_reply(frame)}")
 
     def flood(self, calls: int, in_flight: int) -> tuple[float, float]:
         """Make so many calls, so many of them on their way at once; when it began and ended."""
         begin_s = time.monotonic()
-        for place in range(in_flight):
-            self.send(place)
-        for place in range(in_flight, calls):
-            self.receive()
-            self.send(place)
-        for _ in range(in_flight):
-            self.receive()
+        sent = answered = 0
+        while answered < calls:
+            while sent < calls and sent - answered < in_flight:
+                self.send(sent)
+                sent += 1
+            answered += self.receive()
         return begin_s, time.monotonic()
 
 

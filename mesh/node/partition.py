@@ -96,7 +96,7 @@ class PartitionProcess:
     def _connect(self) -> None:
         """The mailbox and the feed, and who uses them."""
         child, limits = self.child, self.child.config.limits
-        ctx = sockets.context()
+        ctx = sockets.context(patient=True)
         identity = mailbox.identity(mailbox.PARTITION, child.index, self.epoch)
         # All that may be answered at once fits into the pipe: a reply is not lost while the router lives.
         most = sockets.HWM_FRAMES + limits.inflight_per_partition + limits.waiters_per_partition

@@ -47,7 +47,7 @@ class RouterProcess:
         self.stopping = False
         self.windows: dict[bytes, Window] = {}  #: of clients that were sent more than a little
         self.unread = 0  #: the bytes in them
-        ctx = sockets.context()
+        ctx = sockets.context(patient=True)
         self.front = sockets.router_socket(ctx, frame_bytes=limits.frame_bytes)
         # Twice what may be open: libzmq tells of room in steps of half the mark.
         most = 2 * (limits.inflight_per_partition + limits.waiters_per_partition)
@@ -123,8 +123,6 @@ class RouterProcess:
                         self._forward(client, identity, frame, actor, payload)
             except MeshError as error:
                 self._reply(client, core.refusal(payload, error))
-            if not look(sockets.EVENTS) & sockets.POLLIN:
-                return
 
     def _forward(
         self, client: bytes, identity: bytes, frame: bytes, actor: Actor | None, payload: bytes
@@ -148,7 +146,6 @@ class RouterProcess:
 
     def _drain_back(self) -> None:
         core, recv, send = self.core, self.back.recv, self._to_clients
-        look: Any = self.back.getsockopt
         more, nowait = sockets.MORE, sockets.NOWAIT
         for _ in range(BACK_MAX):
             try:
@@ -172,8 +169,6 @@ class RouterProcess:
                         core.counters["slow_clients"] += 1
                     except sockets.ZMQError:
                         core.counters["undeliverable"] += 1
-            if not look(sockets.EVENTS) & sockets.POLLIN:
-                return
 
     def _from_actor(self, identity: bytes, frame: bytes) -> None:
         """An actor's word to the router, or to another actor."""
