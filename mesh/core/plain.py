@@ -39,20 +39,24 @@ from mesh.errors import InvalidArgument, shown
 INT_MIN, INT_MAX = -(2**63), 2**64 - 1
 #: Records hold data of the allowed depth some levels down.
 RECORD_DEPTH_MAX = DEPTH_MAX + 16
+#: The year 10 000, which a ``datetime`` cannot say.
+SECONDS_MAX = 253_402_300_800
 #: These are plain whatever they hold.
 _LEAVES = frozenset((bool, float, bytes, type(None)))
 _TEXTUAL = (date, time, UUID, Decimal)
 
 
-def plain(value: Any, name: str = "value", *, code: str = "validation_error") -> Any:
+def plain(
+    value: Any, name: str = "value", *, code: str = "validation_error", depth_max: int = DEPTH_MAX
+) -> Any:
     """The value as it can travel: itself when it is plain already, else a converted copy.
 
     Raises:
         InvalidArgument: ``code``, or ``limit_exceeded`` for depth; message and details name place and type.
     """
-    if _is_flat(value) or _is_plain(value):
+    if _is_flat(value) or _is_plain(value, depth_max):
         return value
-    return converted(value, name, code=code)
+    return converted(value, name, code=code, depth_max=depth_max)
 
 
 def plain_map(value: Any, name: str, *, code: str = "validation_error") -> dict[str, Any]:
@@ -92,6 +96,19 @@ def to_json(value: Any) -> str:
         return _dumps(found, allow_nan=False)
     except ValueError:
         return _dumps(_without_nan(found), allow_nan=False)
+
+
+def seconds(value: Any, name: str) -> float:
+    """A time as records hold it, seconds since the epoch; a ``datetime`` without a zone is taken as UTC.
+
+    Raises:
+        InvalidArgument: ``validation_error``; neither a ``datetime`` nor a number of the years 1970 to 9999.
+    """
+    if isinstance(value, datetime):
+        return (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
+    if type(value) not in (int, float) or not 0 <= value < SECONDS_MAX:
+        raise InvalidArgument(f"{name} must be seconds since 1970 or a datetime, not {shown(value, 40)}")
+    return float(value)
 
 
 def utc(seconds: float | None) -> datetime | None:
@@ -139,7 +156,7 @@ def _is_flat(value: Any) -> bool:
     return True
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: Any, depth_max: int) -> bool:
     """Whether all of it is; tuples count as lists. Depth first: data that holds itself ends at the limit."""
     left, opened = FRAME_BYTES_MAX, [iter((value,))]
     while opened:
@@ -154,7 +171,7 @@ def _is_plain(value: Any) -> bool:
             if left < 0:
                 raise InvalidArgument("more items than bytes in a frame", code="limit_exceeded")
             if inner:
-                if len(opened) == DEPTH_MAX:
+                if len(opened) == depth_max:
                     return False
                 opened.append(iter(inner))
                 break
@@ -331,5 +348,6 @@ def _sorted(items: Set[Any]) -> list[Any]:
 
 
 __all__ = [
-    "INT_MAX", "INT_MIN", "RECORD_DEPTH_MAX", "converted", "plain", "plain_map", "to_json", "utc",
+    "INT_MAX", "INT_MIN", "RECORD_DEPTH_MAX", "SECONDS_MAX", "converted", "plain", "plain_map", "seconds",
+    "to_json", "utc",
 ]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import traceback
 from typing import Any, NamedTuple
 
-from mesh.errors import LocalProtocolError, MeshError
+from mesh.core.plain import plain, plain_map
+from mesh.errors import InvalidArgument, LocalProtocolError, MeshError
 from mesh.providers.base import Output
 
 TRACEBACK_FRAMES_MAX = 12
@@ -42,7 +43,15 @@ def timed_out(what: str, limit: str, limit_s: float) -> Ending:
 
 def error_map(code: str, message: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
     """The form in which an error travels and is stored."""
-    return {"code": code, "message": message[:MESSAGE_CHARS_MAX], "details": details or {}}
+    return {"code": code, "message": plain(message[:MESSAGE_CHARS_MAX]), "details": _kept(details or {})}
+
+
+def _kept(details: Any) -> dict[str, Any]:
+    """What cannot be kept of an error's details must not hide the error."""
+    try:
+        return plain_map(details, "details")
+    except InvalidArgument as exc:
+        return {"not_kept": exc.message}
 
 
 def failure(exc: MeshError) -> Ending:

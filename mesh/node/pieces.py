@@ -14,9 +14,10 @@ import time
 from typing import Any, Protocol
 
 from mesh.core.events import AGENT_EVENTS, RUN_TERMINAL_EVENT, TYPE_CODE, FragmentEncoder
+from mesh.core.plain import plain, plain_map, seconds
 from mesh.core.runner import Key, Outbox, RunLog, encode_event
-from mesh.core.wire import DEPTH_MAX, check_depth, pack
-from mesh.errors import InvalidArgument, MeshError
+from mesh.core.wire import DEPTH_MAX, pack
+from mesh.errors import InvalidArgument, MeshError, shown
 from mesh.node.ending import Ending, error_map, failure, terminal_data
 from mesh.providers.base import OUTPUT, Output, Provider, SessionInfo
 from mesh.providers.registry import Registry
@@ -26,7 +27,7 @@ TEXT_CHARS_MAX = 256 * 1024
 #: Tool calls of one run that may be open at a time.
 OPEN_CALLS_MAX = 10_000
 ABORTED = "aborted"
-_EVENT_KEYS = frozenset(("type", "data", "metadata", "correlation_id"))
+_EVENT_KEYS = frozenset(("type", "data", "metadata", "correlation_id", "ts"))
 _TOOL_ENDS = frozenset(("tool_call_completed", "tool_call_failed"))
 
 
@@ -69,7 +70,8 @@ class Pieces:
             self._encoder = self._encoder_for(name)
         self.begun = True
         self.emit("run_started", {
-            "agent": self._info.agent, "provider": name, "attempt": self._key[1], **data,
+            "agent": self._info.agent, "provider": name, "attempt": self._key[1],
+            **plain_map(data, "run_started"),
         })
 
     def _encoder_for(self, provider: str) -> FragmentEncoder:
@@ -90,10 +92,7 @@ class Pieces:
         elif isinstance(piece, Output):
             self._output = piece
         elif not isinstance(piece, dict):
-            raise InvalidArgument(
-                f'an agent yields str or {{"type", "data"}}, not {type(piece).__name__}',
-                code="invalid_event_type",
-            )
+            raise InvalidArgument(f'an agent yields str or {{"type", "data"}}, not {type(piece).__name__}')
         elif piece.get("type") == OUTPUT:
             self._output = Output(data=_map(piece, "data"))
         else:
@@ -124,22 +123,21 @@ class Pieces:
         return text
 
     def _event(self, piece: dict[str, Any]) -> None:
-        event_type = piece.get("type")
-        if event_type not in AGENT_EVENTS:
-            why = "is written by the node" if event_type in TYPE_CODE else "is no event type"
-            raise InvalidArgument(f"{event_type!r:.60} {why}", code="invalid_event_type")
+        event_type = _type_of(piece)
         strange = piece.keys() - _EVENT_KEYS
         if strange:
             raise InvalidArgument(f"an event has no key {min(map(str, strange))!r:.60}")
         data, metadata = _map(piece, "data"), _map(piece, "metadata")
-        correlation_id = piece.get("correlation_id")
-        for value in (data, metadata, correlation_id):
-            check_depth(value)
+        correlation_id, ts = piece.get("correlation_id"), piece.get("ts")
+        if correlation_id is not None and type(correlation_id) is not str:
+            raise InvalidArgument(f"correlation_id must be a str, not {type(correlation_id).__name__}")
+        if ts is not None:
+            ts = seconds(ts, "ts")
         if event_type == "message_streamed":
             text = data.get("content")
             if isinstance(text, str) and text and data.get("stream") != "stderr":
                 self._keep(text)
-        self.emit(event_type, data, metadata, correlation_id)
+        self.emit(event_type, data, metadata, correlation_id, ts)
         self._note(event_type, data)
 
     def _note(self, event_type: str, data: dict[str, Any]) -> None:
@@ -157,12 +155,13 @@ class Pieces:
 
     def emit(
         self, event_type: str, data: dict[str, Any], metadata: dict[str, Any] | None = None,
-        correlation_id: str | None = None,
+        correlation_id: str | None = None, ts: float | None = None,
     ) -> None:
         """Encode an event, once and for all its readers. Every event of a run passes here."""
         if self.settled:
             return
-        ts = time.time()
+        if ts is None:
+            ts = time.time()
         event = encode_event(
             TYPE_CODE[event_type], ts, self._encoder.encode(event_type, data, ts, metadata, correlation_id)
         )
@@ -176,7 +175,7 @@ class Pieces:
     def completed(self) -> Ending:
         """The ending of a run whose provider had its say, with the last words about its text."""
         output = self._output or Output(data={"content": "".join(self._text)})
-        data = dict(output.data)
+        data = dict(plain_map(output.data, "output"))
         content = data.get("content")
         text = content if isinstance(content, str) else "".join(self._text)
         if not self._text and text:
@@ -190,9 +189,9 @@ class Pieces:
         if self._unreceived:
             rest = "".join(self._text[self._received:]) if self._received else ""
             self.emit("message_received", {"role": "assistant", "content": rest or text})
-        check_depth(data)
         output.data = data
-        return Ending("completed", output=output, data={"stop_reason": "end_turn", **output.completion})
+        completion = plain_map(output.completion, "completion")
+        return Ending("completed", output=output, data={"stop_reason": "end_turn", **completion})
 
     def _break_off(self) -> None:
         """The last words of a run that did not complete: its partial text, the ends of its tool calls."""
@@ -213,8 +212,8 @@ class Pieces:
             self._break_off()
         try:
             settlement = self._settlement(ending)
-            data = terminal_data(ending)
-            check_depth(data, DEPTH_MAX + 2)  # what an error or an output holds lies deeper here
+            # What an error or an output holds lies deeper here.
+            data = plain(terminal_data(ending), depth_max=DEPTH_MAX + 2)
             self.emit(RUN_TERMINAL_EVENT[ending.status], data)
         except MeshError as exc:
             code = (failure(exc).error or {})["code"]
@@ -231,8 +230,7 @@ class Pieces:
             "token_usage": output.token_usage or self._usage, "cost_usd": output.cost_usd,
             "provider_metadata": {"provider": self._encoder.provider, **output.provider_metadata},
         }
-        check_depth(result, DEPTH_MAX + 2)
-        settlement = pack(result)
+        settlement = pack(plain(result, "the result", depth_max=DEPTH_MAX + 2))
         if len(settlement) > 2 * self._sink.output_bytes_max + TEXT_CHARS_MAX:
             raise InvalidArgument(f"an output of {len(settlement)} bytes is too large", code="limit_exceeded")
         return settlement
@@ -248,13 +246,20 @@ def _call_of(data: dict[str, Any]) -> str:
     return str(data.get("tool_call_id") or data.get("tool_name"))[:200]
 
 
+def _type_of(piece: dict[str, Any]) -> str:
+    if "type" not in piece:
+        raise InvalidArgument("an event needs a type")
+    event_type = piece["type"]
+    if type(event_type) is str and event_type in AGENT_EVENTS:
+        return event_type
+    known = type(event_type) is str and event_type in TYPE_CODE
+    why = "is written by the node" if known else "is no event type"
+    raise InvalidArgument(f"{shown(event_type)} {why}", code="invalid_event_type")
+
+
 def _map(piece: dict[str, Any], key: str) -> dict[str, Any]:
     value = piece.get(key)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InvalidArgument(f"{key} of an event is a map, not {type(value).__name__}")
-    return value
+    return {} if value is None else plain_map(value, key)
 
 
 __all__ = ["ABORTED", "OPEN_CALLS_MAX", "TEXT_CHARS_MAX", "Pieces", "Sink"]

@@ -78,7 +78,14 @@ class Bench:
         self.done[drive.key[0]].set()
 
     def begin(
-        self, agent: str, run_input: Any, *, session: str = "ses_1", attempt: int = 1, **options: Any
+        self,
+        agent: str,
+        run_input: Any,
+        *,
+        session: str = "ses_1",
+        attempt: int = 1,
+        metadata: dict[str, Any] | None = None,
+        **options: Any,
     ) -> Drive:
         run_id = "run_" + os.urandom(16).hex()
         self.done[run_id] = asyncio.Event()
@@ -88,7 +95,7 @@ class Bench:
             "agent_id": "me",
             "incarnation": 3,
             "context": {"k": "v"},
-            "metadata": {},
+            "metadata": metadata or {},
             "tags": ["t"],
         }
         drive = Drive(

@@ -82,16 +82,25 @@ async def agent(run):
     [
         ('{"type": "no_such"}', "invalid_event_type"),
         ('{"type": "run_completed"}', "invalid_event_type"),
-        ("3", "invalid_event_type"),
-        ("b'x'", "invalid_event_type"),
-        ("{}", "invalid_event_type"),
+        ('{"type": 7}', "invalid_event_type"),
+        ('{"type": ["turn_completed"]}', "invalid_event_type"),
+        ("3", "validation_error"),
+        ("b'x'", "validation_error"),
+        ("{}", "validation_error"),
         ('{"type": "turn_completed", "data": 3}', "validation_error"),
         ('{"type": "turn_completed", "dta": {}}', "validation_error"),
-        ('{"type": "turn_completed", "data": {"x": object()}}', "provider_error"),
-        ('{"type": "turn_completed", "data": {"x": 1 << 70}}', "provider_error"),
+        ('{"type": "turn_completed", "data": {"x": object()}}', "validation_error"),
+        ('{"type": "turn_completed", "data": {"x": 1 << 70}}', "validation_error"),
+        ('{"type": "turn_completed", "metadata": [1]}', "validation_error"),
+        ('{"type": "turn_completed", "correlation_id": 7}', "validation_error"),
+        ('{"type": "turn_completed", "ts": "today"}', "validation_error"),
+        ('{"type": "turn_completed", "ts": -1}', "validation_error"),
+        ('{"type": "turn_completed", "ts": float("nan")}', "validation_error"),
+        ('{"type": "turn_completed", "data": {"x": [[]]}, 5: 1}', "validation_error"),
         ('{"type": "turn_completed", "data": {"x": "y" * 50_000_000}}', "limit_exceeded"),
         ('{"type": "output", "data": {"x": "y" * 10_000_000}}', "limit_exceeded"),
-        ('{"type": "output", "data": {"x": object()}}', "provider_error"),
+        ('{"type": "output", "data": {"x": object()}}', "validation_error"),
+        ('{"type": "output", "data": 7}', "validation_error"),
     ],
 )
 def test_wrong_piece_fails_the_run_and_closes_the_agent(tmp_path: Path, piece: str, code: str) -> None:
@@ -351,14 +360,13 @@ def test_stderr_is_cut_on_a_character() -> None:
         "return {(1, 2): 3}",
         "return {'a': [{(1, 2): 3}]}",
         "return collections.OrderedDict({(1, 2): 3})",
-        "return {'a': msgpack.ExtType(5, b'x')}",
         "raise mesh.RunError('x', details={(1, 2): 3})",
     ],
 )
 def test_result_that_nobody_could_read_fails_the_run(tmp_path: Path, body: str) -> None:
     """If an agent gives what msgpack writes but no reader takes, then its run fails: it would never be
     stored, nor anything that travels with it."""
-    source = f"import collections, mesh, msgpack\nasync def agent(run):\n    {body}"
+    source = f"import collections, mesh\nasync def agent(run):\n    {body}"
     assert run_source(tmp_path, source).types[-1] == "run_failed"
 
 
