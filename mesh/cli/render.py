@@ -6,7 +6,6 @@ On a terminal a table has a header and colours; in a pipe it is tab-separated ro
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -116,18 +115,10 @@ def report(error: MeshError, *, as_json: bool, hint: str | None = None) -> None:
 
 
 def to_json(value: Any) -> str:
-    """One line of JSON; records become their maps."""
-    return json.dumps(value, ensure_ascii=False, default=_plain, separators=(", ", ": "))
+    """One line of JSON; records become their maps, bytes base64."""
+    from mesh.core import plain
 
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "to_map"):
-        return value.to_map()
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
-    if isinstance(value, set | frozenset):
-        return sorted(value, key=str)
-    return str(value)
+    return plain.to_json(value)
 
 
 def emit_json(value: Any) -> None:

@@ -23,9 +23,9 @@ from mesh.client._payload import STALE, Call
 from mesh.client._protocol import READ, WRITE
 from mesh.core import wire
 from mesh.core.keys import SessionKey, encode, validate
+from mesh.core.plain import plain_map
 from mesh.core.records import Provenance, Resolution, RouteEntry, RouteRecord, Source, error_of
 from mesh.core.slots import route_slot
-from mesh.core.wire import check_depth
 from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, shown
 
 Key = SessionKey | Sequence[str | None] | str
@@ -157,12 +157,13 @@ def check_route(route: Any) -> dict[str, Any]:
     checked: dict[str, Any] = route
     if checked.get("external_room_id") is None:
         raise InvalidArgument("a route needs an external_room_id that is not None", code="invalid_route")
+    flat = True
     for key, value in checked.items():
         if type(key) is not str:
             raise InvalidArgument(f"a route's keys are strs, not {type(key).__name__}", code="invalid_route")
-        if type(value) not in _FLAT:  # the node would refuse the calls that travel with it too
-            check_depth(value)
-    return checked
+        if type(value) not in _FLAT:
+            flat = False
+    return checked if flat else plain_map(checked, "route", code="invalid_route")
 
 
 def check_ttl(ttl_ms: Any) -> None:
@@ -248,7 +249,8 @@ def valid_fallbacks(fallbacks: Any) -> list[dict[str, Any]]:
         fallbacks = (fallbacks,)
     if not isinstance(fallbacks, Iterable) or isinstance(fallbacks, str | bytes):
         return []
-    return [dict(f) for f in fallbacks if isinstance(f, Mapping) and f.get("external_room_id") is not None]
+    usable = [f for f in fallbacks if isinstance(f, Mapping) and f.get("external_room_id") is not None]
+    return [dict(check_route(f)) for f in usable]
 
 
 def encode_cursor(values: Any) -> str:

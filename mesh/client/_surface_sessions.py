@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from time import monotonic
 from typing import Any
 
@@ -14,9 +13,9 @@ from mesh.client._protocol import READ, WAIT
 from mesh.client._surface import PAGE_MAX, Ask, Pause, Plan, check_timeout, listed, park_limit, value_of
 from mesh.client._surface_routes import Linked, list_pages
 from mesh.core.events import type_code
+from mesh.core.plain import plain, plain_map, seconds
 from mesh.core.records import Event, Handle, Run, Session, SessionStatus
 from mesh.core.slots import check_id, run_id_for, run_slot, session_slot
-from mesh.core.wire import check_depth
 from mesh.errors import InvalidArgument, MeshError, shown
 
 #: Verbs that wait for a run to end may take this much longer than other calls.
@@ -71,19 +70,9 @@ def fields(agent_id: Any, context: Any, metadata: Any, tags: Any, parent_session
             given[name] = text
     for name, values in (("context", context), ("metadata", metadata)):
         if values is not None:
-            if not isinstance(values, Mapping):
-                raise InvalidArgument(f"{name} must be a mapping, not {type(values).__name__}")
-            given[name] = _travelling(values)
+            given[name] = plain_map(values, name)
     if tags:
         given["tags"] = _tags(tags)
-    return given
-
-
-def _travelling(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A map of the caller's, checked here: a node refuses what it cannot read together with every call that
-    travels in the same payload."""
-    given = dict(values)
-    check_depth(given)
     return given
 
 
@@ -130,7 +119,7 @@ def error_form(error: Any) -> Any:
     if isinstance(error, BaseException):
         return f"{type(error).__name__}: {error}"
     if isinstance(error, Mapping):
-        return {"message": "", "details": {}, **_travelling(error)}
+        return {"message": "", "details": {}, **plain_map(error, "error")}
     if isinstance(error, str):
         return str(error)
     raise InvalidArgument(f"error is a text, a mapping or an exception, not {type(error).__name__}")
@@ -144,11 +133,12 @@ def check_input(value: Any) -> Any:
     """
     if isinstance(value, str):
         return value
-    if not isinstance(value, Mapping):
+    found = plain(value, "input", code="invalid_input")
+    if type(found) not in (dict, str):
         raise InvalidArgument(
             f"the input of a run is a str or a mapping, not {type(value).__name__}", code="invalid_input"
         )
-    return _travelling(value)
+    return found
 
 
 def create_options(required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
@@ -191,9 +181,7 @@ def execute_options(
             )
     options: dict[str, Any] = {}
     if provider_opts is not None:
-        if not isinstance(provider_opts, Mapping):
-            raise InvalidArgument(f"provider_opts must be a mapping, not {type(provider_opts).__name__}")
-        options["provider_opts"] = _travelling(provider_opts)
+        options["provider_opts"] = plain_map(provider_opts, "provider_opts")
     if deadline_s is not None:
         if not isinstance(deadline_s, int | float) or isinstance(deadline_s, bool) or not deadline_s > 0:
             raise InvalidArgument(f"deadline_s must be a number of seconds above 0, not {shown(deadline_s)}")
@@ -225,7 +213,7 @@ def event_filters(
             type_code(name)
         given["type"] = [str(name) for name in names]
     if since is not None:
-        given["since"] = since.timestamp() if isinstance(since, datetime) else since
+        given["since"] = seconds(since, "since")
     for name, number in (("after", after), ("before", before)):
         if number is not None:
             if not _whole(number, 0):

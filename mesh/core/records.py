@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import msgspec
 from msgspec.structs import force_setattr
 
+from mesh.core.plain import RECORD_DEPTH_MAX, converted, to_json
 from mesh.errors import MeshError, RemoteProtocolError, from_wire
 
 T = TypeVar("T")
@@ -73,28 +74,20 @@ class Record(msgspec.Struct, frozen=True):
     """A typed, frozen value with a map form."""
 
     def to_map(self) -> dict[str, Any]:
-        """The record as plain, JSON-friendly maps and lists."""
-        return {name: _plain(getattr(self, name)) for name in self.__struct_fields__}
+        """The record as plain maps and lists, keys named as the fields (the table of ``core.plain``)."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        found: dict[str, Any] = converted(values, type(self).__name__, depth_max=RECORD_DEPTH_MAX)
+        return found
+
+    def to_json(self) -> str:
+        """``to_map`` as one line of JSON; bytes are base64."""
+        return to_json(self)
 
     @classmethod
     def from_map(cls, values: Mapping[str, Any]) -> Self:
         """Build from a wire map; unknown keys are ignored, values are converted to the field types."""
         known = {name: values[name] for name in cls.__struct_fields__ if name in values}
         return msgspec.convert(known, cls, strict=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Record):
-        return value.to_map()
-    if isinstance(value, StrEnum):
-        return value.value
-    if isinstance(value, MeshError):
-        return value.to_map()
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
 
 
 class RouteRecord(Record, frozen=True, gc=False, array_like=True, eq=False):
@@ -324,7 +317,7 @@ class Page(Sequence[T], Generic[T]):
     def to_map(self) -> dict[str, Any]:
         """The page as plain maps."""
         return {
-            "items": [_plain(i) for i in self._items],
+            "items": converted(self._items, "items", depth_max=RECORD_DEPTH_MAX),
             "cursor": self.cursor,
             "missing": list(self.missing),
         }

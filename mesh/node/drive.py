@@ -137,7 +137,7 @@ class Drive:
             raise
         except BaseException as exc:  # noqa: BLE001  rule 3
             return failure(exc) if isinstance(exc, RunError) else raised(exc)
-        return self.pieces.completed()
+        return self.ending or self.pieces.completed()
 
     async def _pull(self, provider: Provider) -> None:
         """Take every piece the provider yields, as fast as they are stored elsewhere."""

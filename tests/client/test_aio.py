@@ -357,7 +357,7 @@ def test_value_that_cannot_travel_fails_alone(fake: FakeNode) -> None:
                 client.routes.set(KEY, {"external_room_id": object()}),
                 return_exceptions=True,
             )
-            assert good is None and isinstance(bad, mesh.LocalProtocolError)
+            assert good is None and isinstance(bad, mesh.InvalidArgument)
 
     asyncio.run(scenario())
 

@@ -41,12 +41,12 @@ def result_of(folder: Path, body: str, **more: Any) -> Any:
 )  # fmt: skip
 def test_values_of_an_agent_are_stored_as_the_table_says(tmp_path: Path, value: str, stored: Any) -> None:
     """If an agent yields values that are not plain, then events and output hold their plain form."""
-    event = run(
-        python_agent(tmp_path, f"{HEAD}\nasync def agent(run):\n"
-                     f"    yield {{'type': 'turn_completed', 'data': {value}, 'metadata': {{'m': {value}}}}}\n"
-                     f"    yield mesh_output({value})\n\ndef mesh_output(data):\n"
-                     "    return {'type': 'output', 'data': data}\n"), "go",
-    )  # fmt: skip
+    body = (
+        f"found = {value}\n"
+        "    yield {'type': 'turn_completed', 'data': found, 'metadata': {'m': found}}\n"
+        "    yield {'type': 'output', 'data': found}"
+    )
+    event = result_of(tmp_path, body)
     assert event.settle["error"] is None
     assert event.data("turn_completed") == [stored]
     assert event.events[1]["metadata"] == {"m": stored}
@@ -78,7 +78,8 @@ def test_an_agent_may_say_when_it_happened(tmp_path: Path, ts: str) -> None:
 def test_each_event_of_a_run_has_its_session_s_correlation_id(tmp_path: Path) -> None:
     """If a session's metadata names a correlation id, then its runs' events carry it, or one of their own."""
     source = (
-        "async def agent(run):\n    yield 'a'\n    yield {'type': 'turn_completed', 'correlation_id': 'own'}\n"
+        "async def agent(run):\n    yield 'a'\n"
+        "    yield {'type': 'turn_completed', 'correlation_id': 'own'}\n"
         "    yield {'type': 'turn_completed', 'metadata': {'a': 1}}"
     )
 
@@ -98,8 +99,8 @@ def test_events_of_an_agent_that_cannot_load_name_its_provider(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "body",
-    ["raise ValueError('x')", "yield 3", "yield {'type': 'error_occurred', 'data': {}}; raise ValueError('x')"],
-)  # fmt: skip
+    ["raise ValueError('x')", "yield 3", "yield {'type': 'error_occurred'}; raise ValueError('x')"],
+)
 def test_a_failed_run_has_one_run_failed(tmp_path: Path, body: str) -> None:
     """If a run fails, whatever the way, then exactly one event says so, the last."""
     result = result_of(tmp_path, body)
