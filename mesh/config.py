@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from mesh.core.session import SLOTS_MAX
 from mesh.core.slots import PARTITIONS_MAX
 from mesh.core.wire import FRAME_BYTES_MAX
 from mesh.errors import ConfigError
@@ -53,6 +54,7 @@ class SessionsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     idle_timeout_s: float = 900.0
     max_live: int = 10_000
     queue_max: int = 100  #: runs that may wait in one session
+    slots: int = 1  #: runs that one session executes at a time, unless it was made with another number
 
 
 class SupervisionSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +125,7 @@ _RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("node", "runners"): (1, 64),
     ("sessions", "idle_timeout_s"): (0, 10**9),
     ("sessions", "queue_max"): (0, 10**6),
+    ("sessions", "slots"): (1, SLOTS_MAX),
     ("routes", "expired_memory_max"): (0, 10**7),
     ("routes", "ttl_ms"): (1, 10**13),
     ("limits", "frame_bytes"): (1024, FRAME_BYTES_MAX),

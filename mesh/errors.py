@@ -233,6 +233,7 @@ CODES: dict[str, tuple[type[MeshError], str, bool]] = {
     "unknown_agent": (NotFound, "resource", False),
     "unknown_error": (RequestError, "runtime", False),
     "unknown_op": (InvalidArgument, "validation", False),
+    "version_conflict": (InvalidState, "state", False),
     "validation_error": (InvalidArgument, "validation", False),
 }
 

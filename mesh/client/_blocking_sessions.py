@@ -1,4 +1,4 @@
-"""The blocking groups ``sessions`` and ``runs``. Every rule is in the plans; see there."""
+"""The blocking group ``sessions``. Every rule is in the plans; see there."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
 from mesh.client._surface import check_function, failure
-from mesh.core.records import Event, Handle, Page, Prompted, Run, RunResult, Session
+from mesh.core.records import Event, Handle, Page, Prompted, Run, Session
 
 
 class Sessions:
@@ -27,6 +26,10 @@ class Sessions:
             raise failure(value)
         return value
 
+    def _verb(self, name: str, id: str, if_version: int | None, timeout_s: float | None) -> Session:
+        placed = plans.session_call(f"session.{name}", id, if_version)
+        return Session.from_map(self._one(WRITE, placed, timeout_s))
+
     def create(
         self,
         agent: str,
@@ -37,6 +40,7 @@ class Sessions:
         metadata: Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
         parent_session_id: str | None = None,
+        slots: int | None = None,
         timeout_s: float | None = None,
     ) -> Session:
         """Store a new session, ``pending``.
@@ -45,7 +49,7 @@ class Sessions:
             NotFound: ``unknown_agent``.
             InvalidState: ``already_exists``.
         """
-        given = plans.fields(agent_id, context, metadata, tags, parent_session_id)
+        given = plans.fields(agent_id, context, metadata, tags, parent_session_id, slots)
         return Session.from_map(
             self._one(WRITE, plans.new_session_call("session.create", agent, id, given), timeout_s)
         )
@@ -60,6 +64,7 @@ class Sessions:
         metadata: Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
         parent_session_id: str | None = None,
+        slots: int | None = None,
         timeout_s: float | None = None,
     ) -> Session:
         """Create a session and bring up its live actor: ``active``, with a handle.
@@ -67,7 +72,7 @@ class Sessions:
         Raises:
             Unavailable: the agent cannot start; the message says why.
         """
-        given = plans.fields(agent_id, context, metadata, tags, parent_session_id)
+        given = plans.fields(agent_id, context, metadata, tags, parent_session_id, slots)
         return Session.from_map(
             self._one(WRITE, plans.new_session_call("session.start", agent, id, given), timeout_s)
         )
@@ -82,53 +87,65 @@ class Sessions:
         metadata: Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
         parent_session_id: str | None = None,
+        slots: int | None = None,
         timeout_s: float | None = None,
     ) -> Session:
         """The session of that id, live; started when there is none. An existing one keeps its options."""
-        given = plans.fields(agent_id, context, metadata, tags, parent_session_id)
+        given = plans.fields(agent_id, context, metadata, tags, parent_session_id, slots)
         return Session.from_map(
             self._one(WRITE, plans.new_session_call("session.start_or_get", agent, id, given), timeout_s)
         )
 
-    def activate(self, id: str, *, timeout_s: float | None = None) -> Session:
+    def activate(
+        self, id: str, *, if_version: int | None = None, timeout_s: float | None = None
+    ) -> Session:
         """Make a pending session active and bring up its live actor."""
-        return Session.from_map(self._one(WRITE, plans.session_call("session.activate", id), timeout_s))
+        return self._verb("activate", id, if_version, timeout_s)
 
-    def pause(self, id: str, *, timeout_s: float | None = None) -> Session:
+    def pause(
+        self, id: str, *, if_version: int | None = None, timeout_s: float | None = None
+    ) -> Session:
         """Refuse new prompts until ``resume``; what runs goes on."""
-        return Session.from_map(self._one(WRITE, plans.session_call("session.pause", id), timeout_s))
+        return self._verb("pause", id, if_version, timeout_s)
 
-    def resume(self, id: str, *, timeout_s: float | None = None) -> Session:
+    def resume(
+        self, id: str, *, if_version: int | None = None, timeout_s: float | None = None
+    ) -> Session:
         """Make a paused session active again, live, with its transcript."""
-        return Session.from_map(self._one(WRITE, plans.session_call("session.resume", id), timeout_s))
+        return self._verb("resume", id, if_version, timeout_s)
 
-    def complete(self, id: str, *, timeout_s: float | None = None) -> Session:
+    def complete(
+        self, id: str, *, if_version: int | None = None, timeout_s: float | None = None
+    ) -> Session:
         """End a session for good. Refused (``invalid_transition``) while it has a run."""
-        return Session.from_map(self._one(WRITE, plans.session_call("session.complete", id), timeout_s))
+        return self._verb("complete", id, if_version, timeout_s)
 
-    def cancel(self, id: str, *, timeout_s: float | None = None) -> Session:
+    def cancel(
+        self, id: str, *, if_version: int | None = None, timeout_s: float | None = None
+    ) -> Session:
         """Cancel its runs and end it for good; returns when they are settled."""
-        placed = plans.session_call("session.cancel", id)
-        return Session.from_map(self._one(WRITE, placed, plans.settle_limit(self._link, timeout_s)))
+        return self._verb("cancel", id, if_version, plans.settle_limit(self._link, timeout_s))
 
     def fail(
-        self, id: str, error: str | Mapping[str, Any] | BaseException, *, timeout_s: float | None = None
+        self, id: str, error: str | Mapping[str, Any] | BaseException, *, if_version: int | None = None,
+        timeout_s: float | None = None
     ) -> Session:
         """Cancel its runs and end it for good as failed, with this error."""
-        placed = plans.session_call("session.fail", id, plans.error_form(error))
+        placed = plans.session_call("session.fail", id, plans.error_form(error), if_version)
         return Session.from_map(self._one(WRITE, placed, plans.settle_limit(self._link, timeout_s)))
 
-    def stop(self, id: str, *, timeout_s: float | None = None) -> None:
+    def stop(self, id: str, *, if_version: int | None = None, timeout_s: float | None = None) -> None:
         """End the live actor; work in flight is cancelled, the session is left ``paused``.
 
         Raises:
             NotFound: it is not live.
         """
-        self._one(WRITE, plans.session_call("session.stop", id), plans.settle_limit(self._link, timeout_s))
+        placed = plans.session_call("session.stop", id, None, if_version)
+        self._one(WRITE, placed, plans.settle_limit(self._link, timeout_s))
 
-    def abort(self, id: str, *, timeout_s: float | None = None) -> int:
+    def abort(self, id: str, *, if_version: int | None = None, timeout_s: float | None = None) -> int:
         """Cancel its runs and keep the session; returns how many there were, when they are settled."""
-        placed = plans.session_call("session.abort", id)
+        placed = plans.session_call("session.abort", id, if_version)
         count: int = self._one(WRITE, placed, plans.settle_limit(self._link, timeout_s))
         return count
 
@@ -139,7 +156,7 @@ class Sessions:
 
         Raises:
             InvalidState: ``session_paused``, ``session_closed``, ``session_not_active``.
-            Overloaded: ``queue_full``.
+            Overloaded: ``max_runs_exceeded``.
         """
         run_id, queued = self._one(WRITE, plans.prompt_call(id, text, queue), timeout_s)
         return Prompted(run_id, queued)
@@ -248,122 +265,4 @@ class Sessions:
                     return
 
 
-class Runs:
-    """Executions of an agent in a session."""
-
-    def __init__(self, link: BlockingLink) -> None:
-        self._link = link
-
-    def _one(self, kind: int, placed: tuple[int, Call], timeout_s: float | None) -> Any:
-        status, value = self._link.call(kind, placed[0], placed[1], timeout_s)
-        if status:
-            raise failure(value)
-        return value
-
-    def create(
-        self,
-        session_id: str,
-        input: str | Mapping[str, Any],
-        *,
-        required_capabilities: Sequence[str] = (),
-        optional_capabilities: Sequence[str] = (),
-        timeout_s: float | None = None,
-    ) -> Run:
-        """Store a run, ``pending``; ``execute`` starts it."""
-        run_id = plans.new_run_id(session_id)
-        options = plans.create_options(required_capabilities, optional_capabilities)
-        placed = plans.run_call("run.create", run_id, session_id, plans.check_input(input), options)
-        return Run.from_map(self._one(WRITE, placed, timeout_s))
-
-    def execute(
-        self,
-        run_id: str,
-        *,
-        on_event: Callable[[Event], Any] | None = None,
-        continuation: Any = False,
-        continuation_opts: Any = None,
-        provider_opts: Mapping[str, Any] | None = None,
-        policy: Any = None,
-        policies: Any = None,
-        workspace: Any = None,
-        deadline_s: float | None = None,
-        timeout_s: float | None = None,
-    ) -> RunResult:
-        """Start a pending run and wait for its end.
-
-        ``on_event`` gets its events live and in order; what it raises ends the following, not the run.
-        ``deadline_s`` is the run's own limit, kept by the node. ``timeout_s`` None waits as long as it
-        takes; when it passes (or the caller is cancelled) the run goes on.
-
-        Raises:
-            MeshError: the run's error (``cancelled``, ``timeout``, ``provider_error`` ...), details name it.
-        """
-        options = plans.execute_options(
-            continuation=continuation,
-            continuation_opts=continuation_opts,
-            provider_opts=provider_opts,
-            policy=policy,
-            policies=policies,
-            workspace=workspace,
-            deadline_s=deadline_s,
-        )
-        result: RunResult = self._link.drive(
-            run_plans.execute(self._link, run_id, options, on_event, timeout_s), timeout_s
-        )
-        return result
-
-    def submit(
-        self,
-        session_id: str,
-        input: str | Mapping[str, Any],
-        *,
-        required_capabilities: Sequence[str] = (),
-        optional_capabilities: Sequence[str] = (),
-        continuation: Any = False,
-        continuation_opts: Any = None,
-        provider_opts: Mapping[str, Any] | None = None,
-        policy: Any = None,
-        policies: Any = None,
-        workspace: Any = None,
-        deadline_s: float | None = None,
-        timeout_s: float | None = None,
-    ) -> Run:
-        """Create and dispatch in one step: queued or running. Does not wait for its end."""
-        options = plans.create_options(required_capabilities, optional_capabilities) | plans.execute_options(
-            continuation=continuation,
-            continuation_opts=continuation_opts,
-            provider_opts=provider_opts,
-            policy=policy,
-            policies=policies,
-            workspace=workspace,
-            deadline_s=deadline_s,
-        )
-        run_id = plans.new_run_id(session_id)
-        placed = plans.run_call("run.submit", run_id, session_id, plans.check_input(input), options)
-        return Run.from_map(self._one(WRITE, placed, timeout_s))
-
-    def wait(self, run_id: str, *, timeout_s: float | None = None) -> RunResult:
-        """Wait for a run's end. ``timeout_s`` None waits as long as it takes; passing it cancels nothing.
-
-        Raises:
-            MeshError: the run's error, or ``timeout`` when the caller's limit passed.
-        """
-        result: RunResult = self._link.drive(run_plans.wait(run_id, timeout_s), timeout_s)
-        return result
-
-    def get(self, run_id: str, *, timeout_s: float | None = None) -> Run:
-        """The run as stored.
-
-        Raises:
-            NotFound: ``run_not_found``.
-        """
-        return Run.from_map(self._one(READ, plans.run_call("run.get", run_id), timeout_s))
-
-    def cancel(self, run_id: str, *, timeout_s: float | None = None) -> str:
-        """Cancel a run; returns its id when it is settled and its processes are gone."""
-        placed = plans.run_call("run.cancel", run_id)
-        found: str = self._one(WRITE, placed, plans.settle_limit(self._link, timeout_s))
-        return found
-
-
-__all__ = ["Runs", "Sessions"]
+__all__ = ["Sessions"]

@@ -93,11 +93,13 @@ def execute(
     options: dict[str, Any],
     on_event: Callable[[Event], Any] | None,
     timeout_s: float | None,
+    *,
+    if_version: int | None = None,
 ) -> Plan:
     """``runs.execute``: start the run, follow it, give its result."""
     check_function(on_event, "on_event")
     deadline_s = _deadline(timeout_s)
-    slot, call = run_call("run.execute", run_id, options)
+    slot, call = run_call("run.execute", run_id, options, if_version)
     [answer] = yield [Ask(WRITE, slot, call, _write_limit(link, timeout_s))]
     run = Run.from_map(value_of(answer))
     if on_event is not None:

@@ -56,7 +56,9 @@ def new_run_id(session_id: str) -> str:
     return run_id_for(check_id(session_id), _hex())
 
 
-def fields(agent_id: Any, context: Any, metadata: Any, tags: Any, parent_session_id: Any) -> dict[str, Any]:
+def fields(
+    agent_id: Any, context: Any, metadata: Any, tags: Any, parent_session_id: Any, slots: Any = None
+) -> dict[str, Any]:
     """The optional fields of a new session; what was not given does not travel.
 
     Raises:
@@ -73,6 +75,8 @@ def fields(agent_id: Any, context: Any, metadata: Any, tags: Any, parent_session
             given[name] = plain_map(values, name)
     if tags:
         given["tags"] = _tags(tags)
+    if slots is not None:
+        given["slots"] = slots
     return given
 
 

@@ -13,7 +13,8 @@ from mesh.client import _surface_sessions as session_plans
 from mesh.client._aio_link import AsyncLink
 from mesh.client._aio_listener import AsyncListener
 from mesh.client._aio_routes import AsyncAgents, AsyncPartitions, AsyncRoutes
-from mesh.client._aio_sessions import AsyncRuns, AsyncSessions
+from mesh.client._aio_runs import AsyncRuns
+from mesh.client._aio_sessions import AsyncSessions
 from mesh.client._protocol import PING
 from mesh.client._surface import failure
 from mesh.core.records import Event, RunResult

@@ -13,7 +13,8 @@ from mesh.client import _surface_sessions as session_plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._blocking_listener import Listener
 from mesh.client._blocking_routes import Agents, Partitions, Routes
-from mesh.client._blocking_sessions import Runs, Sessions
+from mesh.client._blocking_runs import Runs
+from mesh.client._blocking_sessions import Sessions
 from mesh.client._protocol import PING
 from mesh.client._surface import failure
 from mesh.core.records import Event, RunResult

@@ -2,9 +2,13 @@
 
 Rules of this file:
 
-1. A session executes one run at a time; the others wait in order. The commit that dispatches is the claim.
+1. A session executes as many runs at a time as it has slots; the others wait in order, at most ``queue_max``.
+   The commit that dispatches is the claim, and what the run says to the agent is in the log with it: a run
+   that never began has said nothing.
 2. Each run gets exactly one terminal event: from its runner with the settling batch, or from here when the
    runner is gone, did not obey a cancel, or never had the run.
+3. Steering prompts wait beside the queue, for the runs that execute; what nobody took when a slot is free is
+   joined into one message and is the next run.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core.live import Live, NoRunner
 from mesh.core.mailbox import STOPPING
-from mesh.core.records import RunStatus, SessionStatus
+from mesh.core.records import TERMINAL, RunStatus, SessionStatus
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.core.state import Work
@@ -27,16 +31,19 @@ from mesh.errors import InvalidState, Overloaded, StoreError
 
 #: Between two places in a queue; a float of today's wall time tells them apart.
 QUEUE_STEP_S = 1e-3
-EXECUTING = frozenset((RunStatus.RUNNING, RunStatus.WAITING_APPROVAL))
+#: Steering prompts are joined up to this length; what is left steers the run that they become.
+JOIN_CHARS_MAX = 256 * 1024
+EXECUTING = frozenset((RunStatus.RUNNING, RunStatus.WAITING_APPROVAL, RunStatus.PAUSED))
 
 
 class Queue:
     """What the sessions of a partition have to do."""
 
-    def __init__(self, live: Live, *, queue_max: int) -> None:
+    def __init__(self, live: Live, *, queue_max: int, slots: int = 1) -> None:
         self.state = live.state
         self.live = live
         self.queue_max = queue_max
+        self.slots = slots
         self.on_settled: Callable[[RunState], None] = lambda _: None
 
     def add_run(
@@ -62,12 +69,17 @@ class Queue:
         self.state.next_run += 1
         return self.state.put_run(run)
 
-    def submit(self, run: RunState, session: SessionState) -> RunState:
-        """Queue a pending run; it starts at once when the session has nothing else to do.
+    def has_room(self, session: SessionState) -> bool:
+        """Whether a run of the session would begin at once."""
+        work = self.state.work_of(session.id)
+        return not work.queue and len(work.running) < (session.slots or self.slots)
+
+    def submit(self, run: RunState, session: SessionState, *, first: bool = False) -> RunState:
+        """Queue a pending run (``first``: before those that wait); it starts at once when a slot is free.
 
         Raises:
             InvalidState: the session or the run cannot.
-            Overloaded: ``queue_full``.
+            Overloaded: ``max_runs_exceeded``: the slots are busy and the queue is full.
         """
         sessions.require_active(session)
         if run.status != RunStatus.PENDING:
@@ -76,32 +88,43 @@ class Queue:
                 details={"status": run.status.value, "run_id": run.id},
             )
         work = self.state.work_of(session.id)
-        if len(work.queue) >= self.queue_max and (work.running is not None or work.queue):
+        queue_max = max(self.queue_max, 1) if first else self.queue_max
+        if len(work.queue) >= queue_max and not self.has_room(session):
             raise Overloaded(
-                f"session {session.id} has {len(work.queue)} runs waiting (sessions.queue_max)",
-                code="queue_full",
-                details={"retry_after_ms": 100},
+                f"session {session.id} has {len(work.running)} runs executing and {len(work.queue)} waiting "
+                "(sessions.queue_max)",
+                code="max_runs_exceeded",
+                details={"retry_after_ms": 100, "queue_max": self.queue_max},
             )
         session = self.live.bring_up(session)
-        last = self.state.run(work.queue[-1]).queued_at if work.queue else 0.0
-        # Wall time may be set back; the order of the queue is not.
-        place = max(self.state.now, last + QUEUE_STEP_S)
-        run = self.state.put_run(runs.step(run, RunStatus.QUEUED, queued_at=place))
-        for message in runs.messages(run.input):
-            self.state.append(session.id, "message_sent", message, run=run)
-        self.state.put_work(session.id, work._replace(queue=(*work.queue, run.id)))
+        run = self.state.put_run(runs.step(run, RunStatus.QUEUED, queued_at=self._place(work, first)))
+        queue = (run.id, *work.queue) if first else (*work.queue, run.id)
+        self.state.put_work(session.id, work._replace(queue=queue))
         self.state.touch(session.id)
         self.start_next(session.id)
         return self.state.runs[run.id]
 
+    def _place(self, work: Work, first: bool) -> float:
+        """Behind the last of the queue, or before the first. Wall time may be set back; the order is not."""
+        if not work.queue:
+            return self.state.now
+        if first:
+            return min(self.state.now, self.state.run(work.queue[0]).queued_at - QUEUE_STEP_S)
+        return max(self.state.now, self.state.run(work.queue[-1]).queued_at + QUEUE_STEP_S)
+
     def start_next(self, session_id: str) -> None:
-        """Dispatch the next queued run when the session is free and somebody can host it."""
+        """Dispatch what waits while a slot is free and somebody can host the session."""
         work = self.state.work_of(session_id)
-        if work.running is not None or not work.queue:
+        if not (work.queue or work.steering):
             return
         session = self.state.session(session_id)
         if session.status != SessionStatus.ACTIVE:
             return
+        slots = session.slots or self.slots
+        if len(work.running) >= slots:
+            return
+        if work.steering:
+            work = self.join_steering(session_id)
         try:
             session = self.live.bring_up(session)
         except (NoRunner, Overloaded):
@@ -111,21 +134,55 @@ class Queue:
             return
         if entry.state == STOPPING:
             return  # the next one takes it
-        run = self.state.run(work.queue[0])
+        for run_id in work.queue[: slots - len(work.running)]:
+            self._dispatch(self.state.run(run_id), session)
+
+    def _dispatch(self, run: RunState, session: SessionState) -> None:
+        if not run.said:
+            for message in runs.messages(run.input):
+                self.state.append(session.id, "message_sent", message, run=run)
         run = self.state.put_run(runs.step(
-            run, RunStatus.RUNNING, attempt=run.attempt + 1, runner=session.runner, batch=0,
-            runner_incarnation=session.runner_incarnation, started_at=run.started_at or self.state.now,
+            run, RunStatus.RUNNING, attempt=run.attempt + 1, runner=session.runner, batch=0, said=True,
+            runner_incarnation=session.runner_incarnation,
         ))
-        self.state.put_work(session_id, Work(run.id, work.queue[1:]))
+        work = self.state.work_of(session.id).without(run.id)
+        self.state.put_work(session.id, work._replace(running=(*work.running, run.id)))
         self.state.commands.append((session.runner or 0, self.run_command(run, session)))
 
     def start_waiting(self) -> None:
-        """Dispatch wherever a session is free and has runs waiting."""
-        for session_id in [s for s, work in self.state.work.items() if work.running is None]:
+        """Dispatch wherever a slot is free and something waits."""
+        for session_id in [s for s, work in self.state.work.items() if work.queue or work.steering]:
             try:
                 self.start_next(session_id)
             except StoreError:
                 continue  # its row is damaged: whoever reads it is told; the others go on
+
+    def join_steering(self, session_id: str) -> Work:
+        """Make one run, the next, of the steering prompts that nobody took; blank lines between them."""
+        work = self.state.work_of(session_id)
+        first, *rest = [self.state.run(run_id) for run_id in work.steering]
+        texts = [first.input["prompt"]]
+        joined = []
+        for prompt in rest:
+            if sum(map(len, texts)) + len(prompt.input["prompt"]) > JOIN_CHARS_MAX:
+                break
+            texts.append(prompt.input["prompt"])
+            joined.append(prompt)
+        self.state.put_run(msgspec.structs.replace(
+            first, input={"prompt": "\n\n".join(texts)}, queued_at=self._place(work, True),
+            version=first.version + 1,
+        ))
+        left = work.steering[1 + len(joined):]
+        self.state.put_work(session_id, work._replace(queue=(first.id, *work.queue), steering=left))
+        for prompt in joined:
+            self.settle_steered(prompt, first.id)
+        return self.state.work_of(session_id)
+
+    def settle_steered(self, prompt: RunState, into: str) -> None:
+        """Complete a steering prompt whose text went into another run."""
+        data = {"stop_reason": "steered", "steered_into": into}
+        self.state.append(prompt.session_id, "run_completed", data, run=prompt)
+        self._end(prompt, RunStatus.COMPLETED, output={"steered_into": into})
 
     def run_command(self, run: RunState, session: SessionState) -> list[Any]:
         """The command that makes a runner execute."""
@@ -135,14 +192,18 @@ class Queue:
             "tags": session.tags,
         }, run.input, run.options]
 
-    def settle(self, run: RunState, status: RunStatus, **result: Any) -> None:
-        """End a run for good; its terminal event is in the log already. The session goes on."""
+    def _end(self, run: RunState, status: RunStatus, **result: Any) -> RunState:
+        """The run is over: its record, and its place in the session's work."""
         run = self.state.put_run(runs.step(run, status, ended_at=self.state.now, **result))
         self.state.settled.append(run.id)
-        work = self.state.work_of(run.session_id)
-        self.state.put_work(run.session_id, Work(
-            None if work.running == run.id else work.running, tuple(q for q in work.queue if q != run.id)))
+        self.state.put_work(run.session_id, self.state.work_of(run.session_id).without(run.id))
         self.state.touch(run.session_id)
+        self.on_settled(run)
+        return run
+
+    def settle(self, run: RunState, status: RunStatus, **result: Any) -> None:
+        """End a run for good; its terminal event is in the log already. The session goes on."""
+        run = self._end(run, status, **result)
         session = self.state.session(run.session_id)
         if run.once and session.status == SessionStatus.ACTIVE and run.session_id not in self.state.work:
             if status == RunStatus.COMPLETED:
@@ -151,60 +212,58 @@ class Queue:
                 self.live.close(session, "cancel")
             else:
                 self.live.close(session, "fail", failure_data(run.error), error=run.error)
-        self.on_settled(run)
         self.start_next(run.session_id)
 
     def keep_open(self, session_id: str) -> None:
         """Somebody ends the session by a verb of his own: settling its ``run_once`` must not do it first."""
         work = self.state.work_of(session_id)
-        for run_id in (*((work.running,) if work.running else ()), *work.queue):
+        for run_id in work.running + work.queue:
             run = self.state.run(run_id)
             if run.once:
                 self.state.put_run(msgspec.structs.replace(run, once=False))
 
     def settle_here(self, run: RunState, status: RunStatus, error: dict[str, Any]) -> None:
         """End a run whose runner will not: the terminal event is written here, a later word is fenced."""
-        data = {} if status == RunStatus.CANCELLED else failure_data(error)
+        cancelled = status == RunStatus.CANCELLED
+        data = {"reason": run.reason or "cancel"} if cancelled else failure_data(error)
         self.state.append(run.session_id, ev.RUN_TERMINAL_EVENT[status], data, run=run)
         self.settle(run, status, error=error, attempt=run.attempt + (run.status in EXECUTING))
 
-    def cancel(self, run: RunState) -> bool:
-        """Begin to cancel a run; True when it is settled already, False when its runner was told.
-
-        Raises:
-            InvalidState: it ended otherwise.
-        """
-        if run.status == RunStatus.CANCELLED:
-            return True
-        if run.status in (RunStatus.PENDING, RunStatus.QUEUED):
-            self.settle_here(
-                run,
-                RunStatus.CANCELLED,
-                {"code": "cancelled", "message": "cancelled before it started", "details": {}},
-            )
+    def cancel(self, run: RunState, reason: str = "cancel") -> bool:
+        """Begin to cancel a run; True when it is over already, False when its runner was told."""
+        if run.status in TERMINAL:
             return True
         if run.status not in EXECUTING:
-            runs.step(run, RunStatus.CANCELLED)
+            error = {
+                "code": "cancelled", "message": "cancelled before it started", "details": {"reason": reason},
+            }
+            self.settle_here(msgspec.structs.replace(run, reason=reason), RunStatus.CANCELLED, error)
+            return True
         if not run.cancelling:
-            run = self.state.put_run(msgspec.structs.replace(run, cancelling=True))
-        self.state.commands.append((run.runner or 0, ["cancel", run.id, run.attempt]))
+            run = self.state.put_run(msgspec.structs.replace(run, cancelling=True, reason=reason))
+        self.state.commands.append((run.runner or 0, ["cancel", run.id, run.attempt, run.reason]))
         return False
 
-    def cancel_all(self, session_id: str) -> tuple[int, bool]:
-        """Cancel what the session executes and what waits; (runs, whether all are settled)."""
+    def cancel_waiting(self, session_id: str, reason: str) -> int:
+        """Cancel what waits in a session."""
         work = self.state.work_of(session_id)
-        self.state.put_work(session_id, Work(work.running))  # so that settling one does not start the next
-        for run_id in work.queue:
-            self.cancel(self.state.run(run_id))
-        if work.running is None:
-            return len(work.queue), True
-        return len(work.queue) + 1, self.cancel(self.state.run(work.running))
+        # Taken out first, so that settling one does not start the next.
+        self.state.put_work(session_id, Work(work.running))
+        for run_id in work.waiting:
+            self.cancel(self.state.run(run_id), reason)
+        return len(work.waiting)
+
+    def cancel_running(self, session_id: str, reason: str) -> list[str]:
+        """Cancel what a session executes; the ids of those whose runner was told."""
+        running = self.state.work_of(session_id).running
+        return [run_id for run_id in running if not self.cancel(self.state.run(run_id), reason)]
 
     def requeue(self, run: RunState) -> None:
         """Put a run that may be executed again back to the head of its session's queue."""
         work = self.state.work_of(run.session_id)
         self.state.put_run(runs.step(run, RunStatus.QUEUED))
-        self.state.put_work(run.session_id, Work(None, (run.id, *work.queue)))
+        work = work.without(run.id)
+        self.state.put_work(run.session_id, work._replace(queue=(run.id, *work.queue)))
 
 
 def failure_data(error: dict[str, Any] | None) -> dict[str, Any]:
@@ -216,4 +275,4 @@ def failure_data(error: dict[str, Any] | None) -> dict[str, Any]:
     return data
 
 
-__all__ = ["EXECUTING", "QUEUE_STEP_S", "Queue", "failure_data"]
+__all__ = ["EXECUTING", "JOIN_CHARS_MAX", "QUEUE_STEP_S", "Queue", "failure_data"]

@@ -31,12 +31,13 @@ class SessionStatus(StrEnum):
 
 
 class RunStatus(StrEnum):
-    """pending -> queued -> running (<-> waiting_approval) -> one of the four terminal ones."""
+    """pending -> queued -> running (<-> waiting_approval, paused) -> one of the four terminal ones."""
 
     PENDING = "pending"
     QUEUED = "queued"
     RUNNING = "running"
     WAITING_APPROVAL = "waiting_approval"
+    PAUSED = "paused"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -185,7 +186,11 @@ class Handle(Record, frozen=True):
 
 
 class Session(Record, frozen=True):
-    """A conversation. Times are seconds since the epoch (UTC). ``handle`` is None when it is not live."""
+    """A conversation. Times are seconds since the epoch (UTC). ``handle`` is None when it is not live.
+
+    ``version`` grows with every change of its state; pass it as ``if_version`` to refuse a step on a session
+    that changed meanwhile. ``slots`` is how many runs it executes at a time, None for the node's setting.
+    """
 
     id: str
     agent: str
@@ -200,10 +205,16 @@ class Session(Record, frozen=True):
     seq: int = 0
     error: dict[str, Any] | None = None
     handle: Handle | None = None
+    version: int = 1
+    slots: int | None = None
 
 
 class Run(Record, frozen=True):
-    """One execution of an agent in a session."""
+    """One execution of an agent in a session.
+
+    ``running`` means claimed by a runner; ``started_at`` is when the agent began, None while the runner's
+    limit lets it wait. ``version`` grows with every step.
+    """
 
     id: str
     session_id: str
@@ -221,6 +232,7 @@ class Run(Record, frozen=True):
     ended_at: float | None = None
     provider: str | None = None
     provider_metadata: dict[str, Any] = {}
+    version: int = 1
 
     @property
     def terminal(self) -> bool:

@@ -2,10 +2,12 @@
 
 Rules of this file:
 
-1. pending -> queued -> running (<-> waiting_approval) -> completed | failed | cancelled | timeout. A run that
-   has not started can only be cancelled. A terminal status never changes.
+1. pending -> queued -> running (<-> waiting_approval, <-> paused) -> completed | failed | cancelled |
+   timeout. A run that has not started can only be cancelled; the one exception is a steering prompt, which is
+   completed when another run took its text. A terminal status never changes.
 2. The claim (attempt, runner, runner incarnation) is written in the commit that dispatches. What a runner
-   says under another attempt is fenced.
+   says under another attempt is fenced. A claimed run that its runner has not begun has no ``started_at``.
+3. ``version`` grows with every step.
 """
 
 from __future__ import annotations
@@ -20,12 +22,20 @@ from mesh.errors import InvalidArgument, InvalidState, shown
 
 _STEPS: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.PENDING: frozenset((RunStatus.QUEUED, RunStatus.CANCELLED)),
-    RunStatus.QUEUED: frozenset((RunStatus.RUNNING, RunStatus.CANCELLED, RunStatus.FAILED)),
-    RunStatus.RUNNING: frozenset((*TERMINAL, RunStatus.WAITING_APPROVAL, RunStatus.QUEUED)),
+    RunStatus.QUEUED: frozenset(
+        (RunStatus.RUNNING, RunStatus.CANCELLED, RunStatus.FAILED, RunStatus.COMPLETED)
+    ),
+    RunStatus.RUNNING: frozenset((*TERMINAL, RunStatus.WAITING_APPROVAL, RunStatus.PAUSED, RunStatus.QUEUED)),
+    RunStatus.PAUSED: frozenset((*TERMINAL, RunStatus.RUNNING)),
     RunStatus.WAITING_APPROVAL: frozenset((*TERMINAL, RunStatus.RUNNING)),
 }
-#: Order is the code in the store: append only. Codes below TERMINAL_CODE are not terminal.
-STATUS_CODE = {status: code for code, status in enumerate(RunStatus)}
+#: The code in the store, for its indexes: below TERMINAL_CODE a run is not over, from 1 on it is active.
+#: A paused run shares the code of one that waits for an approval; the record tells them apart.
+STATUS_CODE = {
+    RunStatus.PENDING: 0, RunStatus.QUEUED: 1, RunStatus.RUNNING: 2, RunStatus.WAITING_APPROVAL: 3,
+    RunStatus.PAUSED: 3, RunStatus.COMPLETED: 4, RunStatus.FAILED: 5, RunStatus.CANCELLED: 6,
+    RunStatus.TIMEOUT: 7,
+}
 TERMINAL_CODE = STATUS_CODE[RunStatus.COMPLETED]
 CAPABILITY_TYPES = frozenset((
     "tool", "resource", "prompt", "sampling", "file_access", "network_access", "code_execution",
@@ -64,6 +74,12 @@ class RunState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     provider: str | None = None
     provider_metadata: dict[str, Any] = {}
     queued_at: float = 0.0  #: its place in the session's queue, also after a restart
+    version: int = 1
+    reason: str | None = None  #: why it was told to stop: cancel, interrupt, rollback, abort ...
+    said: bool = False  #: its messages are in the log
+    queue: str | None = None  #: of a prompt: follow_up or steering
+    takes: int = 0  #: how often it took steering prompts, and which the last time
+    taken: tuple[str, ...] = ()
 
 
 def step(run: RunState, status: RunStatus, **changes: Any) -> RunState:
@@ -77,7 +93,7 @@ def step(run: RunState, status: RunStatus, **changes: Any) -> RunState:
             f"run {run.id} is {run.status}; it cannot become {status}", code="invalid_transition",
             details={"status": run.status.value, "run_id": run.id},
         )
-    return msgspec.structs.replace(run, status=status, **changes)
+    return msgspec.structs.replace(run, status=status, version=run.version + 1, **changes)
 
 
 def checked_options(options: Any) -> dict[str, Any]:
@@ -165,7 +181,7 @@ def to_wire(run: RunState) -> dict[str, Any]:
         "output": run.output, "error": run.error, "metadata": run.metadata, "token_usage": run.token_usage,
         "cost_usd": run.cost_usd, "attempt": run.attempt, "created_at": run.created_at,
         "started_at": run.started_at, "ended_at": run.ended_at, "provider": run.provider,
-        "provider_metadata": run.provider_metadata, "row": run.n,
+        "provider_metadata": run.provider_metadata, "row": run.n, "version": run.version,
     }
 
 

@@ -49,6 +49,12 @@ class RunOps:
                 f"run id {shown(run_id)} does not carry the slot of {session_id}", code="invalid_id")
         return run_id
 
+    def _at(self, run_id: Any, if_version: Any) -> RunState:
+        """The run, when it is as the caller saw it."""
+        run = self.state.run(run_id)
+        sessions.check_version(run, if_version)
+        return run
+
     def bounded(self, value: Any, what: str) -> None:
         """Refuse what is too large to be kept in memory and sent to a runner with every run."""
         if not value:
@@ -88,8 +94,8 @@ class RunOps:
         return self.wire_of(self.add(run_id, self.state.session(session_id), value, options))
 
     def execute(self, args: list[Any], part: Part) -> bytes | None:
-        run_id, options = take(args, 1, 2)
-        run = self.state.run(run_id)
+        run_id, options, if_version = take(args, 1, 3)
+        run = self._at(run_id, if_version)
         session = self.state.session(run.session_id)
         merged = {**run.options, **runs.checked_options(options)}
         self.bounded([run.input, merged], "input and options have")
@@ -116,7 +122,7 @@ class RunOps:
         return wire.ok([run.id, run.status == RunStatus.QUEUED])
 
     def cancel(self, args: list[Any], part: Part) -> bytes | None:
-        return self.settling.cancel(self.state.run(*take(args, 1)), part)
+        return self.settling.cancel(self._at(*take(args, 1, 2)), part)
 
 
 def take(args: list[Any], least: int, most: int | None = None) -> list[Any]:

@@ -23,7 +23,7 @@ from mesh.core.queueing import EXECUTING, Queue, failure_data
 from mesh.core.records import TERMINAL, RunStatus, StopReason
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
-from mesh.core.state import RunnerEntry, Work
+from mesh.core.state import RunnerEntry
 from mesh.errors import NotFound
 
 CRASHES_MAX = 3
@@ -60,6 +60,10 @@ class Runners:
             return ["expected", run_id, attempt, run.batch + 1]
         session = self.state.session(run.session_id)
         self.state.append_rows(session.id, rows, run)
+        if run.started_at is None:
+            run = msgspec.structs.replace(run, started_at=rows[0][1])
+            if settle is None:
+                self.state.put_run(run)
         if settle is None:
             self.state.put_progress(run, number)
             self.state.touch(session.id)
@@ -82,12 +86,13 @@ class Runners:
         self.queue.start_waiting()
 
     def _runner_died(self, session: SessionState, entry: RunnerEntry, *, replaced: bool) -> None:
-        work = self.state.work_of(session.id)
-        running = self.state.run(work.running) if work.running else None
-        if running is not None and running.runner_incarnation == session.runner_incarnation:
+        running = [self.state.run(run_id) for run_id in self.state.work_of(session.id).running]
+        lost = [run for run in running if run.runner_incarnation == session.runner_incarnation]
+        if lost:
             if entry.state != "stopped":
                 session = self._charge(session)
-            self._lost_run(running, session)
+            for run in reversed(lost):  # those that are queued again stand in their former order
+                self._lost_run(run, session)
             session = self.state.session(session.id)
             if not session.live:
                 return
@@ -107,6 +112,8 @@ class Runners:
         return self.state.put_session(msgspec.structs.replace(session, crashes=(*recent, now_s)))
 
     def _lost_run(self, run: RunState, session: SessionState) -> None:
+        if run.id not in self.state.work_of(session.id).running:
+            return  # it ended with its session
         error = {
             "code": "outcome_unknown", "details": {"run_id": run.id, "attempt": run.attempt},
             "message": "the runner died while the run executed; what it did outside is unknown",
@@ -117,11 +124,10 @@ class Runners:
                 "code": "restart_exhausted",
                 "message": f"executing when its runner died, {CRASHES_MAX} times in {CRASH_PERIOD_S:g} s",
             }
-            queue = self.state.work_of(session.id).queue
-            self.state.put_work(session.id, Work(run.id))
-            for queued in queue:
-                self.queue.cancel(self.state.run(queued))
-            self.queue.settle_here(msgspec.structs.replace(run, once=False), RunStatus.FAILED, error)
+            self.queue.cancel_waiting(session.id, "session failed")
+            for run_id in self.state.work_of(session.id).running:
+                poison = msgspec.structs.replace(self.state.run(run_id), once=False)
+                self.queue.settle_here(poison, RunStatus.FAILED, error)
             session = self.state.session(session.id)
             if session.status not in sessions.CLOSED:
                 session = self.live.verb(session, "fail", failure_data(error), error=error)
@@ -141,24 +147,25 @@ class Runners:
         """A runner says that it does not have these runs. One that said nothing yet never reached it (it was
         lost with our former epoch): it is sent again. Of one that began, the outcome is unknown."""
         for run_id, attempt in pairs:
-            work = (
-                self.state.work_of(self.state.run(run_id).session_id)
-                if self.state.has_run(run_id)
-                else Work()
-            )
-            run = self.state.run(run_id) if work.running == run_id else None
-            if run is None or (run.attempt, run.runner, run.runner_incarnation) != (
-                attempt,
-                runner,
-                incarnation,
-            ):
+            run = self._claimed(runner, incarnation, run_id, attempt)
+            if run is None:
                 continue
             session = self.state.session(run.session_id)
             if run.batch == 0 and not run.cancelling:
                 self.state.commands.append((runner, self.queue.run_command(run, session)))
+                if run.status == RunStatus.PAUSED:
+                    self.state.commands.append((runner, ["pause", run.id, run.attempt]))
             else:
                 self._lost_run(run, session)
                 self.queue.start_next(session.id)
+
+    def _claimed(self, runner: int, incarnation: int, run_id: str, attempt: int) -> RunState | None:
+        """The run, when this attempt of it executes on this runner."""
+        run = self.state.run(run_id) if self.state.has_run(run_id) else None
+        if run is None or run.id not in self.state.work_of(run.session_id).running:
+            return None
+        claim = run.attempt, run.runner, run.runner_incarnation
+        return run if claim == (attempt, runner, incarnation) else None
 
     def on_left(self, runner: int, incarnation: int, kept: list[Any]) -> None:
         """A runner that was told to stop is about to exit. A run that was sent to it, and that it did not
@@ -166,9 +173,9 @@ class Runners:
         entry = self.state.runners.get(runner)
         if entry is not None and entry.incarnation == incarnation:
             self.state.runners[runner] = entry._replace(state="stopped", reachable=False)
-        for work in list(self.state.work.values()):
-            run = self.state.run(work.running) if work.running else None
-            if run is None or (run.runner, run.runner_incarnation) != (runner, incarnation):
+        for run_id in [r for work in self.state.work.values() for r in reversed(work.running)]:
+            run = self.state.run(run_id)
+            if (run.runner, run.runner_incarnation) != (runner, incarnation):
                 continue
             if run.batch == 0 and not run.cancelling and [run.id, run.attempt] not in kept:
                 self.queue.requeue(msgspec.structs.replace(run, attempt=run.attempt - 1))

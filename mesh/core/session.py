@@ -5,12 +5,14 @@ Rules of this file:
 1. State is immutable: a step gives a new ``SessionState``, so undoing a batch is putting back the old one.
 2. Live and stored are two things. ``status`` is stored and changes by verbs; ``live`` says that an actor
    hosts the session now (runner, its incarnation), and ``incarnation`` grows whenever it becomes live again.
-3. ``seq`` is not written with every event: the log itself knows it (the highest seq of the session).
+3. ``version`` grows with every step of the status machine and every change of what a user gave; going live
+   or idle is no such change. A caller who names the version he saw is refused when it is another now.
+4. ``seq`` is not written with every event: the log itself knows it (the highest seq of the session).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -22,6 +24,8 @@ from mesh.errors import InvalidArgument, InvalidState, shown
 TAGS_MAX = 64
 #: ``deleted_at`` of what nobody may see: a session whose rows are being removed, one that is being imported.
 ERASED, IMPORTING = 0.0, -1.0
+#: Runs that one session may execute at a time, whatever was asked for.
+SLOTS_MAX = 1_000
 _PENDING, _ACTIVE, _PAUSED = SessionStatus.PENDING, SessionStatus.ACTIVE, SessionStatus.PAUSED
 CLOSED = frozenset((SessionStatus.COMPLETED, SessionStatus.CANCELLED, SessionStatus.FAILED))
 
@@ -65,6 +69,8 @@ class SessionState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     deleted_at: float | None = None  #: hidden from lists since then; ERASED or IMPORTING
     pruned: int = 0  #: events of its log that were removed
     pruned_to: int = 0  #: the highest seq of those: up to there, what is missing is no loss
+    version: int = 1
+    slots: int = 0  #: runs at a time; 0: the node's setting
 
     @property
     def live(self) -> bool:
@@ -84,7 +90,37 @@ def step(state: SessionState, verb: str, now: float, **changes: Any) -> SessionS
             f"cannot {verb} session {state.id}: it is {state.status}", code="invalid_transition",
             details={"status": state.status.value, "verb": verb, "session_id": state.id},
         )
-    return msgspec.structs.replace(state, status=target, updated_at=now, **changes)
+    return msgspec.structs.replace(
+        state, status=target, updated_at=now, version=state.version + 1, **changes
+    )
+
+
+class Versioned(Protocol):
+    """A session or a run."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def version(self) -> int:
+        """Its present version."""
+
+
+def check_version(state: Versioned, if_version: Any) -> None:
+    """Refuse a change by a caller who saw another version of the record; None is any.
+
+    Raises:
+        InvalidState: ``version_conflict``; details hold the present version.
+    """
+    if if_version is None or if_version == state.version:
+        return
+    if type(if_version) is not int:
+        raise InvalidArgument(f"if_version must be a whole number, not {shown(if_version, 60)}")
+    raise InvalidState(
+        f"{state.id} has version {state.version}, not {if_version}: read it again and decide anew",
+        code="version_conflict", details={"id": state.id, "version": state.version},
+    )
 
 
 def require_active(state: SessionState) -> None:
@@ -115,7 +151,7 @@ def new_session(n: int, session_id: Any, agent: Any, fields: Any, now: float) ->
     fields = {} if fields is None else fields
     if type(fields) is not dict:
         raise InvalidArgument(f"fields must be a map, not {type(fields).__name__}")
-    unknown = set(fields) - {"agent_id", "context", "metadata", "tags", "parent_session_id"}
+    unknown = set(fields) - {"agent_id", "context", "metadata", "tags", "parent_session_id", "slots"}
     if unknown:
         raise InvalidArgument(f"unknown session field {shown(min(map(str, unknown)))}")
     if type(agent) is not str or not agent:
@@ -128,12 +164,15 @@ def new_session(n: int, session_id: Any, agent: Any, fields: Any, now: float) ->
     tags = fields.get("tags") or ()
     if type(tags) not in (list, tuple) or len(tags) > TAGS_MAX or not all(type(t) is str and t for t in tags):
         raise InvalidArgument(f"tags must be at most {TAGS_MAX} non-empty strs, not {shown(tags, 60)}")
+    slots = fields.get("slots")
+    if slots is not None and (type(slots) is not int or not 1 <= slots <= SLOTS_MAX):
+        raise InvalidArgument(f"slots must be a whole number from 1 to {SLOTS_MAX}, not {shown(slots, 60)}")
     parent = fields.get("parent_session_id")
     return SessionState(
         n=n, id=check_id(session_id), agent=agent, agent_id=agent_id, status=_PENDING, created_at=now,
         updated_at=now, parent_session_id=None if parent is None else check_id(parent, "parent_session_id"),
         metadata=checked_map(fields.get("metadata"), "metadata"),
-        context=checked_map(fields.get("context"), "context"), tags=tuple(tags),
+        context=checked_map(fields.get("context"), "context"), tags=tuple(tags), slots=slots or 0,
     )
 
 
@@ -162,6 +201,7 @@ def to_wire(state: SessionState, pid: int | None) -> dict[str, Any]:
         "tags": state.tags, "created_at": state.created_at, "updated_at": state.updated_at, "seq": state.seq,
         "error": state.error, "handle": handle_map(state, pid), "row": state.n,
         "deleted_at": state.deleted_at, "pruned": state.pruned, "pruned_to": state.pruned_to,
+        "version": state.version, "slots": state.slots or None,
     }
 
 
@@ -180,6 +220,6 @@ def decode(data: bytes) -> SessionState:
 
 
 __all__ = [
-    "CLOSED", "ERASED", "IMPORTING", "STATUS_CODE", "VERBS", "SessionState", "checked_map", "decode",
-    "encode", "handle_map", "new_session", "require_active", "step", "to_wire",
+    "CLOSED", "ERASED", "IMPORTING", "SLOTS_MAX", "STATUS_CODE", "VERBS", "SessionState", "check_version",
+    "checked_map", "decode", "encode", "handle_map", "new_session", "require_active", "step", "to_wire",
 ]

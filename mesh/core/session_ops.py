@@ -59,6 +59,12 @@ class SessionOps:
         session = self.state.sessions[session.id]
         return wire.ok(sessions.to_wire(session, self.state.pid_of(session)))
 
+    def _at(self, session_id: Any, if_version: Any) -> SessionState:
+        """The session, when it is as the caller saw it."""
+        session = self.state.session(session_id)
+        sessions.check_version(session, if_version)
+        return session
+
     def _create(self, args: list[Any]) -> SessionState:
         session_id, agent, fields = take(args, 2, 3)
         session = sessions.new_session(self.state.next_session, session_id, agent, fields, self.state.now)
@@ -101,44 +107,44 @@ class SessionOps:
         return self._wire(session)
 
     def activate(self, args: list[Any], part: Part) -> bytes | None:
-        return self._wire(self._activate(self.state.session(*take(args, 1))))
+        return self._wire(self._activate(self._at(*take(args, 1, 2))))
 
     def pause(self, args: list[Any], part: Part) -> bytes | None:
-        return self._wire(self.live.verb(self.state.session(*take(args, 1)), "pause"))
+        return self._wire(self.live.verb(self._at(*take(args, 1, 2)), "pause"))
 
     def resume(self, args: list[Any], part: Part) -> bytes | None:
-        session = self.live.verb(self.state.session(*take(args, 1)), "resume")
+        session = self.live.verb(self._at(*take(args, 1, 2)), "resume")
         self.agents.check(session.agent, ready=True)
         session = self.live.bring_up(session)
         self.queue.start_next(session.id)
         return self._wire(session)
 
     def complete(self, args: list[Any], part: Part) -> bytes | None:
-        session = self.state.session(*take(args, 1))
+        session = self._at(*take(args, 1, 2))
         work = self.state.work_of(session.id)
-        if work.running or work.queue:
+        if work.running or work.waiting:
             raise InvalidState(
                 f"session {session.id} still has a run: wait for it, or cancel it first",
                 code="invalid_transition",
-                details={"status": session.status.value, "run_id": work.running or work.queue[0]},
+                details={"status": session.status.value, "run_id": (work.running + work.waiting)[0]},
             )
         return self._wire(self.live.close(session, "complete"))
 
     def cancel(self, args: list[Any], part: Part) -> bytes | None:
-        return self.settling.settle_then("cancel", {}, self.state.session(*take(args, 1)), part)
+        return self.settling.settle_then("cancel", {}, self._at(*take(args, 1, 2)), part)
 
     def fail(self, args: list[Any], part: Part) -> bytes | None:
-        session_id, error = take(args, 2)
+        session_id, error, if_version = take(args, 2, 3)
         if type(error) is str:
             error = {"code": "run_failed", "message": error, "details": {}}
         if type(error) is not dict or type(error.get("code")) is not str:
             raise InvalidArgument("error must be a text or a map with code and message")
         self.runs.bounded(sessions.checked_map(error, "error"), "the error has")
-        return self.settling.settle_then("fail", error, self.state.session(session_id), part)
+        return self.settling.settle_then("fail", error, self._at(session_id, if_version), part)
 
     def stop(self, args: list[Any], part: Part) -> bytes | None:
-        session_id, handle = take(args, 1, 2)
-        session = self.state.session(session_id)
+        session_id, handle, if_version = take(args, 1, 3)
+        session = self._at(session_id, if_version)
         if handle is not None:
             self._check_handle(session, handle)
         if session.status != SessionStatus.ACTIVE and not session.live:
@@ -146,7 +152,7 @@ class SessionOps:
         return self.settling.settle_then("stop", {}, session, part)
 
     def abort(self, args: list[Any], part: Part) -> bytes | None:
-        return self.settling.abort(self.state.session(*take(args, 1)), part)
+        return self.settling.abort(self._at(*take(args, 1, 2)), part)
 
     def _check_handle(self, session: SessionState, handle: Any) -> None:
         present = sessions.handle_map(session, self.state.pid_of(session))

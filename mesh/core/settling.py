@@ -7,7 +7,7 @@ batch, and made anew from the stored runs by a partition's next incarnation (the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from mesh.core import session as sessions
 from mesh.core import wire
@@ -16,10 +16,19 @@ from mesh.core.queueing import Queue
 from mesh.core.records import TERMINAL, RunStatus, SessionStatus, StopReason
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
-from mesh.errors import InvalidState, MeshError
+from mesh.errors import MeshError
 
 #: A run that does not obey a cancel is settled here after this time (design 5: "at most 5 s").
 CANCEL_S = 4.5
+
+
+class Closer(NamedTuple):
+    """A caller who waits for the end of some runs of a session, and what is done then."""
+
+    verb: str
+    data: dict[str, Any]
+    part: Part
+    runs: frozenset[str]
 
 
 class Settling:
@@ -29,15 +38,15 @@ class Settling:
         self.state = queue.state
         self.live = queue.live
         self.queue = queue
-        self.closers: dict[str, list[tuple[str, dict[str, Any], Part]]] = {}
+        self.closers: dict[str, list[Closer]] = {}
         self.cancels: dict[str, list[Part]] = {}
         self.deadlines: dict[str, float] = {}
         self._wire_of = wire_of
         queue.on_settled = self._on_settled
 
-    def cancel(self, run: RunState, part: Part) -> bytes | None:
-        """Cancel a run; the answer comes when it is settled."""
-        if self.queue.cancel(run):
+    def cancel(self, run: RunState, part: Part, reason: str = "cancel") -> bytes | None:
+        """Cancel a run; the answer comes when it is settled, at once when it is over."""
+        if self.queue.cancel(run, reason):
             return wire.ok(run.id)
         self._set_deadline(run.id)
         self._push(self.cancels, run.id, part)
@@ -45,11 +54,8 @@ class Settling:
 
     def abort(self, session: SessionState, part: Part) -> bytes | None:
         """Cancel what the session has to do; the answer comes when all of it is settled."""
-        count, settled = self.cancel_all(session.id)
-        if settled:
-            return wire.ok(count)
-        self._push(self.closers, session.id, ("abort", {"count": count}, part))
-        return None
+        count, told = self._cancel_all(session.id, "abort")
+        return self._close_when(told, session.id, "abort", {"count": count}, part)
 
     def settle_then(
         self, verb: str, data: dict[str, Any], session: SessionState, part: Part
@@ -58,21 +64,32 @@ class Settling:
         if verb != "stop":
             sessions.step(session, verb, self.state.now)
             self.queue.keep_open(session.id)
-        _, settled = self.cancel_all(session.id)
-        if settled:
-            return self._finish(session.id, verb, data)
-        self._push(self.closers, session.id, (verb, data, part))
+        _, told = self._cancel_all(session.id, verb)
+        return self._close_when(told, session.id, verb, data, part)
+
+    def _close_when(
+        self, told: list[str], session_id: str, verb: str, data: dict[str, Any], part: Part
+    ) -> bytes | None:
+        if not told:
+            return self._finish(session_id, verb, data)
+        self._push(self.closers, session_id, Closer(verb, data, part, frozenset(told)))
         return None
 
-    def cancel_all(self, session_id: str) -> tuple[int, bool]:
-        """Cancel all runs of a session, each with its deadline; (runs, whether all are settled)."""
-        count, settled = self.queue.cancel_all(session_id)
-        if not settled:
-            self._set_deadline(self.state.work_of(session_id).running)
-        return count, settled
+    def _cancel_all(self, session_id: str, reason: str) -> tuple[int, list[str]]:
+        """(how many runs there were, those whose runner was told)"""
+        count = self.queue.cancel_waiting(session_id, reason)
+        told = self.cancel_running(session_id, reason)
+        return count + len(told), told
 
-    def _set_deadline(self, run_id: str | None) -> None:
-        if run_id is not None and run_id not in self.deadlines:
+    def cancel_running(self, session_id: str, reason: str) -> list[str]:
+        """Cancel what a session executes, each run with its time limit; their ids."""
+        told = self.queue.cancel_running(session_id, reason)
+        for run_id in told:
+            self._set_deadline(run_id)
+        return told
+
+    def _set_deadline(self, run_id: str) -> None:
+        if run_id not in self.deadlines:
             self.deadlines[run_id] = self.state.mono + CANCEL_S
             self.state.undo.append(lambda: self.deadlines.pop(run_id, None))
 
@@ -99,21 +116,28 @@ class Settling:
     def _on_settled(self, run: RunState) -> None:
         self._pop(self.deadlines, run.id, None)
         for part in self._pop(self.cancels, run.id, ()):
-            part.resolve(wire.ok(run.id) if run.status == RunStatus.CANCELLED else wire.failure(InvalidState(
-                f"run {run.id} was {run.status} before the cancel reached it", code="invalid_transition",
-                details={"status": run.status.value})))
-        if self.state.work_of(run.session_id).running is None:
-            for verb, data, part in self._pop(self.closers, run.session_id, ()):
-                part.resolve(self._close_now(run.session_id, verb, data))
+            part.resolve(wire.ok(run.id))
+        if run.session_id in self.closers:
+            running = self.state.work_of(run.session_id).running
+            for closer in self._pop(self.closers, run.session_id, ()):
+                if closer.runs.isdisjoint(running):
+                    self._close_now(run.session_id, closer)
+                else:
+                    self._push(self.closers, run.session_id, closer)
 
-    def _close_now(self, session_id: str, verb: str, data: dict[str, Any]) -> bytes:
-        """What executed is settled; what was queued meanwhile ends with the session, not with an abort."""
+    def _close_now(self, session_id: str, closer: Closer) -> None:
+        """What executed is settled; what came meanwhile ends with the session, not with an abort."""
+        answer: bytes | None
         try:
-            if verb != "abort":
-                self.queue.cancel_all(session_id)
-            return self._finish(session_id, verb, data)
+            if closer.verb == "abort":
+                answer = self._finish(session_id, closer.verb, closer.data)
+            else:
+                _, told = self._cancel_all(session_id, closer.verb)
+                answer = self._close_when(told, session_id, *closer[:3])
         except MeshError as error:
-            return wire.failure(error)
+            answer = wire.failure(error)
+        if answer is not None:
+            closer.part.resolve(answer)
 
     def _push(self, table: dict[str, Any], key: str, value: Any) -> None:
         """Append to a list of a table; taken back when the batch is undone."""
@@ -147,9 +171,9 @@ class Settling:
                     {
                         "code": "cancelled",
                         "message": f"the agent did not stop within {CANCEL_S} s",
-                        "details": {},
+                        "details": {"reason": run.reason},
                     },
                 )
 
 
-__all__ = ["CANCEL_S", "Settling"]
+__all__ = ["CANCEL_S", "Closer", "Settling"]

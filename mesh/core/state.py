@@ -41,10 +41,21 @@ class EventRow(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a session has to do: the run that executes, and those that wait, in order."""
+    """What a session has to do: the runs that execute, those that wait, in order, and the steering prompts
+    that nobody took yet, in order."""
 
-    running: str | None = None
+    running: tuple[str, ...] = ()
     queue: tuple[str, ...] = ()
+    steering: tuple[str, ...] = ()
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Everything that has not begun."""
+        return self.steering + self.queue
+
+    def without(self, run_id: str) -> Work:
+        """The rest, when a run is over."""
+        return Work(*(tuple(r for r in part if r != run_id) if run_id in part else part for part in self))
 
 
 class RunnerEntry(NamedTuple):

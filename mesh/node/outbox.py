@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mesh.core import mailbox, wire
+from mesh.core.records import RunStatus
 from mesh.core.run import RunState
 from mesh.core.state import RunnerEntry, State
 
@@ -60,13 +61,22 @@ class Outboxes:
     def _compare(self, index: int, box: _Outbox) -> None:
         box.known_s = self.state.mono
         running = self._running_on(index, box.incarnation)
-        cancels = [["cancel", run.id, run.attempt] for run in running if run.cancelling]
-        self._put(index, box, [["known", [[run.id, run.attempt] for run in running]], *cancels])
+        words = [word for run in running for word in self._words(run)]
+        self._put(index, box, [["known", [[run.id, run.attempt] for run in running]], *words])
+
+    def _words(self, run: RunState) -> list[list[Any]]:
+        """What a runner must know of a run beside that it executes."""
+        if run.cancelling:
+            return [["cancel", run.id, run.attempt, run.reason]]
+        words: list[list[Any]] = []
+        if run.status == RunStatus.PAUSED:
+            words.append(["pause", run.id, run.attempt])
+        if self.state.work_of(run.session_id).steering:
+            words.append(["steer", run.id, run.attempt])
+        return words
 
     def _running_on(self, index: int, incarnation: int) -> list[RunState]:
-        running = [
-            self.state.run(work.running) for work in self.state.work.values() if work.running is not None
-        ]
+        running = [self.state.run(run_id) for work in self.state.work.values() for run_id in work.running]
         return [run for run in running if (run.runner, run.runner_incarnation) == (index, incarnation)]
 
     def add(self, commands: list[tuple[int, list[Any]]]) -> None:

@@ -67,7 +67,7 @@ class PartitionProcess:
         self.epoch = self.health.acquire()
         self.state = State(self.store, partition=child.index, epoch=self.epoch, node=config.node.name)
         self.live = Live(self.state, max_live=config.sessions.max_live)
-        runners = Runners(Queue(self.live, queue_max=config.sessions.queue_max))
+        runners = Runners(Queue(self.live, queue_max=config.sessions.queue_max, slots=config.sessions.slots))
         self.reads = Reads(
             self.state,
             self.store,
@@ -405,8 +405,8 @@ class PartitionProcess:
             "sessions": state.session_count,
             "live": len(state.live),
             "waiters": len(self.waiters),
-            "runs_active": sum(1 for work in state.work.values() if work.running),
-            "queue_depth": sum(len(work.queue) for work in state.work.values()),
+            "runs_active": sum(len(work.running) for work in state.work.values()),
+            "queue_depth": sum(len(work.waiting) for work in state.work.values()),
             "parked": len(self.partition.parked),
             "pos": state.pos,
             "lseq": state.lseq,

@@ -79,10 +79,13 @@ class Recovery:
         state = self.state
         state.runs[run.id] = run
         work = state.work_of(run.session_id)
-        if run.status == RunStatus.QUEUED:
-            state.work[run.session_id] = work._replace(queue=(*work.queue, run.id))
+        if run.status != RunStatus.QUEUED:
+            work = work._replace(running=(*work.running, run.id))
+        elif run.queue == "steering":
+            work = work._replace(steering=(*work.steering, run.id))
         else:
-            state.work[run.session_id] = work._replace(running=run.id)
+            work = work._replace(queue=(*work.queue, run.id))
+        state.work[run.session_id] = work
         self.partition.ops.recover(run)
 
     def settle(self) -> None:
@@ -91,9 +94,9 @@ class Recovery:
         for session_id in list(state.live):
             if self._is_former(state.session(session_id).runner_incarnation):
                 partition.live.take_down(state.session(session_id), StopReason.NODE_LOST)
-        for running in [work.running for work in state.work.values() if work.running is not None]:
-            run = state.run(running)
-            if self._is_former(run.runner_incarnation):
+        for run_id in [r for work in state.work.values() for r in reversed(work.running)]:
+            run = state.run(run_id)
+            if run_id in state.work_of(run.session_id).running and self._is_former(run.runner_incarnation):
                 partition.runners.settle_lost(run)
 
     def _is_former(self, incarnation: int) -> bool:

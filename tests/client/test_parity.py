@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 import mesh
-from mesh.client import _aio_routes, _aio_sessions, _blocking_routes, _blocking_sessions
+from mesh.client import (
+    _aio_routes,
+    _aio_runs,
+    _aio_sessions,
+    _blocking_routes,
+    _blocking_runs,
+    _blocking_sessions,
+)
 from mesh.client.aio import AsyncClient
 from mesh.client.blocking import Client
 
@@ -20,7 +27,7 @@ PAIRS: list[tuple[type[Any], type[Any]]] = [
     (_aio_routes.AsyncPartitions, _blocking_routes.Partitions),
     (_aio_routes.AsyncAgents, _blocking_routes.Agents),
     (_aio_sessions.AsyncSessions, _blocking_sessions.Sessions),
-    (_aio_sessions.AsyncRuns, _blocking_sessions.Runs),
+    (_aio_runs.AsyncRuns, _blocking_runs.Runs),
 ]
 #: design 5, row by row.
 CONTRACT = {

@@ -186,15 +186,15 @@ class Steps:
         for sid, work in state.work.items():
             for run_id in work.queue:
                 assert state.run(run_id).status == RunStatus.QUEUED and state.run(run_id).session_id == sid
-            assert work.running is None or state.run(work.running).status == RunStatus.RUNNING
+            assert all(state.run(run_id).status == RunStatus.RUNNING for run_id in work.running)
         waiting = {row[0] for row in self.bench.rows("SELECT id FROM run WHERE status BETWEEN 1 AND 3")}
         assert waiting == {
-            r for w in state.work.values() for r in (*w.queue, *((w.running,) if w.running else ()))
+            r for w in state.work.values() for r in w.running + w.waiting
         }
 
     def bounds_hold(self) -> None:
         assert len(self.bench.state.live) <= 3
-        assert all(len(w.queue) <= 3 + (w.running is None) for w in self.bench.state.work.values())
+        assert all(len(w.queue) <= 3 + (not w.running) for w in self.bench.state.work.values())
 
     def come_to_rest(self) -> None:
         """When all runners are there and obey, nothing waits for ever and everybody is answered."""
@@ -216,7 +216,7 @@ class Steps:
         assert not bench.ops.settling.closers and not bench.ops.settling.cancels
         assert not bench.ops.settling.deadlines
         for sid, work in bench.state.work.items():
-            assert bench.state.session(sid).status == SessionStatus.PAUSED and work.running is None
+            assert bench.state.session(sid).status == SessionStatus.PAUSED and not work.running
         for run_id in self.run_ids:
             if bench.state.has_run(run_id):
                 run = bench.state.run(run_id)

@@ -30,7 +30,10 @@ LEGAL = {
     ("running", "waiting_approval"),
     ("running", "queued"),
     ("waiting_approval", "running"),
-    *((a, b.value) for a in ("running", "waiting_approval") for b in TERMINAL),
+    ("running", "paused"),
+    ("paused", "running"),
+    ("queued", "completed"),
+    *((a, b.value) for a in ("running", "waiting_approval", "paused") for b in TERMINAL),
 }
 
 

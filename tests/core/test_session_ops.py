@@ -180,12 +180,12 @@ def test_a_prompt_runs_and_the_next_ones_wait_in_order(bench: Bench) -> None:
 
 
 def test_a_full_queue_is_refused_also_while_no_runner_is_there(bench: Bench) -> None:
-    """If queue_max runs wait, then the next is queue_full, whether or not one executes."""
+    """If queue_max runs wait, then the next is max_runs_exceeded, whether or not one executes."""
     started(bench)
     bench.crash_runner(0)
     bench.roster()
     codes = [bench.code("session.prompt", "s", new_run_id("s", n), "x", "follow_up") for n in range(8)]
-    assert codes == ["ok"] * 5 + ["queue_full"] * 3
+    assert codes == ["ok"] * 5 + ["max_runs_exceeded"] * 3
 
 
 def test_run_once_leaves_the_events_of_a_whole_session(bench: Bench) -> None:

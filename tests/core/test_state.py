@@ -94,7 +94,7 @@ def change(state: State, chance: random.Random) -> None:
         mine = state.runs[chance.choice(list(state.runs))]
         state.put_progress(mine, mine.batch + 1)
     elif what == 5:
-        state.put_work(one.id, Work(chance.choice([None, "r1"]), tuple("ab"[: chance.randrange(3)])))
+        state.put_work(one.id, Work(chance.choice([(), ("r1",)]), tuple("ab"[: chance.randrange(3)])))
     elif what == 6:
         state.announce("started", one)
     elif what == 7:
@@ -177,7 +177,7 @@ def test_caches_are_trimmed_to_what_is_needed() -> None:
         state.put_run(run(n, f"s{n}", ended_at=1.0 if over else None,
                           status=RunStatus.COMPLETED if over else RunStatus.RUNNING))
         if n <= 5:
-            state.put_work(f"s{n}", Work(f"r{n}"))
+            state.put_work(f"s{n}", Work((f"r{n}",)))
     state.end_batch()
     for _ in range(50):
         state.trim(20, 64)

@@ -179,7 +179,7 @@ class Worker:
         outcome = yield how, (story.id, text)
         run_id = story.submitted(outcome)
         if run_id is None:
-            if outcome.code not in PASSING | {"queue_full"}:
+            if outcome.code not in PASSING | {"max_runs_exceeded"}:
                 self.story = None
             return
         chance = self.random.random()
@@ -214,7 +214,8 @@ def expected(method: str, code: str) -> bool:
 
 
 SESSION_ERRORS = frozenset((
-    "outcome_unknown", "restart_exhausted", "cancelled", "queue_full", "invalid_transition", "session_paused",
+    "outcome_unknown", "restart_exhausted", "cancelled", "max_runs_exceeded", "queue_full",
+    "invalid_transition", "session_paused",
     "session_closed", "session_not_active", "session_not_found", "not_found",
 ))
 

@@ -1,0 +1,140 @@
+"""Runs, blocking: what ``_surface_runs`` plans, done here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mesh.client import _surface_runs as run_plans
+from mesh.client import _surface_sessions as plans
+from mesh.client._blocking_link import BlockingLink
+from mesh.client._payload import Call
+from mesh.client._protocol import READ, WRITE
+from mesh.client._surface import failure
+from mesh.core.records import Event, Run, RunResult
+
+
+class Runs:
+    """Executions of an agent in a session."""
+
+    def __init__(self, link: BlockingLink) -> None:
+        self._link = link
+
+    def _one(self, kind: int, placed: tuple[int, Call], timeout_s: float | None) -> Any:
+        status, value = self._link.call(kind, placed[0], placed[1], timeout_s)
+        if status:
+            raise failure(value)
+        return value
+
+    def create(
+        self,
+        session_id: str,
+        input: str | Mapping[str, Any],
+        *,
+        required_capabilities: Sequence[str] = (),
+        optional_capabilities: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> Run:
+        """Store a run, ``pending``; ``execute`` starts it."""
+        run_id = plans.new_run_id(session_id)
+        options = plans.create_options(required_capabilities, optional_capabilities)
+        placed = plans.run_call("run.create", run_id, session_id, plans.check_input(input), options)
+        return Run.from_map(self._one(WRITE, placed, timeout_s))
+
+    def execute(
+        self,
+        run_id: str,
+        *,
+        on_event: Callable[[Event], Any] | None = None,
+        continuation: Any = False,
+        continuation_opts: Any = None,
+        provider_opts: Mapping[str, Any] | None = None,
+        policy: Any = None,
+        policies: Any = None,
+        workspace: Any = None,
+        deadline_s: float | None = None,
+        if_version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> RunResult:
+        """Start a pending run and wait for its end.
+
+        ``on_event`` gets its events live and in order; what it raises ends the following, not the run.
+        ``deadline_s`` is the run's own limit, kept by the node. ``timeout_s`` None waits as long as it
+        takes; when it passes (or the caller is cancelled) the run goes on.
+
+        Raises:
+            MeshError: the run's error (``cancelled``, ``timeout``, ``provider_error`` ...), details name it.
+        """
+        options = plans.execute_options(
+            continuation=continuation,
+            continuation_opts=continuation_opts,
+            provider_opts=provider_opts,
+            policy=policy,
+            policies=policies,
+            workspace=workspace,
+            deadline_s=deadline_s,
+        )
+        result: RunResult = self._link.drive(
+            run_plans.execute(self._link, run_id, options, on_event, timeout_s, if_version=if_version),
+            timeout_s,
+        )
+        return result
+
+    def submit(
+        self,
+        session_id: str,
+        input: str | Mapping[str, Any],
+        *,
+        required_capabilities: Sequence[str] = (),
+        optional_capabilities: Sequence[str] = (),
+        continuation: Any = False,
+        continuation_opts: Any = None,
+        provider_opts: Mapping[str, Any] | None = None,
+        policy: Any = None,
+        policies: Any = None,
+        workspace: Any = None,
+        deadline_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Run:
+        """Create and dispatch in one step: queued or running. Does not wait for its end."""
+        options = plans.create_options(required_capabilities, optional_capabilities) | plans.execute_options(
+            continuation=continuation,
+            continuation_opts=continuation_opts,
+            provider_opts=provider_opts,
+            policy=policy,
+            policies=policies,
+            workspace=workspace,
+            deadline_s=deadline_s,
+        )
+        run_id = plans.new_run_id(session_id)
+        placed = plans.run_call("run.submit", run_id, session_id, plans.check_input(input), options)
+        return Run.from_map(self._one(WRITE, placed, timeout_s))
+
+    def wait(self, run_id: str, *, timeout_s: float | None = None) -> RunResult:
+        """Wait for a run's end. ``timeout_s`` None waits as long as it takes; passing it cancels nothing.
+
+        Raises:
+            MeshError: the run's error, or ``timeout`` when the caller's limit passed.
+        """
+        result: RunResult = self._link.drive(run_plans.wait(run_id, timeout_s), timeout_s)
+        return result
+
+    def get(self, run_id: str, *, timeout_s: float | None = None) -> Run:
+        """The run as stored.
+
+        Raises:
+            NotFound: ``run_not_found``.
+        """
+        return Run.from_map(self._one(READ, plans.run_call("run.get", run_id), timeout_s))
+
+    def cancel(
+        self, run_id: str, *, if_version: int | None = None, timeout_s: float | None = None
+    ) -> str:
+        """Cancel a run; returns its id when it is settled and its processes are gone. One that is over stays.
+        """
+        placed = plans.run_call("run.cancel", run_id, if_version)
+        found: str = self._one(WRITE, placed, plans.settle_limit(self._link, timeout_s))
+        return found
+
+
+__all__ = ["Runs"]
