@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mesh.core.keys import SessionKey
     from mesh.core.message import Message, Role, Transcript
     from mesh.core.records import (
+        CostState,
         Event,
         Handle,
         Notification,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from mesh.providers.base import RunContext
 
 _RECORDS = (
+    "CostState",
     "Event",
     "Handle",
     "Notification",
@@ -135,6 +137,7 @@ __all__ = [
     "ClientClosed",
     "ClientExpired",
     "ConfigError",
+    "CostState",
     "DeadlineExceeded",
     "Event",
     "Handle",

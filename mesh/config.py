@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from mesh.core.prices import Prices
 from mesh.core.session import SLOTS_MAX
 from mesh.core.slots import PARTITIONS_MAX
 from mesh.core.wire import FRAME_BYTES_MAX
@@ -92,6 +93,7 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     lifecycle_kept: int = 100_000  #: lifecycle messages kept per partition for late listeners
     runner_unacked_bytes: int = 16 * 1024 * 1024
     output_bytes: int = 4 * 1024 * 1024  #: of one run's joined text
+    unstored_s: float = 60.0  #: a run whose events cannot be stored for so long is stopped
     log_bytes: int = 4 * 1024 * 1024  #: per log file; one older file is kept
 
 
@@ -104,6 +106,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     supervision: SupervisionSection = SupervisionSection()
     limits: LimitsSection = LimitsSection()
     agents: dict[str, dict[str, Any]] = {}
+    prices: dict[str, dict[str, Any]] = {}  #: provider -> its table; see ``core/prices.py``
     source: str = ""  #: the TOML file this came from; ``agents.reload`` reads its agents again
 
     def to_map(self) -> dict[str, Any]:
@@ -131,6 +134,8 @@ _RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("limits", "frame_bytes"): (1024, FRAME_BYTES_MAX),
 }
 _CHOICES = {("routes", "durability"): DURABILITIES, ("sessions", "durability"): DURABILITIES}
+#: What NodeConfig holds beside sections with fixed keys: two kinds of tables, and where it came from.
+_FREE = ("agents", "prices", "source")
 _ENV_PREFIX = "MESH_"
 #: MESH_ variables that are not settings.
 _ENV_OTHER = frozenset(
@@ -193,19 +198,23 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _sections() -> dict[str, type[msgspec.Struct]]:
-    return {f.name: f.type for f in msgspec.structs.fields(NodeConfig) if f.name not in ("agents", "source")}
+    return {f.name: f.type for f in msgspec.structs.fields(NodeConfig) if f.name not in _FREE}
 
 
 def _merge(into: dict[str, dict[str, Any]], values: Mapping[str, Any], origin: str) -> None:
     known = _sections()
     for section, keys in values.items():
-        if section not in (*known, "agents"):
-            raise ConfigError(f"{origin}: unknown section [{section}]{_nearest(section, (*known, 'agents'))}")
+        if section not in (*known, *_FREE[:2]):
+            names = (*known, *_FREE[:2])
+            raise ConfigError(f"{origin}: unknown section [{section}]{_nearest(section, names)}")
         if not isinstance(keys, Mapping):
             raise ConfigError(f"{origin}: [{section}] must be a table, not {type(keys).__name__}")
         if section == "agents":
             agents = {name: _agent(name, table, origin) for name, table in keys.items()}
             into.setdefault("agents", {}).update(agents)
+            continue
+        if section == "prices":
+            into.setdefault("prices", {}).update(_prices(keys, origin))
             continue
         fields = {f.name: f for f in msgspec.structs.fields(known[section])}
         for key, value in keys.items():
@@ -252,6 +261,15 @@ def _agent(name: str, table: Any, origin: str) -> dict[str, Any]:
     return dict(table)
 
 
+def _prices(tables: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """The tables of ``[prices]``, proven."""
+    try:
+        Prices(tables)
+    except ConfigError as exc:
+        raise ConfigError(f"{origin}: {exc.message}") from exc
+    return dict(tables)
+
+
 def _anchor_targets(merged: dict[str, dict[str, Any]], folder: Path) -> None:
     """A ``file.py:function`` in a config file is relative to that file, not to where mesh was started."""
     for table in merged.get("agents", {}).values():
@@ -284,7 +302,7 @@ def _nearest(word: Any, names: Any) -> str:
 def _build(merged: dict[str, dict[str, Any]], source: str) -> NodeConfig:
     sections: dict[str, Any] = {name: cls(**merged.get(name, {})) for name, cls in _sections().items()}
     agents = {"echo": {"provider": "echo"}, "shell": {"provider": "shell"}} | merged.get("agents", {})
-    return NodeConfig(**sections, agents=agents, source=source)
+    return NodeConfig(**sections, agents=agents, prices=merged.get("prices", {}), source=source)
 
 
 __all__ = [

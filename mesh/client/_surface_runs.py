@@ -52,7 +52,8 @@ def finished(run: Run, events: Sequence[Event]) -> RunResult:
     """
     if run.status == RunStatus.COMPLETED:
         return RunResult(
-            run.output or {}, run.token_usage, run.cost_usd, tuple(events), run.session_id, run.id
+            run.output or {}, run.token_usage, run.cost_usd, tuple(events), run.session_id, run.id,
+            cost_state=run.cost_state, turn_count=run.turn_count, metadata=run.metadata,
         )
     code = {RunStatus.CANCELLED: "cancelled", RunStatus.TIMEOUT: "timeout"}.get(run.status)
     error = run.error or {}

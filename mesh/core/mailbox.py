@@ -38,16 +38,16 @@ incarnation) from 1 and resent until acknowledged; batches are numbered per (run
                           ["reload", token]
                           ["known", [[run_id, attempt], ...]] what this epoch believes is running there
     runner -> partition   ["acks", epoch, n]
-                          ["batch", run_id, attempt, n, [[type code, ts, fragment], ...], settle or nil]
+                          ["batch", run_id, attempt, n, [[type code, ts, fragment], ...], report or nil]
                           ["catalogue", token or nil, [{name, provider, capabilities, problem, ...}, ...]]
                           ["lost", [[run_id, attempt], ...]]  answer to "known": I do not have these
                           ["left", [[run_id, attempt], ...]]  the last word of one that was told to stop:
                                                               nothing but these ever began here
 
     session map of a run  {id, agent, agent_id, incarnation, context, metadata, tags}
-    settle                {status, output, error, token_usage, cost_usd, provider_metadata}
-                          status is completed, failed, cancelled or timeout; the batch that carries it ends
-                          with the run's terminal event.
+    report                {token_usage, turn_count, provider_metadata} of this attempt so far, when that
+                          changed; with {status, output, error} it is the settlement: status is completed,
+                          failed, cancelled or timeout, its batch ends with the run's terminal event.
 
 Several messages to one receiver may travel as ["many", [message, ...]].
 

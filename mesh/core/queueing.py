@@ -21,6 +21,7 @@ import msgspec
 from mesh.core import events as ev
 from mesh.core import run as runs
 from mesh.core import session as sessions
+from mesh.core.account import begin_again
 from mesh.core.live import Live, NoRunner
 from mesh.core.mailbox import STOPPING
 from mesh.core.records import TERMINAL, RunStatus, SessionStatus
@@ -261,7 +262,7 @@ class Queue:
     def requeue(self, run: RunState) -> None:
         """Put a run that may be executed again back to the head of its session's queue."""
         work = self.state.work_of(run.session_id)
-        self.state.put_run(runs.step(run, RunStatus.QUEUED))
+        self.state.put_run(runs.step(begin_again(run), RunStatus.QUEUED))
         work = work.without(run.id)
         self.state.put_work(run.session_id, work._replace(queue=(run.id, *work.queue)))
 

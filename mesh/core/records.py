@@ -59,6 +59,15 @@ class Provenance(StrEnum):
     GUESSED = "guessed"
 
 
+class CostState(StrEnum):
+    """How ``cost_usd`` is known."""
+
+    REPORTED = "reported"  #: the provider said it
+    COMPUTED = "computed"  #: counts of tokens times prices
+    UNKNOWN_PRICE = "unknown_price"  #: tokens were used, and nobody knows what they cost
+    NO_USAGE = "no_usage"  #: nothing that costs was reported
+
+
 class StopReason(StrEnum):
     """Why a live session ended (``lifecycle.stopped``)."""
 
@@ -233,6 +242,7 @@ class Run(Record, frozen=True):
     provider: str | None = None
     provider_metadata: dict[str, Any] = {}
     version: int = 1
+    cost_state: CostState = CostState.NO_USAGE
 
     @property
     def terminal(self) -> bool:
@@ -277,6 +287,9 @@ class RunResult(Record, frozen=True):
     run_id: str
     policy: dict[str, Any] | None = None
     workspace: dict[str, Any] | None = None
+    cost_state: CostState = CostState.NO_USAGE
+    turn_count: int = 0
+    metadata: dict[str, Any] = {}  #: of the run: provider, provider_session_id, model ...
 
 
 class PartitionInfo(Record, frozen=True):
@@ -349,6 +362,7 @@ def error_of(values: Any) -> MeshError:
 
 __all__ = [
     "TERMINAL",
+    "CostState",
     "Event",
     "Handle",
     "Notification",

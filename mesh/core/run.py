@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from mesh.core.records import TERMINAL, RunStatus
+from mesh.core.records import TERMINAL, CostState, RunStatus
 from mesh.core.wire import check_depth
 from mesh.errors import InvalidArgument, InvalidState, shown
 
@@ -80,6 +80,9 @@ class RunState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     queue: str | None = None  #: of a prompt: follow_up or steering
     takes: int = 0  #: how often it took steering prompts, and which the last time
     taken: tuple[str, ...] = ()
+    turn_count: int = 0
+    cost_state: CostState = CostState.NO_USAGE
+    earlier: dict[str, Any] | None = None  #: usage and cost of the attempts before this one
 
 
 def step(run: RunState, status: RunStatus, **changes: Any) -> RunState:
@@ -132,20 +135,11 @@ def checked_options(options: Any) -> dict[str, Any]:
 
 
 def checked_result(settle: dict[str, Any]) -> dict[str, Any]:
-    """What a runner's settlement sets on the run.
-
-    An agent may have made it of anything that msgpack carries; a run must be one that can be read back.
-    """
-    about = _text_keys(settle.get("provider_metadata"))
-    cost: Any = settle.get("cost_usd")
-    provider = about.get("provider")
+    """What the run gave, of a runner's settlement: an output or an error, as a map that can be read back."""
     output, error = settle.get("output"), settle.get("error")
     return {
         "output": None if output is None else _text_keys(output),
         "error": None if error is None else _text_keys(error),
-        "token_usage": _text_keys(settle.get("token_usage")), "provider_metadata": about,
-        "cost_usd": float(cost) if type(cost) in (int, float) else None,
-        "provider": provider if type(provider) is str else None,
     }
 
 
@@ -182,6 +176,7 @@ def to_wire(run: RunState) -> dict[str, Any]:
         "cost_usd": run.cost_usd, "attempt": run.attempt, "created_at": run.created_at,
         "started_at": run.started_at, "ended_at": run.ended_at, "provider": run.provider,
         "provider_metadata": run.provider_metadata, "row": run.n, "version": run.version,
+        "turn_count": run.turn_count, "cost_state": run.cost_state.value,
     }
 
 

@@ -15,7 +15,7 @@ No sockets, no clock: time comes as an argument, bytes go out as return values.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mesh.core.wire import array_header, pack
@@ -78,7 +78,8 @@ class RunLog:
     """What one attempt of a run has said and the log has not confirmed."""
 
     __slots__ = (
-        "_open", "_open_bytes", "_prefix", "_settle", "batches", "bytes", "key", "next_n", "partition",
+        "_note", "_open", "_open_bytes", "_prefix", "_settle", "batches", "bytes", "key", "next_n",
+        "partition",
     )
 
     def __init__(self, key: Key, partition: int) -> None:
@@ -90,6 +91,7 @@ class RunLog:
         self._open: list[bytes] = []
         self._open_bytes = 0
         self._settle: bytes | None = None
+        self._note: Callable[[], bytes] | None = None
         self._prefix = _BATCH + pack(key[0]) + pack(key[1])
 
     @property
@@ -103,6 +105,10 @@ class RunLog:
         self._open.append(event)
         self._open_bytes += len(event)
         self.bytes += len(event)
+
+    def note(self, report: Callable[[], bytes]) -> None:
+        """Have the next batch carry a report of what the run used so far; it is made when the batch is."""
+        self._note = report
 
     def settle(self, settle: bytes) -> None:
         """Give the settlement; it leaves with the last batch, behind the terminal event added last."""
@@ -122,9 +128,13 @@ class RunLog:
         return made
 
     def _batch(self, events: list[bytes], last: bool, now_s: float) -> bytes:
+        report = _NIL
+        if last and self._settle is not None:
+            report = self._settle
+        elif last and self._note is not None:
+            report, self._note = self._note(), None
         message = b"".join((
-            self._prefix, pack(self.next_n), array_header(len(events)), *events,
-            self._settle if last and self._settle is not None else _NIL,
+            self._prefix, pack(self.next_n), array_header(len(events)), *events, report,
         ))
         self.batches.append(Batch(self.next_n, message, now_s))
         self.next_n += 1

@@ -17,8 +17,9 @@ from typing import Any
 
 import msgspec
 
-from mesh.core import run as runs
+from mesh.core import account
 from mesh.core import session as sessions
+from mesh.core.prices import Prices
 from mesh.core.queueing import EXECUTING, Queue, failure_data
 from mesh.core.records import TERMINAL, RunStatus, StopReason
 from mesh.core.run import RunState
@@ -35,24 +36,28 @@ DEAD = frozenset(("restarting", "down", "stopped"))
 class Runners:
     """The partition's side of its talk with the runners."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, prices: Prices | None = None) -> None:
         self.state = queue.state
         self.live = queue.live
         self.queue = queue
+        self.prices = prices or Prices()
         self.idempotent: set[str] = set()
+        self.fenced = 0  #: batches of attempts that were over
 
     def on_batch(self, runner: int, incarnation: int, message: list[Any]) -> list[Any]:
         """Take a batch of events; returns the answer for the runner, to be sent after the commit."""
-        _, run_id, attempt, number, rows, settle = message
+        _, run_id, attempt, number, rows, report = message
         try:
             run = self.state.run(run_id)
         except NotFound:
+            self.fenced += 1
             return ["fenced", run_id, attempt]
         if run.attempt == attempt and run.status in TERMINAL:
             return ["stored", run_id, attempt, number]
         if run.attempt != attempt or (run.runner, run.runner_incarnation) != (runner, incarnation) or (
             run.status not in EXECUTING
         ):
+            self.fenced += 1
             return ["fenced", run_id, attempt]
         if number <= run.batch:
             return ["stored", run_id, attempt, number]
@@ -62,14 +67,27 @@ class Runners:
         self.state.append_rows(session.id, rows, run)
         if run.started_at is None:
             run = msgspec.structs.replace(run, started_at=rows[0][1])
-            if settle is None:
+            if report is None:
                 self.state.put_run(run)
-        if settle is None:
-            self.state.put_progress(run, number)
-            self.state.touch(session.id)
-        else:
-            self.queue.settle(run, RunStatus(settle["status"]), batch=number, **runs.checked_result(settle))
+        self._take(run, number, report)
         return ["stored", run_id, attempt, number]
+
+    def _take(self, run: RunState, number: int, report: dict[str, Any] | None) -> None:
+        """What a batch says beside its events: nothing, what the run used so far, or how it ended."""
+        if report is None:
+            self.state.put_progress(run, number)
+            self.state.touch(run.session_id)
+            return
+        session = account.remembered(self.state.session(run.session_id), report)
+        if session is not None:
+            self.state.put_session(session)
+        if "status" in report:
+            changes = account.settled(run, report, self.prices)
+            self.queue.settle(run, RunStatus(report["status"]), batch=number, **changes)
+        else:
+            changes = account.so_far(run, report, self.prices)
+            self.state.put_progress(self.state.put_run(msgspec.structs.replace(run, **changes)), number)
+            self.state.touch(run.session_id)
 
     def on_roster(self, entries: dict[int, RunnerEntry]) -> None:
         """Take the runners' present state: settle what died with one, restart its sessions, dispatch."""

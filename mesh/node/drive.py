@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from mesh.core.runner import Key
 from mesh.errors import MeshError, RunError
 from mesh.node.ending import Ending, cancelled, error_map, failure, raised, timed_out
-from mesh.node.pieces import Pieces, Sink
+from mesh.node.pieces import Pieces, Sink, is_output
 from mesh.providers.base import Provider, RunContext, SessionInfo
 
 #: How long a cancelled provider may clean up; the callers of ``cancel`` are promised 5 s.
@@ -146,7 +146,7 @@ class Drive:
         count = 0
         try:
             async for piece in stream:
-                if self.ending is not None:
+                if self.ending is not None or (self.pieces.closed and not is_output(piece)):
                     self._late()
                     return
                 try:

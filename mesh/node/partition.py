@@ -14,6 +14,7 @@ from typing import Any
 from mesh.core import mailbox, wire
 from mesh.core.live import Live
 from mesh.core.partition import Partition, Pending
+from mesh.core.prices import Prices
 from mesh.core.queueing import Queue
 from mesh.core.receipts import Key, Receipt, Receipts
 from mesh.core.records import StopReason
@@ -67,7 +68,8 @@ class PartitionProcess:
         self.epoch = self.health.acquire()
         self.state = State(self.store, partition=child.index, epoch=self.epoch, node=config.node.name)
         self.live = Live(self.state, max_live=config.sessions.max_live)
-        runners = Runners(Queue(self.live, queue_max=config.sessions.queue_max, slots=config.sessions.slots))
+        queue = Queue(self.live, queue_max=config.sessions.queue_max, slots=config.sessions.slots)
+        runners = Runners(queue, Prices(config.prices))
         self.reads = Reads(
             self.state,
             self.store,
@@ -412,6 +414,7 @@ class PartitionProcess:
             "lseq": state.lseq,
             "degraded": self.health.state,
             "dropped": self.dropped,
+            "fenced": self.partition.runners.fenced,
             "topics": len(self.publisher.topics),
             "unpublished": self.publisher.lost,
             "damaged": self.store.damaged,

@@ -13,12 +13,14 @@ from __future__ import annotations
 import time
 from typing import Any, Protocol
 
+from mesh.core import usage
 from mesh.core.events import AGENT_EVENTS, RUN_TERMINAL_EVENT, TYPE_CODE, FragmentEncoder
 from mesh.core.plain import plain, plain_map, seconds
 from mesh.core.runner import Key, Outbox, RunLog, encode_event
 from mesh.core.wire import DEPTH_MAX, pack
 from mesh.errors import InvalidArgument, MeshError, shown
 from mesh.node.ending import Ending, error_map, failure, terminal_data
+from mesh.node.report import Report
 from mesh.providers.base import OUTPUT, Output, Provider, SessionInfo
 from mesh.providers.registry import Registry
 
@@ -60,7 +62,9 @@ class Pieces:
         self._unreceived = True  # text, or nothing at all, that no message_received stands for yet
         self._open_calls: dict[str, Any] = {}
         self._output: Output | None = None
-        self._usage: dict[str, Any] = {}
+        self.closed = False  #: the provider said that the run is completed: only its output may follow
+        self._completion: dict[str, Any] = {}
+        self._report = Report(self.log.note)
 
     def begin(self, provider: Provider | None, data: dict[str, Any]) -> None:
         """Write ``run_started``."""
@@ -68,7 +72,10 @@ class Pieces:
         if provider is not None and provider.name != name:
             name = provider.name
             self._encoder = self._encoder_for(name)
+        self._report.mode = getattr(provider, "usage_mode", self._report.mode)
+        self._report.provider = name
         self.begun = True
+        self._report.tell(data)
         self.emit("run_started", {
             "agent": self._info.agent, "provider": name, "attempt": self._key[1],
             **plain_map(data, "run_started"),
@@ -94,7 +101,11 @@ class Pieces:
         elif not isinstance(piece, dict):
             raise InvalidArgument(f'an agent yields str or {{"type", "data"}}, not {type(piece).__name__}')
         elif piece.get("type") == OUTPUT:
-            self._output = Output(data=_map(piece, "data"))
+            self._output = Output(data=_map(piece, "data"), token_usage=_map(piece, "token_usage"))
+        elif piece.get("type") == "run_started":
+            self._report.tell(_map(piece, "data"))
+        elif piece.get("type") == "run_completed":
+            self._completion, self.closed = _map(piece, "data"), True
         else:
             self._event(piece)
 
@@ -137,6 +148,8 @@ class Pieces:
             text = data.get("content")
             if isinstance(text, str) and text and data.get("stream") != "stderr":
                 self._keep(text)
+        if event_type == "token_usage_updated":
+            self._report.count(data)
         self.emit(event_type, data, metadata, correlation_id, ts)
         self._note(event_type, data)
 
@@ -150,8 +163,8 @@ class Pieces:
                 raise InvalidArgument(f"{OPEN_CALLS_MAX} tool calls are open", code="limit_exceeded")
         elif event_type in _TOOL_ENDS:
             self._open_calls.pop(_call_of(data), None)
-        elif event_type == "token_usage_updated":
-            self._usage = {key: value for key, value in data.items() if type(value) in (int, float)}
+        elif event_type == "turn_completed":
+            self._report.turn()
 
     def emit(
         self, event_type: str, data: dict[str, Any], metadata: dict[str, Any] | None = None,
@@ -190,8 +203,14 @@ class Pieces:
             rest = "".join(self._text[self._received:]) if self._received else ""
             self.emit("message_received", {"role": "assistant", "content": rest or text})
         output.data = data
-        completion = plain_map(output.completion, "completion")
-        return Ending("completed", output=output, data={"stop_reason": "end_turn", **completion})
+        completion = {"stop_reason": "end_turn", **self._completion, **output.completion}
+        completion = plain_map(completion, "completion")
+        said = completion.get("token_usage")
+        if isinstance(said, dict):
+            output.token_usage = {**said, **output.token_usage}
+        if output.cost_usd is None:
+            output.cost_usd = completion.get(usage.COST)
+        return Ending("completed", output=output, data=completion)
 
     def _break_off(self) -> None:
         """The last words of a run that did not complete: its partial text, the ends of its tool calls."""
@@ -212,8 +231,10 @@ class Pieces:
             self._break_off()
         try:
             settlement = self._settlement(ending)
-            # What an error or an output holds lies deeper here.
-            data = plain(terminal_data(ending), depth_max=DEPTH_MAX + 2)
+            data = terminal_data(ending)
+            if self._report.used and ending.status == "completed":
+                data = {"token_usage": usage.without_cost(self._report.used), **data}
+            data = plain(data, depth_max=DEPTH_MAX + 2)  # what an error holds lies deeper here
             self.emit(RUN_TERMINAL_EVENT[ending.status], data)
         except MeshError as exc:
             code = (failure(exc).error or {})["code"]
@@ -225,10 +246,10 @@ class Pieces:
 
     def _settlement(self, ending: Ending) -> bytes:
         output = ending.output or Output(data={})
+        self._report.end(output, plain_map(output.provider_metadata, "provider_metadata"))
         result = {
             "status": ending.status, "output": output.data or None, "error": ending.error,
-            "token_usage": output.token_usage or self._usage, "cost_usd": output.cost_usd,
-            "provider_metadata": {"provider": self._encoder.provider, **output.provider_metadata},
+            **self._report.to_map(),
         }
         settlement = pack(plain(result, "the result", depth_max=DEPTH_MAX + 2))
         if len(settlement) > 2 * self._sink.output_bytes_max + TEXT_CHARS_MAX:
@@ -257,9 +278,14 @@ def _type_of(piece: dict[str, Any]) -> str:
     raise InvalidArgument(f"{shown(event_type)} {why}", code="invalid_event_type")
 
 
+def is_output(piece: Any) -> bool:
+    """Whether a piece says what the run gives."""
+    return isinstance(piece, Output) or (isinstance(piece, dict) and piece.get("type") == OUTPUT)
+
+
 def _map(piece: dict[str, Any], key: str) -> dict[str, Any]:
     value = piece.get(key)
     return {} if value is None else plain_map(value, key)
 
 
-__all__ = ["ABORTED", "OPEN_CALLS_MAX", "TEXT_CHARS_MAX", "Pieces", "Sink"]
+__all__ = ["ABORTED", "OPEN_CALLS_MAX", "TEXT_CHARS_MAX", "Pieces", "Sink", "is_output"]

@@ -4,9 +4,13 @@ A provider turns one run into a stream of *pieces*:
 
 - ``str``: a piece of the answer's text. It becomes one ``message_streamed`` event.
 - a map ``{"type": event type, "data": {...}}`` (and, if wanted, ``metadata`` and ``correlation_id``): one
-  event of that type. ``token_usage_updated`` states the run's totals so far; the last one counts.
+  event of that type. ``token_usage_updated`` states the run's totals so far, or what was used since the last
+  one: ``data["mode"]`` (or the agent's ``usage_mode``) is "total" or "delta".
 - ``Output`` or ``{"type": "output", "data": {...}}``: what the run gives. Without it the output is the
-  joined text.
+  joined text. The map may hold ``token_usage`` too.
+- ``{"type": "run_started", "data": {"provider_session_id", "model"}}``: how the provider calls itself, and
+  ``{"type": "run_completed", "data": {"stop_reason", "total_cost_usd", "token_usage"}}``: how it ended. These
+  two events are the node's own; what is said here goes into the run's record and into its terminal event.
 
 The node writes ``run_started`` before the first piece and the one terminal event after the last, and
 ``message_received`` with the whole text when the provider did not write one itself. A provider that
@@ -27,6 +31,7 @@ import msgspec
 
 from mesh.core.records import Record
 from mesh.core.run import CAPABILITY_TYPES
+from mesh.core.usage import UsageMode
 from mesh.errors import ConfigError, RunError
 
 #: The type of the map that says what the run gives; no event.
@@ -186,6 +191,7 @@ class Provider(Protocol):
     name: str  #: the provider's name, as it stands in every event
     capabilities: list[dict[str, Any]]
     idempotent: bool  #: a run whose runner died may be executed again
+    usage_mode: str  #: how its ``token_usage_updated`` count: "total" of the run so far, or "delta"
 
     def started(self, run: RunContext) -> dict[str, Any]:
         """What ``run_started`` says beyond agent and provider. May refuse the run by raising."""
@@ -225,7 +231,7 @@ def _capability(item: Any) -> dict[str, Any]:
 
 
 #: Keys of an agent's table that any provider accepts.
-COMMON_KEYS = ("provider", "capabilities", "idempotent", "description")
+COMMON_KEYS = ("provider", "capabilities", "idempotent", "description", "usage_mode")
 
 
 def check_keys(table: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -259,6 +265,18 @@ def checked(table: Mapping[str, Any], key: str, kinds: tuple[type, ...], default
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ConfigError(f"{key} = {value!r:.80}: expected {names}, not {type(value).__name__}")
     return value
+
+
+def usage_mode_of(table: Mapping[str, Any], default: str = UsageMode.TOTAL) -> str:
+    """How an agent counts tokens: its table's ``usage_mode``, else as its provider does.
+
+    Raises:
+        ConfigError: neither delta nor total.
+    """
+    mode: str = checked(table, "usage_mode", (str,), str(default))
+    if mode not in tuple(UsageMode):
+        raise ConfigError(f"usage_mode = {mode!r:.80}: expected delta or total")
+    return mode
 
 
 @contextmanager
@@ -296,4 +314,5 @@ __all__ = [
     "COMMON_KEYS", "OUTPUT", "STREAMING", "Cancellation", "Output",
     "Piece", "Provider", "ProviderFailure", "RunContext", "SessionInfo", "as_failure", "capabilities_of",
     "check_keys", "checked", "cut_stderr", "messages_of", "nearest_name", "provider_error",
+    "usage_mode_of",
 ]

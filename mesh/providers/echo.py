@@ -26,6 +26,7 @@ from mesh.providers.base import (
     capabilities_of,
     check_keys,
     checked,
+    usage_mode_of,
 )
 
 PIECES_MAX = 1_000_000
@@ -42,6 +43,7 @@ class EchoProvider:
         check_keys(table, tuple(_SCRIPT))
         self.capabilities = capabilities_of(table, [STREAMING])
         self.idempotent: bool = checked(table, "idempotent", (bool,), True)
+        self.usage_mode = usage_mode_of(table)
         self._script = _script(table)
 
     def started(self, run: RunContext) -> dict[str, Any]:  # noqa: ARG002

@@ -41,6 +41,7 @@ from mesh.providers.base import (
     capabilities_of,
     check_keys,
     checked,
+    usage_mode_of,
 )
 
 #: Threads of plain functions at a time, the abandoned ones included.
@@ -67,6 +68,7 @@ class PythonProvider:
         """
         check_keys(table, _KEYS)
         self.idempotent: bool = checked(table, "idempotent", (bool,), False)
+        self.usage_mode = usage_mode_of(table)
         self._options: dict[str, Any] = dict(checked(table, "options", (dict,), {}))
         self._function = load_target(checked(table, "target", (str,), ""), fresh=fresh)
         kind = _kind(self._function)

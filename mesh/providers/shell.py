@@ -34,6 +34,7 @@ from mesh.providers.base import (
     check_keys,
     checked,
     provider_error,
+    usage_mode_of,
 )
 from mesh.providers.execution import Command, Execution, Processes
 
@@ -59,6 +60,7 @@ class ShellProvider:
         check_keys(table, _KEYS)
         self.capabilities = capabilities_of(table, [_COMMAND_EXECUTION, STREAMING])
         self.idempotent: bool = checked(table, "idempotent", (bool,), False)
+        self.usage_mode = usage_mode_of(table)
         self._processes = processes
         self._shell: str = checked(table, "shell", (str,), "/bin/sh")
         self._defaults = {key: table[key] for key in _CALL_KEYS if key in table}

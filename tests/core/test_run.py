@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.core import account
 from mesh.core import run as runs
+from mesh.core.prices import Prices
 from mesh.core.records import TERMINAL, RunStatus
 from mesh.core.run import RunState
 from mesh.errors import InvalidArgument, InvalidState, MeshError
@@ -141,7 +143,7 @@ def test_options_of_anything_are_storable_or_refused(options: Any) -> None:
 )
 def test_a_result_of_anything_can_be_read_back(settle: dict[str, Any]) -> None:
     """If an agent's result is anything that msgpack carries, then the settled run can be read back."""
-    run = msgspec.structs.replace(made(status=RunStatus.RUNNING), **runs.checked_result(settle))
+    run = msgspec.structs.replace(made(status=RunStatus.RUNNING), **account.settled(made(), settle, Prices()))
     runs.decode(runs.encode(run))
 
 

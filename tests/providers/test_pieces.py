@@ -81,7 +81,8 @@ async def agent(run):
     ("piece", "code"),
     [
         ('{"type": "no_such"}', "invalid_event_type"),
-        ('{"type": "run_completed"}', "invalid_event_type"),
+        ('{"type": "run_failed"}', "invalid_event_type"),
+        ('{"type": "token_usage_updated", "data": {"mode": "sum"}}', "validation_error"),
         ('{"type": 7}', "invalid_event_type"),
         ('{"type": ["turn_completed"]}', "invalid_event_type"),
         ("3", "validation_error"),

@@ -1,0 +1,97 @@
+"""What a run's record says of its execution: from what its runner reports to the fields of run and session.
+
+A report is a map: ``token_usage`` (of this attempt, the provider's word on the cost among it), ``turn_count``
+and ``provider_metadata``; the settling one also has status, output and error. An agent may have made it of
+anything that msgpack carries; a run must be one that can be read back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mesh.core import usage
+from mesh.core.prices import Cost, Prices, together
+from mesh.core.records import CostState
+from mesh.core.run import RunState, checked_result
+from mesh.core.session import SessionState
+
+#: What a provider says of itself that outlives the run: to resume there, and to know the price.
+TOLD = ("provider_session_id", "model")
+TOLD_CHARS_MAX = 512
+
+
+def so_far(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, Any]:
+    """The fields of a run that its runner's report changes, earlier attempts included."""
+    about = _text_keys(report.get("provider_metadata"))
+    provider, told = _text(about.get("provider")), told_of(about)
+    used = usage.counts(_map(report.get("token_usage")))
+    cost = prices.cost(provider, told.get("model"), used)
+    turns = report.get("turn_count")
+    turns = turns if type(turns) is int and 0 <= turns <= usage.COUNT_MAX else 0
+    if run.earlier is not None:
+        before = run.earlier
+        used = usage.added(usage.counts(before["token_usage"]), used)
+        cost = together(Cost(before["cost_usd"], CostState(before["cost_state"])), cost)
+        turns = min(turns + before["turn_count"], usage.COUNT_MAX)
+    return {
+        "token_usage": usage.without_cost(used), "cost_usd": cost.usd, "cost_state": cost.state,
+        "turn_count": turns, "provider": provider, "provider_metadata": about,
+        "metadata": {**run.metadata, **({} if provider is None else {"provider": provider}), **told},
+    }
+
+
+def settled(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, Any]:
+    """The fields of a run that its settlement sets."""
+    return {**so_far(run, report, prices), **checked_result(report)}
+
+
+def begin_again(run: RunState) -> RunState:
+    """The run before another attempt: what it used until now counts too."""
+    if not run.token_usage and not run.turn_count and run.cost_state == CostState.NO_USAGE:
+        return run
+    names = ("token_usage", "cost_usd", "cost_state", "turn_count")
+    return msgspec.structs.replace(run, earlier={name: getattr(run, name) for name in names})
+
+
+def told_of(about: dict[str, Any]) -> dict[str, str]:
+    """The id under which the provider knows the conversation, and the model that answered."""
+    found = {name: _text(about.get(name)) for name in TOLD}
+    return {name: text for name, text in found.items() if text}
+
+
+def remembered(session: SessionState, report: dict[str, Any]) -> SessionState | None:
+    """The session with what its provider told in ``metadata.provider_sessions``; None when that is no news.
+
+    Made from the session as it is now, so nothing that changed while the run executed is lost.
+    """
+    about = _text_keys(report.get("provider_metadata"))
+    provider, told = _text(about.get("provider")), told_of(about)
+    if provider is None or not told:
+        return None
+    known = session.metadata.get("provider_sessions")
+    known = known if type(known) is dict else {}
+    mine = known.get(provider)
+    if type(mine) is dict and told.items() <= mine.items():
+        return None
+    metadata = {name: value for name, value in session.metadata.items() if name not in TOLD}
+    mine = {**(mine if type(mine) is dict else {}), **told}
+    return msgspec.structs.replace(
+        session, metadata={**metadata, "provider_sessions": {**known, provider: mine}}
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if type(value) is str and 0 < len(value) <= TOLD_CHARS_MAX else None
+
+
+def _map(value: Any) -> dict[Any, Any]:
+    return value if type(value) is dict else {}
+
+
+def _text_keys(value: Any) -> dict[str, Any]:
+    return {str(key): item for key, item in value.items()} if type(value) is dict else {}
+
+
+__all__ = ["TOLD", "TOLD_CHARS_MAX", "begin_again", "remembered", "settled", "so_far", "told_of"]
