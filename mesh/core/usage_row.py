@@ -9,8 +9,10 @@ from mesh.core.run import RunState
 
 
 class UsageRow(NamedTuple):
-    """Provider, model, tokens in all, cost in USD (None: unknown) and the encoded numbers of its usage."""
+    """When it started (until then: was created), provider, model, tokens in all, cost in USD (None: unknown)
+    and the encoded numbers of its usage."""
 
+    started: float
     provider: str | None
     model: str | None
     tokens: int | None
@@ -18,16 +20,16 @@ class UsageRow(NamedTuple):
     usage: bytes | None
 
 
-_NOTHING = UsageRow(None, None, None, None, None)
-
 
 def columns(run: RunState) -> UsageRow:
     """The columns of a run."""
+    started = run.created_at if run.started_at is None else run.started_at
     if run.ended_at is None and not run.token_usage and run.provider is None:
-        return _NOTHING
+        return UsageRow(started, None, None, None, None, None)
     counts = {name: value for name, value in run.token_usage.items() if type(value) is int}
     model = run.provider_metadata.get("model") or run.metadata.get("model")
     return UsageRow(
+        started,
         run.provider,
         model if type(model) is str else None,
         total_tokens(counts),

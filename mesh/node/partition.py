@@ -36,6 +36,7 @@ from mesh.node.inbox import Inbox
 from mesh.node.outbox import Outboxes
 from mesh.node.parking import Parking
 from mesh.node.publishing import Publisher
+from mesh.node.queries import Queries
 from mesh.node.reads import Reads
 from mesh.node.recovery import INCARNATIONS_PER_BOOT, Recovery
 from mesh.node.upkeep import Upkeep
@@ -85,6 +86,8 @@ class PartitionProcess:
             log_bug=lambda op: self.log.write("a call failed", op=op, trace=traceback.format_exc()),
         )
         self.reads.partition, self.reads.info = self.partition, self.stats
+        self.partition.reads.update(Queries(self.state, self.store, self.partition.owns_session,
+                                            page_bytes=limits.page_bytes).table)
         self._connect()
         self.recovery = Recovery(self.store, self.partition, self.log, node_boot=child.node_boot,
                                  boot_id=boot_id, offset_ms=offset_ms)
@@ -221,7 +224,7 @@ class PartitionProcess:
             if deadline_ms <= self.state.mono * 1000:
                 raise DeadlineExceeded("the time limit passed before the partition took the request")
             calls = wire.decode_calls(body)
-            if self.recovery.partial:
+            if self.recovery.partial or self.store.unfilled:
                 self.recovery.refuse_partial(calls)
             if header.kind == READ:
                 self._reply(client, header.request_id, READ, size, self.partition.read(calls))

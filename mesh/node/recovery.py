@@ -19,6 +19,7 @@ from mesh.store.sqlite import Store
 ROUTES_PER_LOAD = 2_000
 INCARNATIONS_PER_BOOT = 1_000_000
 WHOLE_TABLE = frozenset(("route.list", "route.prune"))
+SEARCHES = frozenset(("session.search", "run.search", "usage.summary"))
 
 
 class Recovery:
@@ -114,13 +115,16 @@ class Recovery:
         return rebase(record, offset_ms - self.offset_ms, self.partition.boot_ms)
 
     def refuse_partial(self, calls: list[Any]) -> None:
-        """Refuse calls that look at the whole table while it is not in memory; they are sent again soon.
+        """Refuse calls that look at the whole table while it is not in memory, or at columns of an older file
+        that have no values yet; they are sent again soon.
 
         Raises:
             Unavailable: nothing of the payload was done.
             StoreError: nor can it be, since some routes are damaged.
         """
-        if any(op in WHOLE_TABLE for op, _ in calls):
+        if self.store.unfilled and any(op in SEARCHES for op, _ in calls):
+            raise Unavailable(f"partition {self.state.partition} is still bringing its file up to date")
+        if self.partial and any(op in WHOLE_TABLE for op, _ in calls):
             if self._unread is not None:
                 raise self._unread
             raise Unavailable(f"partition {self.state.partition} is still loading its routes")

@@ -64,7 +64,7 @@ def _values(table: str, record: bytes, total: int) -> tuple[Any, ...]:
             session = sessions.decode(record)
             return session.created_at, session.updated_at, session.deleted_at
         run = runs.decode(record)
-        return run.started_at, *usage_row.columns(run)
+        return usage_row.columns(run)
     except msgspec.MsgspecError:
         return (0.0, *[None] * (len(ADDED[table]) - 1))
 

@@ -58,7 +58,8 @@ class StoredRows:
         if len(self._damage) < DAMAGE_MAX:
             self._damage[what] = None
 
-    def _guard(self, work: Callable[[], T], what: str, undo: Callable[[], None] | None = None) -> T:
+    def guarded(self, work: Callable[[], T], what: str, undo: Callable[[], None] | None = None) -> T:
+        """Run database work; what it raises becomes ``StoreError``, and damage is remembered."""
         try:
             return guard(work, what, undo)
         except StoreError as error:
@@ -79,7 +80,7 @@ class StoredRows:
 
     def counters(self) -> dict[str, int]:
         """pos, lseq and the next row numbers, as the last commit left them."""
-        return self._guard(lambda: {
+        return self.guarded(lambda: {
             "pos": max(self.meta("pos") or 0, self._one("SELECT max(pos) FROM event") or 0),
             "lseq": max(self.meta("lseq") or 0, self._one("SELECT max(lseq) FROM lifecycle") or 0),
             "next_session": (self._one("SELECT max(n) FROM session") or 0) + 1,
@@ -94,10 +95,10 @@ class StoredRows:
             row = self._db.execute("SELECT record, sum FROM session WHERE id = ?", (session_id,)).fetchone()
             if row is None:
                 return None
-            state = sessions.decode(_checked(row, f"session {session_id}"))
+            state = sessions.decode(checked_record(row, f"session {session_id}"))
             return self._with_seq(state)
 
-        return self._guard(read, "read a session")
+        return self.guarded(read, "read a session")
 
     def _with_seq(self, state: SessionState) -> SessionState:
         seq = self._one("SELECT max(seq) FROM event WHERE session = ?", state.n) or 0
@@ -120,10 +121,10 @@ class StoredRows:
             row = self._db.execute("SELECT record, sum, n FROM run WHERE id = ?", (run_id,)).fetchone()
             return None if row is None else self._with_progress(row)
 
-        return self._guard(read, "read a run")
+        return self.guarded(read, "read a run")
 
     def _with_progress(self, row: Any) -> RunState:
-        state = runs.decode(_checked(row, f"run row {row[2]}"))
+        state = runs.decode(checked_record(row, f"run row {row[2]}"))
         if state.ended_at is None and state.attempt:
             at = self._db.execute("SELECT attempt, batch FROM progress WHERE run = ?", (row[2],)).fetchone()
             if at is not None and at[0] == state.attempt:
@@ -132,13 +133,14 @@ class StoredRows:
 
     def live_sessions(self) -> list[SessionState]:
         """Sessions that were live at the last commit."""
-        rows = self._guard(lambda: self._db.execute(
+        rows = self.guarded(lambda: self._db.execute(
             "SELECT record, sum FROM session WHERE live = 1 ORDER BY n").fetchall(), "read the live sessions")
-        return self._sound(rows, lambda row: self._with_seq(sessions.decode(_checked(row, "a session"))))
+        return self._sound(
+            rows, lambda row: self._with_seq(sessions.decode(checked_record(row, "a session"))))
 
     def active_runs(self) -> list[RunState]:
         """Runs that wait or execute, oldest first."""
-        rows = self._guard(lambda: self._db.execute(
+        rows = self.guarded(lambda: self._db.execute(
             "SELECT record, sum, n FROM run WHERE status BETWEEN 1 AND 3 ORDER BY n").fetchall(),
             "read the active runs")
         return self._sound(rows, self._with_progress)
@@ -148,7 +150,7 @@ class StoredRows:
         found = []
         for row in rows:
             try:
-                found.append(self._guard(lambda row=row: decode(row), "read a row"))  # type: ignore[misc]
+                found.append(self.guarded(lambda row=row: decode(row), "read a row"))  # type: ignore[misc]
             except StoreError:
                 self.damaged += 1
         return found
@@ -166,9 +168,9 @@ class StoredRows:
 
         def read() -> tuple[list[SessionState], bool]:
             rows, more = self._page(sql + " ORDER BY n LIMIT ?", args, limit, bytes_max)
-            return [self._with_seq(sessions.decode(_checked(row, "a session"))) for row in rows], more
+            return [self._with_seq(sessions.decode(checked_record(row, "a session"))) for row in rows], more
 
-        return self._guard(read, "list sessions")
+        return self.guarded(read, "list sessions")
 
     def list_runs(
         self, session: int, *, after: int, limit: int, bytes_max: int
@@ -180,7 +182,7 @@ class StoredRows:
             rows, more = self._page(sql, [session, after], limit, bytes_max)
             return [self._with_progress(row) for row in rows], more
 
-        return self._guard(read, "list runs")
+        return self.guarded(read, "list runs")
 
     def _page(self, sql: str, args: list[Any], limit: int, bytes_max: int) -> tuple[list[Any], bool]:
         """Rows whose first column is a record: at most so many, of at most so many bytes, but one."""
@@ -207,7 +209,7 @@ class StoredRows:
         if codes:
             sql += f" AND e.type IN ({','.join('?' * len(codes))})"
         sql += " ORDER BY e.seq LIMIT ?"
-        return self._guard(
+        return self.guarded(
             lambda: self._take_events(sql, (*args, *codes, limit + 1), limit, bytes_max), "read events"
         )
 
@@ -228,6 +230,14 @@ class StoredRows:
             raise StoreError(f"event {row[0]} of {self.path.name} is damaged", code="storage_read_failed")
         return StoredEvent(row[0], row[2], row[3], row[6])
 
+    def ends_of_log(self, session: int) -> tuple[Any, Any]:
+        """(seq, ts) of the first and of the last event that is kept, None when there is none."""
+        sql = "SELECT seq, ts FROM event WHERE session = ? ORDER BY seq {} LIMIT 1"
+        ends = self.guarded(lambda: [
+            self._db.execute(sql.format(turn), (session,)).fetchone() for turn in ("ASC", "DESC")
+        ], "read the ends of a log")
+        return ends[0], ends[1]
+
     def feed_events(self, after: int, limit: int, bytes_max: int) -> list[tuple[str, StoredEvent]]:
         """(session id, event) in order of pos, after one."""
 
@@ -243,28 +253,28 @@ class StoredRows:
                 found.append((row[8], self._stored_event(row)))
             return found
 
-        return self._guard(read, "read the feed")
+        return self.guarded(read, "read the feed")
 
     def feed_lifecycle(self, after: int, limit: int) -> list[tuple[str, bytes]]:
         """(topic, payload) in order of lseq, after one."""
         sql = "SELECT topic, payload FROM lifecycle WHERE lseq > ? ORDER BY lseq LIMIT ?"
-        rows = self._guard(lambda: self._all(sql, after, limit), "read the feed")
+        rows = self.guarded(lambda: self._all(sql, after, limit), "read the feed")
         return [(row[0], row[1]) for row in rows]
 
     def lowest_lifecycle(self) -> int:
         """The lowest lseq that is kept (0: none)."""
-        return int(self._guard(lambda: self._one("SELECT min(lseq) FROM lifecycle") or 0, "read the feed"))
+        return int(self.guarded(lambda: self._one("SELECT min(lseq) FROM lifecycle") or 0, "read the feed"))
 
     def receipts(self, client: bytes) -> list[tuple[int, Receipt]]:
         """The stored receipts of a client."""
         sql = "SELECT number, parts, below FROM receipt WHERE client = ? ORDER BY number"
-        return self._guard(lambda: [
+        return self.guarded(lambda: [
             (row[0], Receipt(tuple(wire.unpack(row[1])), row[2])) for row in self._all(sql, client)
         ], "read receipts")
 
     def routes(self, after: str, limit: int) -> list[tuple[str, bytes, int, str]]:
         """(key, record, offset_ms, boot id) in key order, after one; a damaged row has an empty record."""
-        rows = self._guard(lambda: self._all(
+        rows = self.guarded(lambda: self._all(
             "SELECT r.key, r.record, b.offset_ms, b.boot_id, r.sum FROM route r JOIN boot b ON b.id = r.boot"
             " WHERE r.key > ? ORDER BY r.key LIMIT ?", after, limit), "read routes")
         found = [(row[0], row[1] if checksum(row[1]) == row[4] else b"", row[2], row[3]) for row in rows]
@@ -277,14 +287,14 @@ class StoredRows:
     def route_keys(self, after: str, limit: int) -> list[str]:
         """Keys of routes in order, after one."""
         sql = "SELECT key FROM route WHERE key > ? ORDER BY key LIMIT ?"
-        return [row[0] for row in self._guard(lambda: self._all(sql, after, limit), "read keys of routes")]
+        return [row[0] for row in self.guarded(lambda: self._all(sql, after, limit), "read keys of routes")]
 
     def route(self, key: str) -> tuple[bytes, int, str] | None:
         """(record, offset_ms, boot id) of one key."""
-        row = self._guard(lambda: self._db.execute(
+        row = self.guarded(lambda: self._db.execute(
             "SELECT r.record, r.sum, b.offset_ms, b.boot_id FROM route r JOIN boot b ON b.id = r.boot"
             " WHERE r.key = ?", (key,)).fetchone(), "read a route")
-        return None if row is None else (_checked(row, f"the route of {key}"), row[2], row[3])
+        return None if row is None else (checked_record(row, f"the route of {key}"), row[2], row[3])
 
 
 def _replace_seq(state: SessionState, seq: int) -> SessionState:
@@ -295,11 +305,16 @@ def _replace_batch(state: RunState, batch: int) -> RunState:
     return msgspec.structs.replace(state, batch=batch)
 
 
-def _checked(row: Any, what: str) -> bytes:
+def checked_record(row: Any, what: str) -> bytes:
+    """The blob of (blob, its checksum, ...).
+
+    Raises:
+        StoreError: ``storage_read_failed``.
+    """
     record: bytes = row[0]
     if checksum(record) != row[1]:
         raise StoreError(f"{what} is damaged on the disk (checksum)", code="storage_read_failed")
     return record
 
 
-__all__ = ["StoredEvent", "StoredRows"]
+__all__ = ["StoredEvent", "StoredRows", "checked_record"]

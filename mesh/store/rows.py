@@ -41,7 +41,7 @@ def run_row(run: RunState, session: int) -> tuple[Any, ...]:
     """The values of ``PUT_RUN``; ``session`` is the row number of its session."""
     record = runs.encode(run)
     return (
-        run.n, run.id, session, runs.STATUS_CODE[run.status], run.started_at, *usage_row.columns(run), record,
+        run.n, run.id, session, runs.STATUS_CODE[run.status], *usage_row.columns(run), record,
         checksum(record),
     )
 

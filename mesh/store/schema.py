@@ -29,6 +29,7 @@ CREATE INDEX IF NOT EXISTS session_live ON session(n) WHERE live = 1;
 CREATE INDEX IF NOT EXISTS session_status ON session(status, n);
 CREATE INDEX IF NOT EXISTS session_agent ON session(agent_id, n);
 CREATE INDEX IF NOT EXISTS session_updated ON session(updated, n);
+CREATE INDEX IF NOT EXISTS session_created ON session(created, n);
 CREATE INDEX IF NOT EXISTS session_deleted ON session(deleted, n) WHERE deleted IS NOT NULL;
 CREATE TABLE IF NOT EXISTS run (
     n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, session INTEGER NOT NULL, status INTEGER NOT NULL,

@@ -111,7 +111,7 @@ class Store(StoredRows):
             self.leased = True
             return self.epoch
 
-        return self._guard(take, "acquire the lease")
+        return self.guarded(take, "acquire the lease")
 
     def borrow(self, starts: int) -> int:
         """An epoch for serving reads while the lease cannot be written: above all that were stored.
@@ -119,7 +119,7 @@ class Store(StoredRows):
         ``starts`` grows with each start, so that no two incarnations serve under one epoch. The lock on the
         file keeps others out meanwhile.
         """
-        self.epoch = int(self._guard(lambda: self.meta("epoch"), "read the epoch")) + starts
+        self.epoch = int(self.guarded(lambda: self.meta("epoch"), "read the epoch")) + starts
         return self.epoch
 
     def _set_meta(self, **values: Any) -> None:
@@ -137,7 +137,7 @@ class Store(StoredRows):
             StoreError: ``stale_epoch`` when another incarnation owns the file now (exit the process), else
                 ``store_unavailable``; nothing was written.
         """
-        self._guard(
+        self.guarded(
             lambda: self._commit(state, routes, receipts, settled, power), "commit", undo=self._rollback
         )
 
@@ -193,7 +193,7 @@ class Store(StoredRows):
             write()
             self._end()
 
-        self._guard(work, what, undo=self._rollback)
+        self.guarded(work, what, undo=self._rollback)
 
     def _write_routes(self, routes: dict[str, bytes | None]) -> None:
         boot = self.boot
@@ -261,7 +261,7 @@ class Store(StoredRows):
     def checkpoint(self, *, truncate: bool = False) -> None:
         """Copy the WAL into the file. Never waits for anybody."""
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
-        self._guard(lambda: self._db.wal_checkpoint(mode=mode), "checkpoint")
+        self.guarded(lambda: self._db.wal_checkpoint(mode=mode), "checkpoint")
         self._wal_pages = 0
 
     def backup_to(self, target: Path, pages: int) -> Generator[bool, None, None]:
@@ -274,10 +274,10 @@ class Store(StoredRows):
         what = f"back up to {target}"
         other = guard(lambda: apsw.Connection(str(draft)), what)
         try:
-            copy = self._guard(lambda: other.backup("main", self._db, "main"), what)
+            copy = self.guarded(lambda: other.backup("main", self._db, "main"), what)
             with copy:
                 while not copy.done:
-                    self._guard(lambda: copy.step(pages), what)
+                    self.guarded(lambda: copy.step(pages), what)
                     if not copy.done:
                         yield False
             other.close()

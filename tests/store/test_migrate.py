@@ -26,7 +26,7 @@ def older(path: Path, sessions: int) -> None:
         )
     commit(store, state)
     db = store.connection
-    for index in ("session_updated", "session_deleted", "run_started"):
+    for index in ("session_updated", "session_created", "session_deleted", "run_started"):
         db.execute(f"DROP INDEX {index}")
     for table, columns in ADDED.items():
         for name, _ in columns:

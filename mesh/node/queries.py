@@ -1,0 +1,101 @@
+"""The partition's searches: one step each, bounded in rows, bytes and milliseconds (``store/query.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mesh.core import events as ev
+from mesh.core import query as q
+from mesh.core import run as runs
+from mesh.core import session as sessions
+from mesh.core import wire
+from mesh.core.state import State
+from mesh.errors import InvalidArgument
+from mesh.store.query import Found, Search
+from mesh.store.sqlite import Store
+
+
+class Queries:
+    """Search ops of one partition, by name in ``table``."""
+
+    def __init__(self, state: State, store: Store, owns: Callable[[str], bool], *, page_bytes: int) -> None:
+        self.state = state
+        self.store = store
+        self.search = Search(store, owns, bytes_max=page_bytes)
+        self.table: dict[str, Callable[[list[Any], int], bytes]] = {
+            "session.search": self.sessions,
+            "session.stats": self.stats,
+            "run.search": self.runs,
+            "event.search": self.events,
+            "event.count": self.count,
+            "usage.summary": self.usage,
+        }
+
+    def sessions(self, args: list[Any], now: int) -> bytes:
+        return _page(self.search.sessions(q.check_query("sessions", args)), self._session)
+
+    def _session(self, stored: sessions.SessionState) -> bytes:
+        session = self.state.sessions.get(stored.id) or self.store.session(stored.id) or stored
+        return wire.pack(sessions.to_wire(session, self.state.pid_of(session)))
+
+    def runs(self, args: list[Any], now: int) -> bytes:
+        found = self.search.runs(q.check_query("runs", args))
+        return _page(found, lambda run: wire.pack(runs.to_wire(self.state.runs.get(run.id, run))))
+
+    def events(self, args: list[Any], now: int) -> bytes:
+        query = self._of_one_session(q.check_query("events", args))
+        return _page(self.search.events(query), lambda row: ev.encode_stored(row[1].fragment, row[0], row[1].seq))
+
+    def count(self, args: list[Any], now: int) -> bytes:
+        filters, reached = _exactly(args, 2)
+        query = q.Query("sequence_asc", q.check_filters("events", filters), 1, None, q.check_row(reached))
+        return wire.ok(list(self.search.count(self._of_one_session(query))))
+
+    def _of_one_session(self, query: q.Query) -> q.Query:
+        """A search names one session at most: the SDK asks for several one after another.
+
+        Runs are named by their row numbers; those of other sessions are an error.
+        """
+        ids, run_ids = query.filters.get("session_ids"), query.filters.get("run_ids")
+        if ids is not None and len(ids) != 1:
+            raise InvalidArgument("one session per call: ask for each of them")
+        if run_ids is None:
+            return query
+        found = [self.state.run(run_id) for run_id in run_ids]
+        if len({run.session_id for run in found}) != 1 or (ids and found[0].session_id != ids[0]):
+            raise InvalidArgument("runs of one session per call", code="session_mismatch")
+        filters = {**query.filters, "session_ids": [found[0].session_id], "runs": [run.n for run in found]}
+        return query._replace(filters=filters)
+
+    def usage(self, args: list[Any], now: int) -> bytes:
+        filters, reached = _exactly(args, 2)
+        query = q.Query("started_at_asc", q.check_filters("usage", filters), 1, None, q.check_row(reached))
+        return wire.ok(list(self.search.usage(query)))
+
+    def stats(self, args: list[Any], now: int) -> bytes:
+        session = self.state.session(*_exactly(args, 1))
+        first, last = self.store.ends_of_log(session.n)
+        return wire.ok({
+            "session_id": session.id, "event_count": session.seq - session.pruned, "last_seq": session.seq,
+            "first_seq": first[0] if first else None, "first_event_at": first[1] if first else None,
+            "last_event_at": last[1] if last else None, "pruned": session.pruned,
+            "pruned_to": session.pruned_to,
+        })
+
+
+def _page(found: Found, encode: Callable[[Any], bytes]) -> bytes:
+    """``[[[sort value, row number, map], ...], what to go on behind]``."""
+    parts = [wire.OK, b"\x92", wire.array_header(len(found.rows))]
+    for sort, row, value in found.rows:
+        parts.append(b"\x93" + wire.pack(sort) + wire.pack(row) + encode(value))
+    return b"".join((*parts, wire.pack(found.next)))
+
+
+def _exactly(args: list[Any], count: int) -> list[Any]:
+    if len(args) != count:
+        raise InvalidArgument(f"expected {count} arguments, not {len(args)}")
+    return args
+
+
+__all__ = ["Queries"]
