@@ -8,13 +8,14 @@ from typing import Any
 from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as plans
 from mesh.client._aio_link import AsyncLink
+from mesh.client._aio_queries import AsyncStoredRuns
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
 from mesh.client._surface import failure
 from mesh.core.records import Event, Run, RunResult
 
 
-class AsyncRuns:
+class AsyncRuns(AsyncStoredRuns):
     """Executions of an agent in a session."""
 
     def __init__(self, link: AsyncLink) -> None:

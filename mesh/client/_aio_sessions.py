@@ -8,13 +8,14 @@ from typing import Any
 
 from mesh.client import _surface_sessions as plans
 from mesh.client._aio_link import AsyncLink
+from mesh.client._aio_queries import AsyncStoredSessions
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
 from mesh.client._surface import check_function, failure
 from mesh.core.records import Event, Handle, Page, Prompted, Run, Session
 
 
-class AsyncSessions:
+class AsyncSessions(AsyncStoredSessions):
     """Conversations: stored with their log, live while an actor hosts them."""
 
     def __init__(self, link: AsyncLink) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as plans
 from mesh.client._blocking_link import BlockingLink
+from mesh.client._blocking_queries import StoredRuns
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
 from mesh.client._surface import failure
 from mesh.core.records import Event, Run, RunResult
 
 
-class Runs:
+class Runs(StoredRuns):
     """Executions of an agent in a session."""
 
     def __init__(self, link: BlockingLink) -> None:

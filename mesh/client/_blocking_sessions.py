@@ -8,13 +8,14 @@ from typing import Any
 
 from mesh.client import _surface_sessions as plans
 from mesh.client._blocking_link import BlockingLink
+from mesh.client._blocking_queries import StoredSessions
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
 from mesh.client._surface import check_function, failure
 from mesh.core.records import Event, Handle, Page, Prompted, Run, Session
 
 
-class Sessions:
+class Sessions(StoredSessions):
     """Conversations: stored with their log, live while an actor hosts them."""
 
     def __init__(self, link: BlockingLink) -> None:

@@ -31,6 +31,7 @@ from mesh.node import clock
 from mesh.node.actors import Actors
 from mesh.node.backup import Backups
 from mesh.node.child import Child
+from mesh.node.counters import counters
 from mesh.node.health import Health, cannot_start
 from mesh.node.inbox import Inbox
 from mesh.node.outbox import Outboxes
@@ -85,7 +86,7 @@ class PartitionProcess:
             self.receipts, reads=self.reads.table, slot_map=child.slot_map, index=child.index,
             log_bug=lambda op: self.log.write("a call failed", op=op, trace=traceback.format_exc()),
         )
-        self.reads.partition, self.reads.info = self.partition, self.stats
+        self.reads.partition, self.reads.info = self.partition, lambda: counters(self)
         self.partition.reads.update(Queries(self.state, self.store, self.partition.owns_session,
                                             page_bytes=limits.page_bytes).table)
         self._connect()
@@ -156,7 +157,7 @@ class PartitionProcess:
         poller.register(self.publisher.socket, sockets.POLLIN)
         poller.register(control.fileno(), sockets.POLLIN)
         self._clock()
-        self._last_stats = self.stats()
+        self._last_stats = counters(self)
         control.send("ready", epoch=self.epoch, pid=os.getpid())
         next_tick = next_ready = self.state.mono
         while not self.stopping:
@@ -357,7 +358,7 @@ class PartitionProcess:
 
     def _tick(self) -> None:
         self.child.control.send("beat", lag_ms=0)
-        self._last_stats = self.stats()
+        self._last_stats = counters(self)
         guarded = self.actors.guarded
         self.partition.begin()
         if self.degraded is not None:
@@ -398,31 +399,6 @@ class PartitionProcess:
     def _ready(self) -> None:
         message = ["ready", mailbox.PARTITION.decode(), self.index, self.epoch, os.getpid(), self._last_stats]
         self._send(wire.ROUTER_ID + wire.pack(message))
-
-    def stats(self) -> dict[str, Any]:
-        """The counters that ``partitions.info`` and ``mesh status`` show."""
-        state = self.state
-        return {
-            "index": self.index,
-            "epoch": self.epoch,
-            "pid": os.getpid(),
-            "routes": self.partition.routes.count,
-            "sessions": state.session_count,
-            "live": len(state.live),
-            "waiters": len(self.waiters),
-            "runs_active": sum(len(work.running) for work in state.work.values()),
-            "queue_depth": sum(len(work.waiting) for work in state.work.values()),
-            "parked": len(self.partition.parked),
-            "pos": state.pos,
-            "lseq": state.lseq,
-            "degraded": self.health.state,
-            "dropped": self.dropped,
-            "fenced": self.partition.runners.fenced,
-            "topics": len(self.publisher.topics),
-            "unpublished": self.publisher.lost,
-            "damaged": self.store.damaged,
-            "loading": self.recovery.loading,
-        }
 
     def _shut_down(self) -> None:
         """Stopped by the supervisor: leave a clean file. When the node stops, the runners are gone: end

@@ -10,6 +10,7 @@ from mesh.core import query as q
 from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core import wire
+from mesh.core.session import SessionState
 from mesh.core.state import State
 from mesh.errors import InvalidArgument
 from mesh.store.query import Found, Search
@@ -35,7 +36,7 @@ class Queries:
     def sessions(self, args: list[Any], now: int) -> bytes:
         return _page(self.search.sessions(q.check_query("sessions", args)), self._session)
 
-    def _session(self, stored: sessions.SessionState) -> bytes:
+    def _session(self, stored: SessionState) -> bytes:
         session = self.state.sessions.get(stored.id) or self.store.session(stored.id) or stored
         return wire.pack(sessions.to_wire(session, self.state.pid_of(session)))
 
@@ -45,7 +46,8 @@ class Queries:
 
     def events(self, args: list[Any], now: int) -> bytes:
         query = self._of_one_session(q.check_query("events", args))
-        return _page(self.search.events(query), lambda row: ev.encode_stored(row[1].fragment, row[0], row[1].seq))
+        found = self.search.events(query)
+        return _page(found, lambda row: ev.encode_stored(row[1].fragment, row[0], row[1].seq))
 
     def count(self, args: list[Any], now: int) -> bytes:
         filters, reached = _exactly(args, 2)
@@ -60,6 +62,8 @@ class Queries:
         ids, run_ids = query.filters.get("session_ids"), query.filters.get("run_ids")
         if ids is not None and len(ids) != 1:
             raise InvalidArgument("one session per call: ask for each of them")
+        if ids is not None:
+            self.state.session(ids[0])
         if run_ids is None:
             return query
         found = [self.state.run(run_id) for run_id in run_ids]

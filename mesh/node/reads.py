@@ -72,7 +72,7 @@ class Reads:
         after = _number(after, "after", 0, 1 << 62, 0)
         page = _Page(limit, self.page_bytes)
         # A bounded number of rows is looked at per call, so that a rare tag never holds up the loop.
-        found, more = self.store.list_sessions(
+        found, following = self.store.list_sessions(
             status=code, agent_id=agent_id, after=after, limit=LIST_MAX if wanted else limit,
             bytes_max=SCAN_BYTES_MAX if wanted else self.page_bytes,
         )
@@ -82,7 +82,7 @@ class Reads:
                 sessions.to_wire(session, self.state.pid_of(session))
             ):
                 return page.encode()
-        return page.encode(found[-1].n if more else None)
+        return page.encode(following)
 
     def handle(self, args: list[Any], now: int) -> bytes:
         session = self.state.session(*_exactly(args, 1))

@@ -190,10 +190,11 @@ class Search:
                 sql, (*values, *where.values)
             ):
                 if self._owns(session_id):
-                    _add(sums.setdefault((provider, model, status), [0, 0, 0.0, {}]), cost, usage)
+                    group = provider, model, status, usage is not None and cost is None
+                    _add(sums.setdefault(group, [0, 0, 0.0, {}]), cost, usage)
             reached = up_to
         statuses = list(runs.STATUS_CODE)
-        return [[p, m, statuses[status].value, *total] for (p, m, status), total in sums.items()], reached
+        return [[p, m, statuses[status].value, *total] for (p, m, status, _), total in sums.items()], reached
 
     # --- events ---
 
@@ -293,7 +294,7 @@ class Search:
         while True:
             keys = f"SELECT {column}, {row} FROM {table} WHERE {place} {order}"
             end = self._db.execute(f"{keys} LIMIT 1 OFFSET {STEP_ROWS - 1}", after).fetchone()
-            upto = f"AND ({column}, {row}) {turn}= (?, ?)" if end else ""
+            upto = f"AND ({column}, {row}) {'>=' if turn == '<' else '<='} (?, ?)" if end else ""
             sql = f"SELECT {column}, {row}, {blob} FROM {source} WHERE {place} {upto} AND {where} {order}"
             for line in self._db.execute(sql, (*after, *(end or ()), *where.values)):
                 value = match(line)

@@ -21,6 +21,8 @@ from mesh.store.file import DAMAGED, checksum, guard
 T = TypeVar("T")
 #: Different findings that are remembered.
 DAMAGE_MAX = 100
+#: Rows that one page of a list looks at.
+LIST_ROWS = 4_000
 _EVENT_COLUMNS = "e.pos, e.session, e.seq, e.type, e.run, e.ts, e.fragment, e.sum"
 
 
@@ -102,17 +104,17 @@ class StoredRows:
 
     def _with_seq(self, state: SessionState) -> SessionState:
         seq = self._one("SELECT max(seq) FROM event WHERE session = ?", state.n) or 0
-        return _replace_seq(state, seq)
+        return _replace_seq(state, max(seq, state.seq))  # the end of the log may have been pruned
 
     def has_session(self, session_id: str) -> bool:
         """Whether a session with this id is stored, damaged or not."""
         sql = "SELECT 1 FROM session WHERE id = ?"
-        return self._guard(lambda: self._one(sql, session_id), "look for a session") is not None
+        return self.guarded(lambda: self._one(sql, session_id), "look for a session") is not None
 
     def has_run(self, run_id: str) -> bool:
         """Whether a run with this id is stored, damaged or not."""
         sql = "SELECT 1 FROM run WHERE id = ?"
-        return self._guard(lambda: self._one(sql, run_id), "look for a run") is not None
+        return self.guarded(lambda: self._one(sql, run_id), "look for a run") is not None
 
     def run(self, run_id: str) -> RunState | None:
         """The stored run."""
@@ -157,18 +159,25 @@ class StoredRows:
 
     def list_sessions(
         self, *, status: int | None, agent_id: str | None, after: int, limit: int, bytes_max: int
-    ) -> tuple[list[SessionState], bool]:
-        """(sessions in order of creation, after a row number; whether there are more)."""
-        sql = "SELECT record, sum FROM session WHERE n > ?"
-        args: list[Any] = [after]
-        if status is not None:
-            sql, args = sql + " AND status = ?", [*args, status]
-        if agent_id is not None:
-            sql, args = sql + " AND agent_id = ?", [*args, agent_id]
+    ) -> tuple[list[SessionState], int | None]:
+        """(sessions in order of creation, after a row number; the one to go on after, None at the end).
 
-        def read() -> tuple[list[SessionState], bool]:
-            rows, more = self._page(sql + " ORDER BY n LIMIT ?", args, limit, bytes_max)
-            return [self._with_seq(sessions.decode(checked_record(row, "a session"))) for row in rows], more
+        Deleted ones are left out. LIST_ROWS are looked at, whatever is found among them.
+        """
+        given: list[tuple[str, Any]] = [("agent_id", agent_id), ("status", status)]
+        given = [(name, value) for name, value in given if value is not None]
+        conditions = [f"{name} = ?" for name, _ in given]
+        values = [value for _, value in given]
+        led = " AND ".join(["n > ?", *conditions[:1]])  # one index leads; the rest is looked at row by row
+
+        def read() -> tuple[list[SessionState], int | None]:
+            window = f"SELECT n FROM session WHERE {led} ORDER BY n LIMIT 1 OFFSET {LIST_ROWS - 1}"
+            bound = self._one(window, after, *values[:1])
+            where = " AND ".join(["n > ?", "n <= ?", *conditions, "deleted IS NULL"])
+            sql = f"SELECT record, sum FROM session WHERE {where} ORDER BY n LIMIT ?"
+            rows, more = self._page(sql, [after, bound or 1 << 62, *values], limit, bytes_max)
+            found = [self._with_seq(sessions.decode(checked_record(row, "a session"))) for row in rows]
+            return found, found[-1].n if more else bound
 
         return self.guarded(read, "list sessions")
 

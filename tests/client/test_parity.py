@@ -11,9 +11,11 @@ import pytest
 
 import mesh
 from mesh.client import (
+    _aio_queries,
     _aio_routes,
     _aio_runs,
     _aio_sessions,
+    _blocking_queries,
     _blocking_routes,
     _blocking_runs,
     _blocking_sessions,
@@ -28,6 +30,10 @@ PAIRS: list[tuple[type[Any], type[Any]]] = [
     (_aio_routes.AsyncAgents, _blocking_routes.Agents),
     (_aio_sessions.AsyncSessions, _blocking_sessions.Sessions),
     (_aio_runs.AsyncRuns, _blocking_runs.Runs),
+    (_aio_queries.AsyncStoredSessions, _blocking_queries.StoredSessions),
+    (_aio_queries.AsyncStoredRuns, _blocking_queries.StoredRuns),
+    (_aio_queries.AsyncEvents, _blocking_queries.Events),
+    (_aio_queries.AsyncUsage, _blocking_queries.Usage),
 ]
 #: design 5, row by row.
 CONTRACT = {
@@ -37,6 +43,8 @@ CONTRACT = {
     "list handle id_of stop_by_handle runs events stream",
     "runs": "create execute submit wait get cancel",
     "agents": "list reload",
+    "events": "search count",
+    "usage": "summary",
 }
 
 

@@ -236,15 +236,14 @@ def test_a_page_ends_at_its_limit_and_at_its_bytes(store: Store) -> None:
     commit(store, state)
     for limit, bytes_max in [(10, 10**6), (1000, 300), (1, 1)]:
         seen: list[str] = []
-        after, more = 0, True
-        while more:
-            page, more = store.list_sessions(
+        after: int | None = 0
+        while after is not None:
+            page, after = store.list_sessions(
                 status=None, agent_id=None, after=after, limit=limit, bytes_max=bytes_max
             )
             seen += [s.id for s in page]
-            after = page[-1].n
         assert seen == [f"s{n:02}" for n in range(25)]
-    assert store.list_sessions(status=1, agent_id="echo", after=0, limit=9, bytes_max=1) == ([], False)
+    assert store.list_sessions(status=1, agent_id="echo", after=0, limit=9, bytes_max=1) == ([], None)
 
 
 def test_events_are_filtered_and_paged(store: Store) -> None:

@@ -1,0 +1,199 @@
+"""The asyncio groups that find and keep: stored sessions and runs, ``events`` and ``usage``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from mesh.client import _surface_queries as plans
+from mesh.client._aio_link import AsyncLink
+from mesh.core.records import Event, Page, Run, Session
+from mesh.core.reports import SessionStats, UsageSummary
+
+Time = float | datetime
+Some = str | Sequence[str]
+
+
+class AsyncStoredSessions:
+    """What ``client.sessions`` knows of stored sessions: finding them, and what they add up to."""
+
+    _link: AsyncLink
+
+    async def search(
+        self,
+        *,
+        agent_id: str | None = None,
+        status: Some | None = None,
+        provider: str | None = None,
+        tags: Sequence[str] | None = None,
+        created_after: Time | None = None,
+        created_before: Time | None = None,
+        include_deleted: bool = False,
+        order: str = "updated_at_desc",
+        limit: int = 50,
+        cursor: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Page[Session]:
+        """Sessions that match all filters, over all partitions; go on with the page's ``cursor`` until None.
+
+        ``order``: updated_at_desc, updated_at_asc, created_at_asc, created_at_desc. A page may be shorter
+        than ``limit`` and still have a cursor: then the time was over before enough were found.
+
+        Raises:
+            InvalidArgument: ``validation_error``, ``invalid_status``, ``invalid_cursor``.
+        """
+        filters = {
+            "agent_id": agent_id, "status": status, "provider": provider, "tags": tags,
+            "created_after": created_after, "created_before": created_before,
+            "include_deleted": include_deleted,
+        }
+        page: Page[Session] = await self._link.drive(
+            plans.search(self._link, "sessions", filters, order, limit, cursor, timeout_s), timeout_s
+        )
+        return page
+
+    async def stats(self, id: str, *, timeout_s: float | None = None) -> SessionStats:
+        """What its log and its runs add up to.
+
+        Raises:
+            NotFound: ``session_not_found``.
+        """
+        stats: SessionStats = await self._link.drive(
+            plans.session_stats(self._link, id, timeout_s), timeout_s
+        )
+        return stats
+
+
+class AsyncStoredRuns:
+    """What ``client.runs`` knows of stored runs."""
+
+    _link: AsyncLink
+
+    async def search(
+        self,
+        *,
+        session_id: str | None = None,
+        provider: str | None = None,
+        status: Some | None = None,
+        started_after: Time | None = None,
+        started_before: Time | None = None,
+        min_tokens: int | None = None,
+        order: str = "started_at_desc",
+        limit: int = 50,
+        cursor: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Page[Run]:
+        """Runs that match all filters. ``order``: started_at_desc, started_at_asc, token_usage_desc.
+
+        A run that has not started counts as of its creation.
+
+        Raises:
+            InvalidArgument: ``validation_error``, ``invalid_status``, ``invalid_cursor``.
+            DeadlineExceeded: ``token_usage_desc`` looks at every run, and there was no time for that.
+        """
+        filters = {
+            "session_id": session_id, "provider": provider, "status": status, "min_tokens": min_tokens,
+            "started_after": started_after, "started_before": started_before,
+        }
+        page: Page[Run] = await self._link.drive(
+            plans.search(self._link, "runs", filters, order, limit, cursor, timeout_s), timeout_s
+        )
+        return page
+
+
+class AsyncEvents:
+    """The logs of all sessions together."""
+
+    def __init__(self, link: AsyncLink) -> None:
+        self._link = link
+
+    async def search(
+        self,
+        *,
+        session_ids: Some | None = None,
+        run_ids: Some | None = None,
+        types: Some | None = None,
+        providers: Some | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
+        correlation_id: str | None = None,
+        order: str = "sequence_asc",
+        limit: int = 100,
+        cursor: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Page[Event]:
+        """Events that match all filters; ``since`` and ``until`` are inclusive.
+
+        ``order``: sequence_asc (named sessions or runs one after another, else as they were stored),
+        timestamp_asc, timestamp_desc. The last two look at everything: name sessions, or give them time.
+
+        Raises:
+            InvalidArgument: ``validation_error``, ``invalid_event_type``, ``invalid_cursor``.
+            DeadlineExceeded: an order by time, and not everything could be looked at.
+        """
+        filters = {
+            "session_ids": session_ids, "run_ids": run_ids, "types": types, "providers": providers,
+            "since": since, "until": until, "correlation_id": correlation_id,
+        }
+        page: Page[Event] = await self._link.drive(
+            plans.search(self._link, "events", filters, order, limit, cursor, timeout_s), timeout_s
+        )
+        return page
+
+    async def count(
+        self,
+        *,
+        session_ids: Some | None = None,
+        run_ids: Some | None = None,
+        types: Some | None = None,
+        providers: Some | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
+        correlation_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> int:
+        """How many events match all filters. Looks at each of them: ``timeout`` when time is short."""
+        filters = {
+            "session_ids": session_ids, "run_ids": run_ids, "types": types, "providers": providers,
+            "since": since, "until": until, "correlation_id": correlation_id,
+        }
+        number: int = await self._link.drive(plans.count_events(self._link, filters, timeout_s), timeout_s)
+        return number
+
+
+class AsyncUsage:
+    """What the runs used and cost."""
+
+    def __init__(self, link: AsyncLink) -> None:
+        self._link = link
+
+    async def summary(
+        self,
+        *,
+        session_id: str | None = None,
+        agent_id: str | None = None,
+        provider: str | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
+        timeout_s: float | None = None,
+    ) -> UsageSummary:
+        """Tokens and cost of the runs that match, in all and by provider, model and status.
+
+        ``since`` and ``until`` are about the start of a run. Runs that used tokens at an unknown price are
+        counted in ``unmapped_runs``, not guessed.
+
+        Raises:
+            NotFound: ``session_not_found``.
+            DeadlineExceeded: not everything could be added up in time.
+        """
+        filters = {
+            "session_id": session_id, "agent_id": agent_id, "provider": provider, "since": since,
+            "until": until,
+        }
+        summary: UsageSummary = await self._link.drive(
+            plans.usage_summary(self._link, filters, timeout_s), timeout_s
+        )
+        return summary
+
+
+__all__ = ["AsyncEvents", "AsyncStoredRuns", "AsyncStoredSessions", "AsyncUsage"]

@@ -1,0 +1,80 @@
+"""Records that sum up: statistics of a session, usage, what maintenance did and found, who did what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mesh.core.records import Record
+
+
+class SessionStats(Record, frozen=True):
+    """What a session's log and runs add up to. ``first_seq`` is None when no event is kept; what is missing
+    up to ``pruned_to`` was removed by retention, ``pruned`` events in all."""
+
+    session_id: str
+    event_count: int
+    run_count: int
+    token_totals: dict[str, int]
+    providers_used: tuple[str, ...]
+    first_event_at: float | None
+    last_event_at: float | None
+    status_counts: dict[str, int]
+    first_seq: int | None = None
+    last_seq: int = 0
+    pruned: int = 0
+    pruned_to: int = 0
+
+
+class UsageTotals(Record, frozen=True):
+    """Sums over some runs. ``cost_usd`` is what is known; ``unmapped_runs`` used tokens at a price that
+    nobody knows."""
+
+    run_count: int = 0
+    token_totals: dict[str, int] = {}
+    cost_usd: float = 0.0
+    priced_runs: int = 0
+    unmapped_runs: int = 0
+
+
+class UsageSummary(Record, frozen=True):
+    """Usage and cost, in all and by provider, model (``provider/model``) and status."""
+
+    totals: UsageTotals
+    by_provider: dict[str, UsageTotals]
+    by_model: dict[str, UsageTotals]
+    by_status: dict[str, int]
+
+
+def summed(rows: list[list[Any]]) -> UsageSummary:
+    """Add up the rows of ``usage.summary``: provider, model, status, runs, runs with a cost, cost, counts."""
+    totals: list[list[Any]] = []
+    by_provider: dict[str, list[list[Any]]] = {}
+    by_model: dict[str, list[list[Any]]] = {}
+    by_status: dict[str, int] = {}
+    for row in rows:
+        provider, model, status, *numbers = row
+        name = provider or "unknown"
+        totals.append(numbers)
+        by_provider.setdefault(name, []).append(numbers)
+        by_model.setdefault(f"{name}/{model or 'unknown'}", []).append(numbers)
+        by_status[status] = by_status.get(status, 0) + numbers[0]
+    return UsageSummary(
+        _total(totals), {name: _total(some) for name, some in sorted(by_provider.items())},
+        {name: _total(some) for name, some in sorted(by_model.items())}, by_status,
+    )
+
+
+def _total(rows: list[list[Any]]) -> UsageTotals:
+    counts: dict[str, int] = {}
+    runs = priced = unmapped = 0
+    cost = 0.0
+    for count, with_cost, spent, usage in rows:
+        runs, priced, cost = runs + count, priced + with_cost, cost + spent
+        if usage:
+            unmapped += count - with_cost
+        for name, number in usage.items():
+            counts[name] = counts.get(name, 0) + number
+    return UsageTotals(runs, counts, cost, priced, unmapped)
+
+
+__all__ = ["SessionStats", "UsageSummary", "UsageTotals", "summed"]
