@@ -193,7 +193,7 @@ class Search:
                     group = provider, model, status, usage is not None and cost is None
                     _add(sums.setdefault(group, [0, 0, 0.0, {}]), cost, usage)
             reached = up_to
-        statuses = list(runs.STATUS_CODE)
+        statuses = {code: status for status, code in runs.STATUS_CODE.items()}
         return [[p, m, statuses[status].value, *total] for (p, m, status, _), total in sums.items()], reached
 
     # --- events ---
