@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import msgspec
 
-from mesh.client._payload import Pair, Payload
+from mesh.client._answers import RAW_OPS, parts, raw_pairs
+from mesh.client._payload import Pair, Payload, error_pair, spread
 from mesh.core import wire
 from mesh.core.records import RouteRecord, error_of
 from mesh.core.slots import SLOT_COUNT
@@ -41,22 +43,46 @@ def body_of(frame: bytes) -> Any:
 
 
 def answers_of(frame: bytes, op: str) -> Sequence[Pair]:
-    """The pairs of a reply. Those of ``op`` route.get and route.get_many hold records already.
+    """The pairs of a reply. Those of ``op`` route.get and route.get_many hold records already, those of
+    ``RAW_OPS`` what is read when it is looked at.
 
     Raises:
         RemoteProtocolError: bytes that are no array of pairs.
     """
-    read = _READERS.get(op)
+    read = raw_pairs if op in RAW_OPS else _READERS.get(op)
     if read is not None:
         try:
             found: Sequence[Pair] = read(memoryview(frame)[wire.HEADER_BYTES :])
-        except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        except (msgspec.MsgspecError, RemoteProtocolError, ValueError, RecursionError) as exc:
             raise RemoteProtocolError(f"not the answer to {op}: {exc}"[:200]) from exc
         return found
     pairs = body_of(frame)
     if type(pairs) is not list or set(map(type, pairs)) != _LISTS or set(map(len, pairs)) != _TWO:
         raise RemoteProtocolError("not an array of [status, value]")
     return pairs
+
+
+def pairs_of(payload: Payload, frame: bytes) -> Iterable[Pair]:
+    """The pairs of a reply that answers all calls of a payload; of one that cannot be read, errors."""
+    try:
+        if not payload.calls:
+            return ((0, body_of(frame)),)
+        spans = payload.spans
+        pairs = answers_of(frame, payload.op)
+        if len(pairs) != len(spans):
+            raise RemoteProtocolError(f"not the answers to {len(spans)} calls")
+        return spread(pairs, spans)
+    except RemoteProtocolError as error:
+        return repeat(error_pair(error), len(payload.tokens))
+
+
+def parts_of(payload: Payload, frame: bytes) -> Sequence[tuple[int, Pair]]:
+    """(place of the call, its pair) of a reply to some of several waiting reads."""
+    try:
+        return parts(frame)
+    except RemoteProtocolError as error:
+        pair = error_pair(error)
+        return [(place, pair) for place in range(len(payload.calls))]
 
 
 _LISTS, _TWO = {list}, {2}
@@ -157,6 +183,8 @@ __all__ = [
     "answers_of",
     "body_of",
     "facts_of",
+    "pairs_of",
+    "parts_of",
     "refusal_of",
     "too_late",
     "unreachable",

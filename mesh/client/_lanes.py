@@ -5,7 +5,7 @@ Rules of this file:
 1. A batch leaves at the end of the loop turn that found calls in it, unless a payload of it is on its way:
    then the next calls gather until that one is answered, for HOLD_S at most. Else a busy node gets ever more,
    ever smaller payloads, each at the full price of a frame, and writes commits of a few rows.
-2. Waiting reads never gather.
+2. Waiting reads never gather: those of one turn share a payload, and each is answered for itself.
 """
 
 from __future__ import annotations

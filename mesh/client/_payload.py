@@ -14,7 +14,7 @@ Rules of this file:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby, repeat
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ GATHERED = {f"route.{name}": f"route.{name}_many" for name in ("get", "set", "re
 REMAINING_S_MAX = 4_000_000.0
 
 _PLACED = frozenset((int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)))
-_PARTITION = int(wire.Flag.PARTITION)
+_PARTITION, _WAIT = int(wire.Flag.PARTITION), int(wire.Kind.WAIT)
 _TWO = {2}
 #: One call, as it came.
 ONE: Spans = (0,)
@@ -136,6 +136,7 @@ class Payload:
         "slots",
         "spans",
         "tokens",
+        "waiting",
     )
 
     def __init__(
@@ -177,6 +178,8 @@ class Payload:
         self.refusal: dict[str, Any] | None = None
         self.queued = False
         self.done = False
+        #: Of several waiting reads, those without an answer: place -> token. None: one reply answers all.
+        self.waiting = dict(enumerate(tokens)) if kind == _WAIT and len(tokens) > 1 else None
 
     def encode(self, now_s: float, map_version: int) -> bytes:
         """The frame as it is to be sent now."""
@@ -190,6 +193,19 @@ class Payload:
             kind, flags, 0, partition, map_version, remaining_ms, request_id, number, done_below
         )
         return head + self.body
+
+    def take(self, found: Iterable[tuple[int, Pair]]) -> tuple[list[Any], list[Pair]]:
+        """The (tokens, pairs) of some waiting reads; afterwards ``tokens`` are those still open."""
+        waiting = self.waiting or {}
+        fresh = [(waiting.pop(place), pair) for place, pair in found if place in waiting]
+        self.tokens = list(waiting.values())
+        return [token for token, _ in fresh], [pair for _, pair in fresh]
+
+    def rows(self) -> list[tuple[int, Call, Any]]:
+        """(slot, call, token) of each call that has no answer."""
+        if self.waiting is None:
+            return list(zip(self.slots, self.calls, self.tokens, strict=True))
+        return [(self.slots[place], self.calls[place], token) for place, token in self.waiting.items()]
 
     @property
     def untouched(self) -> bool:

@@ -22,13 +22,13 @@ hand in received frames and the time (``due_s`` says when at the latest).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import repeat
 from typing import Any, NamedTuple
 
-from mesh.client._facts import AGAIN_S, Facts, again_s, answers_of, body_of, facts_of, refusal_of, unreachable
+from mesh.client._facts import AGAIN_S, Facts, again_s, facts_of, pairs_of, parts_of, refusal_of, unreachable
 from mesh.client._lanes import Batch, Lanes
-from mesh.client._payload import LOCAL_ERROR, STALE, Call, Pair, Payload, error_pair, split, spread
+from mesh.client._payload import LOCAL_ERROR, STALE, Call, Payload, error_pair, split
 from mesh.client._traffic import (
     BLOCKED_RETRY_S,
     FOREVER,
@@ -199,13 +199,9 @@ class Protocol(Traffic):
         """Make payloads of calls of one (kind, partition, deadline)."""
         kind, partition, deadline_s = place
         calls, slots, tokens = batch.take()
-        if kind == WAIT and len(calls) > 1:
-            for index in range(len(calls)):
-                single = Batch(kind, partition)
-                single.calls, single.slots, single.tokens = [calls[index]], [slots[index]], [tokens[index]]
-                self._open_batch(place, single, now_s, done)
-            return
         frame_bytes = self.facts.frame_bytes if self.facts else wire.FRAME_BYTES_MAX
+        if kind == WAIT:
+            frame_bytes = min(frame_bytes, wire.WAIT_BYTES_MAX)
         bodies, bad = split(calls, frame_bytes)
         for index, error in bad:
             done.append(((tokens[index],), ((LOCAL_ERROR, error),)))
@@ -271,21 +267,18 @@ class Protocol(Traffic):
             self._on_epoch(header.address, header.done_below, now_s)
         if header.flags & _REFUSED:
             return self._on_refusal(payload, header, frame, now_s)
-        self._close_payload(payload)
         self.answered += 1
-        return [(payload.tokens, self._pairs(payload, frame))]
+        if payload.waiting is not None:
+            return self._on_parts(payload, frame)
+        self._close_payload(payload)
+        return [(payload.tokens, pairs_of(payload, frame))]
 
-    def _pairs(self, payload: Payload, frame: bytes) -> Iterable[Pair]:
-        try:
-            if not payload.calls:
-                return ((0, body_of(frame)),)
-            spans = payload.spans
-            pairs: Sequence[Pair] = answers_of(frame, payload.op)
-            if len(pairs) != len(spans):
-                raise RemoteProtocolError(f"not the answers to {len(spans)} calls")
-            return spread(pairs, spans)
-        except RemoteProtocolError as error:
-            return repeat(error_pair(error), len(payload.tokens))
+    def _on_parts(self, payload: Payload, frame: bytes) -> list[Completion]:
+        """Some of several waiting reads are answered; the others go on waiting."""
+        done = payload.take(parts_of(payload, frame))
+        if not payload.waiting:
+            self._close_payload(payload)
+        return [done]
 
     def _on_garbage(self, error: RemoteProtocolError) -> list[Completion]:
         """Bytes of something else. Before HELLO was answered it is the peer; later it is one bad frame."""
@@ -365,8 +358,7 @@ class Protocol(Traffic):
             self._hello = None
             self._look_at(now_s + BLOCKED_RETRY_S)
         done: list[Completion] = []
-        rows = zip(payload.slots, payload.calls, payload.tokens, strict=True)
-        for slot, call, token in rows:
+        for slot, call, token in payload.rows():
             if call[0] in MANY_OPS:
                 done.append(((token,), (STALE,)))
             else:

@@ -38,6 +38,8 @@ EVERY_S = 1.0
 PAGE_MAX = 1_000
 #: A parked read is given up by the SDK after this time and parked again; the node answers after 25 s.
 PARK_S = 30.0
+#: The callers' own limits are waited for in steps, so that those who wait together share a payload.
+PARK_STEP_S = 0.5
 
 
 class Ask(NamedTuple):
@@ -286,6 +288,8 @@ def park_limit(deadline_s: float | None, what: str, details: dict[str, Any]) -> 
         raise DeadlineExceeded(
             f"{what} within the caller's time limit; nothing was cancelled", details=details
         )
+    if left_s > PARK_STEP_S:
+        left_s -= left_s % PARK_STEP_S
     return min(PARK_S, left_s)
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
 
+from mesh.client._answers import event_of
 from mesh.client._protocol import READ, Facts
 from mesh.client._surface import EVERY_S, FACTS, Ask, Plan, decode_cursor, encode_cursor, value_of
 from mesh.client._surface_routes import Linked
-from mesh.client._surface_sessions import event_of, session_call
+from mesh.client._surface_sessions import session_call
 from mesh.core import query as q
 from mesh.core import reports
 from mesh.core.records import Page, Run, Session

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
+from mesh.client._answers import Ended, events_of, run_of
 from mesh.client._payload import Call
 from mesh.client._protocol import WAIT, WRITE
 from mesh.client._surface import Ask, Emit, Pause, Plan, check_function, park_limit, value_of
@@ -13,7 +14,6 @@ from mesh.client._surface_routes import Linked
 from mesh.client._surface_sessions import (
     STREAM_PAGE,
     check_input,
-    event_of,
     new_run_id,
     new_session_call,
     run_call,
@@ -29,8 +29,13 @@ ROOM_S = 0.25
 _TERMINAL_TYPES = frozenset(RUN_TERMINAL_EVENT.values())
 
 
-def wait_run(run_id: str, deadline_s: float | None, first: Any = None) -> Plan:
-    """Park until the run is terminal. ``first`` is an answer that is already there (None: none)."""
+def wait_run(
+    run_id: str, deadline_s: float | None, events: str | None = None, *, first: Any = None
+) -> Plan:
+    """Park until the run is terminal. ``first`` is an answer that is already there (None: none).
+
+    With ``events`` ("run" or "session") those come along, unless they are many.
+    """
     slot, answer = run_slot(run_id), first
     while True:
         if isinstance(answer, MeshError):
@@ -38,10 +43,12 @@ def wait_run(run_id: str, deadline_s: float | None, first: Any = None) -> Plan:
                 yield Pause(ROOM_S)
             elif answer.code != "timeout":
                 raise answer
-        elif answer is not None:
-            return Run.from_map(answer)
+        else:
+            run = None if answer is None else run_of(answer)
+            if run is not None:
+                return run
         park_s = park_limit(deadline_s, f"run {run_id} did not end", {"run_id": run_id})
-        [answer] = yield [Ask(WAIT, slot, ("run.wait", (run_id,)), park_s)]
+        [answer] = yield [Ask(WAIT, slot, ("run.wait", (run_id, events)), park_s)]
 
 
 def finished(run: Run, events: Sequence[Event]) -> RunResult:
@@ -64,16 +71,16 @@ def finished(run: Run, events: Sequence[Event]) -> RunResult:
     raise from_wire(code or str(error.get("code") or "run_failed"), message, details)
 
 
-def result_of_run(run_id: Any, deadline_s: float | None, *, whole_session: bool = False) -> Plan:
-    """Wait for a run and fetch its events (or its session's, for run_once)."""
+def result_of_run(run_id: Any, deadline_s: float | None) -> Plan:
+    """Wait for a run, with its events."""
     run_slot(run_id)
-    run: Run = yield from wait_run(run_id, deadline_s)
-    return (yield from _with_events(run, whole_session))
+    run: Ended = yield from wait_run(run_id, deadline_s, "run")
+    return (yield from _with_events(run, whole_session=False))
 
 
-def _with_events(run: Run, whole_session: bool) -> Plan:
-    if run.status != RunStatus.COMPLETED:
-        return finished(run, ())
+def _with_events(run: Ended, *, whole_session: bool) -> Plan:
+    if run.status != RunStatus.COMPLETED or run.events is not None:
+        return finished(run, run.events or ())
     filters = {} if whole_session else {"run_id": run.id}
     events = yield from session_events(run.session_id, filters, None)
     return finished(run, events)
@@ -128,7 +135,7 @@ def run_once(
     asks = [Ask(WRITE, slot, call, _write_limit(link, timeout_s), gate=True)]
     if on_event is None:
         park_s = park_limit(deadline_s, f"run {run_id} did not end", {"run_id": run_id})
-        asks.append(Ask(WAIT, slot, ("run.wait", (run_id,)), park_s))
+        asks.append(Ask(WAIT, slot, ("run.wait", (run_id, "session")), park_s))
     answers = yield asks
     value_of(answers[0])
     first = None
@@ -136,8 +143,8 @@ def run_once(
         yield from follow(sid, run_id, {}, on_event, deadline_s)
     elif not (isinstance(answers[1], NotFound) and answers[1].code == "run_not_found"):
         first = answers[1]  # run_not_found: the question overtook a resent write; ask again
-    run: Run = yield from wait_run(run_id, deadline_s, first)
-    return (yield from _with_events(run, True))
+    run: Ended = yield from wait_run(run_id, deadline_s, "session", first=first)
+    return (yield from _with_events(run, whole_session=True))
 
 
 def _write_limit(link: Linked, timeout_s: float | None) -> float:
@@ -165,8 +172,7 @@ def follow(
             elif answer.code != "timeout":
                 raise answer
             continue
-        for row in answer[0]:
-            event = event_of(row)
+        for event in events_of(answer)[0]:
             asked["after"] = event.seq
             yield Emit(on_event, event)
             if event.run_id == run_id and event.type in _TERMINAL_TYPES:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
+from mesh.client._answers import events_of
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WAIT
 from mesh.client._surface import PAGE_MAX, Ask, Pause, Plan, check_timeout, listed, park_limit, value_of
@@ -260,23 +261,6 @@ def handle_fields(handle: Handle) -> tuple[str, int, int, int]:
     return handle.session_id, handle.runner, handle.pid, handle.incarnation
 
 
-def event_of(values: dict[str, Any]) -> Event:
-    """Read one event."""
-    return Event(
-        values["id"],
-        values["type"],
-        values["session_id"],
-        values["run_id"],
-        values["seq"],
-        values["ts"],
-        values["data"],
-        values["metadata"],
-        values["provider"],
-        values["correlation_id"],
-        values["schema_version"],
-    )
-
-
 def settle_limit(link: Linked, timeout_s: float | None) -> float:
     """The limit of a verb that returns when a run is settled."""
     return link.timeout_s + SETTLE_S if timeout_s is None else timeout_s
@@ -333,9 +317,9 @@ def session_events(session_id: Any, filters: dict[str, Any], timeout_s: float | 
     asked = dict(filters)
     while True:
         [answer] = yield [Ask(READ, slot, ("session.events", (sid, asked)), timeout_s)]
-        rows, complete = value_of(answer)
-        found += [event_of(row) for row in rows]
-        if complete or not rows or (limit is not None and len(found) >= limit):
+        events, complete = events_of(value_of(answer))
+        found += events
+        if complete or not events or (limit is not None and len(found) >= limit):
             return found
         asked["after"] = found[-1].seq
         if limit is not None:
@@ -367,10 +351,10 @@ class EventStream:
                 Ask(WAIT, slot, ("session.wait", (self.session_id, dict(self.filters))), park_s)
             ]
             if not isinstance(answer, MeshError):
-                rows = answer[0]
-                if rows:
-                    self.filters["after"] = rows[-1]["seq"]
-                    return [event_of(row) for row in rows]
+                events, _ = events_of(answer)
+                if events:
+                    self.filters["after"] = events[-1].seq
+                    return events
                 delay_s = RETRY_S
             elif answer.code not in _PASSING:
                 raise answer
@@ -386,7 +370,6 @@ __all__ = [
     "create_options",
     "error_form",
     "event_filters",
-    "event_of",
     "execute_options",
     "fields",
     "handle_fields",

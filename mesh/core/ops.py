@@ -92,7 +92,9 @@ CATALOGUE: tuple[Op, ...] = (
     Op("run.once", "write", "run_id, session_id, agent, input, fields?, options?", "run map"),
     Op("run.cancel", "write", "run_id, if_version?", "run_id, when the run is settled"),
     Op("run.get", "read", "run_id", "run map"),
-    Op("run.wait", "wait", "run_id", "run map, as soon as it is terminal; nil when the time is over"),
+    Op("run.wait", "wait", "run_id, events?",
+       "run map, as soon as it is terminal; nil when the time is over; events: 'run' or 'session' adds "
+       "those, unless they are many"),
     Op(
         "run.search",
         "read",

@@ -28,12 +28,10 @@ from mesh.errors import MeshError, Overloaded, RemoteProtocolError, RequestError
 HEARD_S = 10.0
 HEARD_MAX = 20_000
 RETRY_AFTER_MS = 20
-#: A waiting read is one short call; it is not counted in flight, so its size is bounded here.
-WAIT_BYTES_MAX = 64 * 1024
-_LONG_WAIT = f"a WAIT payload has at most {WAIT_BYTES_MAX} bytes"
+_LONG_WAIT = f"a WAIT payload has at most {wire.WAIT_BYTES_MAX} bytes"
 
 READ, WRITE, WAIT = int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)
-_REPLY = int(wire.Kind.REPLY)
+_REPLY, _MORE = int(wire.Kind.REPLY), int(wire.Flag.MORE)
 _PARTITION_FLAG = int(wire.Flag.PARTITION)
 
 
@@ -120,7 +118,7 @@ class Router:
         actor = self.partitions[partition]
         if actor.identity is None:
             return None, self.unavailable(payload, actor), None
-        if kind == WAIT and len(payload) > WAIT_BYTES_MAX:
+        if kind == WAIT and len(payload) > wire.WAIT_BYTES_MAX:
             return None, self.refusal(payload, RequestError(_LONG_WAIT, code="limit_exceeded")), None
         if not actor.inflight.admit(client, kind, len(payload)):
             return None, self.overloaded(client, payload, actor), None
@@ -202,7 +200,7 @@ class Router:
         if actor is None or actor.identity != identity:
             self.counters["late_replies"] += 1
             return False
-        if frame[19] == _REPLY:
+        if frame[19] == _REPLY and not frame[20] & _MORE:
             actor.inflight.release(frame[:16], frame[21], int.from_bytes(frame[28:32], "big"))
         return True
 
@@ -387,4 +385,4 @@ def _is_ready(identity: bytes, message: Any) -> bool:
     return identity == mailbox.identity(kind.encode(), index, incarnation)
 
 
-__all__ = ["HEARD_MAX", "HEARD_S", "RETRY_AFTER_MS", "WAIT_BYTES_MAX", "Actor", "Router"]
+__all__ = ["HEARD_MAX", "HEARD_S", "RETRY_AFTER_MS", "Actor", "Router"]

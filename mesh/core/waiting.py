@@ -9,34 +9,59 @@ from __future__ import annotations
 import heapq
 from typing import Any
 
+from mesh.core import wire
 from mesh.errors import Overloaded
 
 #: What is waited for: ("session", its id) or ("run", its id); an id alone might be either.
 Key = tuple[str, str]
 
 
+class Group:
+    """The calls of one WAIT payload: how many have no answer yet, and the answers that have not left."""
+
+    __slots__ = ("bytes", "client", "count", "left", "parts", "request_id")
+
+    def __init__(self, client: bytes, request_id: int, count: int) -> None:
+        self.client = client
+        self.request_id = request_id
+        self.count = self.left = count
+        self.parts: list[tuple[int, bytes]] = []  #: (place of the call, its answer)
+        self.bytes = 0
+
+    def add(self, index: int, part: bytes) -> None:
+        """A call has its answer."""
+        self.left -= 1
+        self.parts.append((index, part))
+        self.bytes += len(part)
+
+    def take(self) -> bytes:
+        """The body of the next reply: of a single call ``[[status, value]]``, else ``[place, status, value]``
+        of each that has its answer now."""
+        parts, self.parts, self.bytes = self.parts, [], 0
+        if self.count == 1:
+            return b"\x91" + parts[0][1]
+        rows = (b"\x93" + wire.repack(index) + part[1:] for index, part in parts)  # of two becomes of three
+        return b"".join((wire.array_header(len(parts)), *rows))
+
+
 class Waiter:
     """One parked read. ``filters`` say what wakes it; everything up to ``seen`` was looked at already."""
 
-    __slots__ = ("client", "deadline_s", "done", "filters", "key", "request", "seen")
+    __slots__ = ("deadline_s", "done", "filters", "group", "index", "key", "seen")
 
-    def __init__(
-        self,
-        client: bytes,
-        request: int,
-        key: Key,
-        filters: dict[str, Any],
-        *,
-        deadline_s: float,
-        seen: int = 0,
-    ) -> None:
-        self.client = client
-        self.request = request
-        self.key = key
-        self.filters = filters
+    def __init__(self, group: Group, index: int, deadline_s: float) -> None:
+        self.group = group
+        self.index = index
         self.deadline_s = deadline_s
-        self.seen = seen
+        self.key: Key = ("", "")
+        self.filters: dict[str, Any] = {}
+        self.seen = 0
         self.done = False
+
+    @property
+    def client(self) -> bytes:
+        """Who waits."""
+        return self.group.client
 
 
 class Waiters:
@@ -109,4 +134,4 @@ class Waiters:
         return self._heap[0][0] if self._heap else None
 
 
-__all__ = ["Key", "Waiter", "Waiters"]
+__all__ = ["Group", "Key", "Waiter", "Waiters"]

@@ -17,8 +17,10 @@ Client side (one frame): ``header (40 bytes) + msgpack body``. All integers are 
 
 Body of a request: an array of calls ``[op, args]`` (args is an array). Body of a reply: an array of
 ``[status, value]`` in the same order; status 0 is success, 1 an error whose value is
-``{"code", "message", "details"}``. With Flag.REFUSED the whole payload was refused and the body is ONE
-such error map. HELLO, STATUS, RESTART, PING and NOTE have an empty body and are answered by the router.
+``{"code", "message", "details"}``. A WAIT of several calls is answered by ``[place, status, value]`` of those
+that have an answer, in any number of replies; all but the last carry Flag.MORE. With Flag.REFUSED the whole
+payload was refused and the body is ONE such error map. HELLO, STATUS, RESTART, PING and NOTE have an empty
+body and are answered by the router.
 
 Inside the node (one frame behind the ZeroMQ identity): ``peer (16 bytes) + deadline_ms (8 bytes) + payload``
 towards an actor, ``peer (16 bytes) + payload`` from an actor. A peer is a client id (first byte not 0)
@@ -53,6 +55,8 @@ FRAME_BYTES_MAX = 16 * 1024 * 1024
 CALLS_PER_PAYLOAD_MAX = 4096
 #: msgpack-python stops at 1024 levels by itself; ours is lower so that every language can keep it.
 DEPTH_MAX = 64
+#: Waiting reads are short calls and not counted in flight, so the size of their payload is bounded here.
+WAIT_BYTES_MAX = 64 * 1024
 #: A waiting read is answered empty after this time at the latest; the SDK parks it again.
 WAIT_MS_MAX = 25_000
 
@@ -82,6 +86,7 @@ class Flag(IntFlag):
     REFUSED = 2  #: reply: the body is one error map for the whole payload
     STALE_MAP = 4  #: reply, with REFUSED: say HELLO again, then resend
     AGAIN = 8  #: reply, with REFUSED: nothing was done; resend the same numbers
+    MORE = 16  #: reply to a WAIT of several calls: others have no answer yet, more follows
 
 
 class Header(NamedTuple):
@@ -340,7 +345,8 @@ def join_replies(parts: Sequence[bytes]) -> bytes:
 __all__ = [
     "ACTOR_PREFIX_BYTES", "CALLS_PER_PAYLOAD_MAX", "CLIENT_ID_BYTES", "DEADLINE", "DEPTH_MAX", "ERROR",
     "FRAME_BYTES_MAX", "HEADER", "HEADER_BYTES", "MAGIC", "OK", "OK_FALSE", "OK_NIL", "OK_TRUE",
-    "ROUTER_ID", "VERSION", "WAIT_MS_MAX", "Flag", "Header", "Kind", "actor_id", "array_header",
+    "ROUTER_ID", "VERSION", "WAIT_BYTES_MAX", "WAIT_MS_MAX", "Flag", "Header", "Kind", "actor_id",
+    "array_header",
     "check_depth", "decode_calls", "decode_header", "encode_body", "encode_header", "failure",
     "join_replies", "map_header", "ok", "pack", "pack_header", "parse_actor_id", "repack", "unpack",
     "unpack_reply",

@@ -1,4 +1,12 @@
-"""Parked reads of a partition: taken in, woken after a commit, answered empty in the end."""
+"""Parked reads of a partition: taken in, woken after a commit, answered empty in the end.
+
+Rules of this file:
+
+1. A WAIT payload holds any number of calls, and each is answered as soon as there is something to say: what
+   one commit settled leaves together, in one reply with Flag.MORE until the last call has its answer.
+2. Who waits for a run may have its events with it. They come from memory where its session's log began while
+   somebody waited (``tails.py``), else from the store; where they are too many they are left out.
+"""
 
 from __future__ import annotations
 
@@ -9,91 +17,125 @@ from mesh.core import run as runs
 from mesh.core import wire
 from mesh.core.partition import Partition
 from mesh.core.records import TERMINAL
+from mesh.core.run import RunState
 from mesh.core.state import EventRow
-from mesh.core.waiting import Waiter, Waiters
+from mesh.core.waiting import Group, Waiter, Waiters
 from mesh.errors import InvalidArgument, MeshError, NotFound, RemoteProtocolError
-from mesh.node.reads import Reads, checked_filters, encode_events
+from mesh.node.reads import Reads, checked_filters, encode_events, encode_rows
+from mesh.node.tails import Tails
+from mesh.store.sqlite import StoredEvent
 
 _EMPTY_EVENTS = wire.OK + b"\x92\x90\xc3"
-WAIT = int(wire.Kind.WAIT)
+MORE = int(wire.Flag.MORE)
+#: What ``run.wait`` may bring along: the events of the run, or of its whole session.
+WITH_EVENTS = (None, "run", "session")
 
 
 class Parking:
-    """WAIT payloads: one call each."""
+    """WAIT payloads."""
 
     def __init__(
         self, waiters: Waiters, reads: Reads, partition: Partition,
-        reply: Callable[[bytes, int, int, int, bytes], None],
+        reply: Callable[[bytes, int, int, bytes], None],
     ) -> None:
         self.waiters = waiters
         self.reads = reads
         self.state = reads.state
         self.partition = partition
+        self.tails = Tails()
+        #: WAIT payloads of this turn: (client, header, deadline_ms, body)
+        self.waits: list[tuple[bytes, wire.Header, int, bytes]] = []
         self._reply = reply
+        self._answered: dict[Group, None] = {}
+
+    def take_in(self) -> None:
+        """After a commit and before ``wake``: what it made is seen, and what it appended will be heard."""
+        for wait in self.waits:
+            self.on_wait(*wait)
+        self.waits.clear()
 
     def on_wait(self, client: bytes, header: wire.Header, deadline_ms: int, body: bytes) -> None:
-        """Answer at once when there is something to say, else park until there is, or time is over."""
+        """Answer at once what there is to say, and park the rest until there is, or time is over."""
         try:
             calls = wire.decode_calls(body)
-            if len(calls) != 1:
-                raise RemoteProtocolError("a WAIT payload holds one call")
-            (op, args), = calls
+            if not calls:
+                raise RemoteProtocolError("a WAIT payload holds at least one call")
         except MeshError as error:
-            self._answer(client, header.request_id, wire.failure(error))
+            self._answer(Group(client, header.request_id, 1), 0, wire.failure(error))
+            self.flush()
             return
-        try:
-            deadline_s = min(deadline_ms / 1000, self.state.mono + wire.WAIT_MS_MAX / 1000)
-            answer = self._look(client, header.request_id, op, args, deadline_s)
-        except MeshError as error:
-            answer = wire.failure(error)
-        except Exception:  # noqa: BLE001 - as in ``Partition.read_one``: a bug harms one call
-            answer = self.partition.bug(op)
-        if answer is not None:
-            self._answer(client, header.request_id, answer)
+        group = Group(client, header.request_id, len(calls))
+        deadline_s = min(deadline_ms / 1000, self.state.mono + wire.WAIT_MS_MAX / 1000)
+        for index, (op, args) in enumerate(calls):
+            try:
+                answer = self._look(Waiter(group, index, deadline_s), op, args)
+            except MeshError as error:
+                answer = wire.failure(error)
+            except Exception:  # noqa: BLE001 - as in ``Partition.read_one``: a bug harms one call
+                answer = self.partition.bug(op)
+            if answer is not None:
+                self._answer(group, index, answer)
+        self.flush()
 
-    def _look(self, client: bytes, request: int, op: str, args: list[Any], deadline_s: float) -> bytes | None:
+    def _look(self, waiter: Waiter, op: str, args: list[Any]) -> bytes | None:
         """What there is to say now; None when the read was parked."""
         if op == "session.wait":
-            answer, waiter = self._session_wait(client, request, args, deadline_s)
-        elif op == "run.wait":
-            answer, waiter = self._run_wait(client, request, args, deadline_s)
-        else:
-            raise InvalidArgument(f"unknown op {op!r:.60} for a WAIT payload", code="unknown_op")
-        if answer is None:
-            self.waiters.park(waiter)
-        return answer
+            return self._session_wait(waiter, args)
+        if op == "run.wait":
+            return self._run_wait(waiter, args)
+        raise InvalidArgument(f"unknown op {op!r:.60} for a WAIT payload", code="unknown_op")
 
-    def _answer(self, client: bytes, request_id: int, part: bytes) -> None:
-        self._reply(client, request_id, WAIT, 0, b"\x91" + part)
-
-    def _session_wait(
-        self, client: bytes, request: int, args: list[Any], deadline_s: float
-    ) -> tuple[bytes | None, Waiter]:
+    def _session_wait(self, waiter: Waiter, args: list[Any]) -> bytes | None:
         if len(args) != 2:
             raise InvalidArgument(f"expected 2 arguments, not {len(args)}")
         filters = checked_filters(args[1])
         session = self.state.session(args[0])
-        waiter = Waiter(
-            client, request, ("session", session.id), filters, deadline_s=deadline_s, seen=session.seq
-        )
-        if (filters.get("after") or 0) >= session.seq:
-            return None, waiter
-        found, complete = self.reads.find(session.id, session.n, filters)
-        return (wire.OK + encode_events(session.id, found, complete) if found else None), waiter
+        waiter.key, waiter.filters, waiter.seen = ("session", session.id), filters, session.seq
+        if (filters.get("after") or 0) < session.seq:
+            found, complete = self.reads.find(session.id, session.n, filters)
+            if found:
+                return wire.OK + encode_events(session.id, found, complete)
+        self.waiters.park(waiter)
+        return None
 
-    def _run_wait(
-        self, client: bytes, request: int, args: list[Any], deadline_s: float
-    ) -> tuple[bytes | None, Waiter]:
-        if len(args) != 1:
-            raise InvalidArgument(f"expected 1 argument, not {len(args)}")
-        waiter = Waiter(client, request, ("run", args[0]), {}, deadline_s=deadline_s)
+    def _run_wait(self, waiter: Waiter, args: list[Any]) -> bytes | None:
+        if not 1 <= len(args) <= 2:
+            raise InvalidArgument(f"expected 1 or 2 arguments, not {len(args)}")
+        events = args[1] if len(args) == 2 else None
+        if events not in WITH_EVENTS:
+            raise InvalidArgument(f"events must be nil, 'run' or 'session', not {events!r:.60}")
+        waiter.key, waiter.filters = ("run", args[0]), {"events": events}
         try:
             run = self.state.run(args[0])
         except NotFound:
-            if self.partition.parked:  # the run may be one of those that wait for a runner
-                return None, waiter
-            raise
-        return (wire.ok(runs.to_wire(run)) if run.status in TERMINAL else None), waiter
+            if not self.partition.parked:  # else the run may be one of those that wait for a runner
+                raise
+        else:
+            if run.status in TERMINAL:
+                return self._ended(run, events, None)
+            waiter.filters["session"] = run.session_id
+        self.waiters.park(waiter)
+        if events is not None and "session" in waiter.filters:
+            self.tails.begin(run.session_id, waiter)
+        return None
+
+    def _ended(self, run: RunState, events: str | None, rows: list[EventRow] | None) -> bytes:
+        """A terminal run, with its events if they were wanted and are not too many."""
+        values = runs.to_wire(run)
+        if events is None:
+            return wire.ok(values)
+        session = self.state.session(run.session_id)
+        run_id = run.id if events == "run" else None
+        found: list[EventRow] | list[StoredEvent]
+        if rows is not None and len(rows) == session.seq:
+            found = rows if run_id is None else [row for row in rows if row.run_id == run_id]
+        else:
+            found, complete = self.reads.find(session.id, session.n, {"codes": (), "run_id": run_id})
+            if not complete:
+                return wire.ok(values)
+        pairs = wire.repack(values)[len(wire.map_header(len(values))):]
+        header = wire.map_header(len(values) + 1)
+        return b"".join((wire.OK, header, pairs, b"\xa6events", encode_rows(session.id, found)))
 
     def wake(self, events: list[EventRow], settled: list[str]) -> None:
         """After a commit: answer who waited for these events or runs."""
@@ -107,18 +149,49 @@ class Parking:
                 found, complete = self.reads.matching(rows, waiter.filters, waiter.seen)
                 if found:
                     self._finish(waiter, wire.OK + encode_events(session_id, found, complete))
+            self.tails.extend(session_id, rows)
         for run_id in settled:
             for waiter in self.waiters.of(("run", run_id)):
-                self._finish(waiter, wire.ok(runs.to_wire(self.state.run(run_id))))
+                self._finish_run(waiter, self.state.run(run_id))
+        self.flush()
+
+    def _finish_run(self, waiter: Waiter, run: RunState) -> None:
+        events = waiter.filters["events"]
+        rows = self.tails.end(run.session_id, waiter) if events is not None else None
+        try:
+            answer = self._ended(run, events, rows)
+        except MeshError as error:
+            answer = wire.failure(error)
+        self._finish(waiter, answer)
 
     def _finish(self, waiter: Waiter, part: bytes) -> None:
         self.waiters.finish(waiter)
-        self._answer(waiter.client, waiter.request, part)
+        self._answer(waiter.group, waiter.index, part)
 
     def expire(self, now_s: float) -> None:
         """Answer empty whose time is over."""
         for waiter in self.waiters.expired(now_s):
+            if "session" in waiter.filters:
+                self.tails.end(waiter.filters["session"], waiter)
             self._finish(waiter, wire.OK_NIL if waiter.key[0] == "run" else _EMPTY_EVENTS)
+        self.flush()
+
+    # --- replies ---
+
+    def _answer(self, group: Group, index: int, part: bytes) -> None:
+        group.add(index, part)
+        self._answered[group] = None
+        if group.bytes > self.reads.page_bytes:
+            self._send(group)
+
+    def flush(self) -> None:
+        """Send what was answered: one reply for each payload."""
+        for group in list(self._answered):
+            self._send(group)
+
+    def _send(self, group: Group) -> None:
+        del self._answered[group]
+        self._reply(group.client, group.request_id, MORE if group.left else 0, group.take())
 
 
-__all__ = ["Parking"]
+__all__ = ["WITH_EVENTS", "Parking"]

@@ -115,12 +115,11 @@ class PartitionProcess:
         self.waiters = Waiters(
             partition_max=limits.waiters_per_partition, client_max=limits.waiters_per_client
         )
-        self.parking = Parking(self.waiters, self.reads, self.partition, self._reply)
+        self.parking = Parking(self.waiters, self.reads, self.partition, self._reply_wait)
         self.outboxes = Outboxes(self.state, lambda peer, message: self._send(peer + message))
         self.actors = Actors(self.partition, self.outboxes, self.log)
         self.actor_frames: list[bytes] = []
         self.writes: list[tuple[Pending, int]] = []
-        self.waits: list[tuple[bytes, wire.Header, int, bytes]] = []
 
     @property
     def degraded(self) -> str | None:
@@ -205,9 +204,7 @@ class PartitionProcess:
                 break
         self._decide()
         self._commit()
-        for client, header, deadline_ms, body in self.waits:
-            self.parking.on_wait(client, header, deadline_ms, body)
-        self.waits.clear()
+        self.parking.take_in()
         self.parking.expire(self.state.mono)
         self._housekeeping()
 
@@ -220,7 +217,7 @@ class PartitionProcess:
         body = frame[wire.ACTOR_PREFIX_BYTES + wire.HEADER_BYTES :]
         try:
             if header.kind == WAIT:
-                self.waits.append((client, header, deadline_ms, body))
+                self.parking.waits.append((client, header, deadline_ms, body))
                 return
             if deadline_ms <= self.state.mono * 1000:
                 raise DeadlineExceeded("the time limit passed before the partition took the request")
@@ -304,6 +301,7 @@ class PartitionProcess:
         if state.commands:
             self.outboxes.add(state.commands)
         self.publisher.publish_batch(self.partition.routes)
+        self.parking.take_in()
         if state.events or state.settled:
             self.parking.wake(state.events, state.settled)
         state.end_batch()
@@ -333,6 +331,9 @@ class PartitionProcess:
 
     def _reply(self, client: bytes, request_id: int, kind: int, size: int, body: bytes) -> None:
         self._send(client + self._header(request_id, kind, size, 0) + body)
+
+    def _reply_wait(self, client: bytes, request_id: int, flags: int, body: bytes) -> None:
+        self._send(client + self._header(request_id, WAIT, 0, flags) + body)
 
     def _refuse(self, client: bytes, request_id: int, kind: int, size: int, error: MeshError) -> None:
         again = wire.Flag.AGAIN if error.code == "partition_unavailable" else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mesh.core import events as ev
@@ -141,7 +141,7 @@ class Reads:
             limit=min(limit, EVENTS_PER_PAGE),
             bytes_max=self.page_bytes,
         )
-        return found, complete or (len(found) >= limit)
+        return found, complete or len(found) == filters.get("limit")
 
     def matching(
         self, rows: list[EventRow], filters: dict[str, Any], seen: int
@@ -236,11 +236,14 @@ def event_topic(session_id: str, code: int) -> str:
 
 def encode_events(session_id: str, found: list[StoredEvent], complete: bool) -> bytes:
     """``[[event map, ...], complete]``, encoded."""
-    return b"".join((
-        b"\x92", wire.array_header(len(found)),
-        *(ev.encode_stored(event.fragment, session_id, event.seq) for event in found),
-        b"\xc3" if complete else b"\xc2",
-    ))
+    return b"".join((b"\x92", encode_rows(session_id, found), b"\xc3" if complete else b"\xc2"))
+
+
+def encode_rows(session_id: str, rows: Sequence[EventRow | StoredEvent]) -> bytes:
+    """``[event map, ...]``, encoded."""
+    encode = ev.encode_stored
+    maps = [encode(row.fragment, session_id, row.seq) for row in rows]
+    return wire.array_header(len(maps)) + b"".join(maps)
 
 
 def checked_filters(filters: Any) -> dict[str, Any]:
@@ -288,4 +291,5 @@ def _number(
     return value
 
 
-__all__ = ["EVENTS_PER_PAGE", "STAMP_PAIRS", "Reads", "checked_filters", "encode_events", "event_topic"]
+__all__ = ["EVENTS_PER_PAGE", "STAMP_PAIRS", "Reads", "checked_filters", "encode_events", "encode_rows",
+           "event_topic"]

@@ -93,7 +93,7 @@ class FakeNode:
         if answer is None:
             answer = self.normal(header, calls)
         if isinstance(answer, list):
-            answer = self.reply(header, wire.pack(answer))
+            answer = self.reply(header, wire.pack(_placed(header, answer)))
         self._send(client, answer)
 
     def normal(self, header: Header, calls: list[Any]) -> bytes:
@@ -107,7 +107,7 @@ class FakeNode:
             return self.reply(header, wire.pack({"node": "fake", "partitions": rows}))
         if not calls:
             return self.reply(header, b"")
-        return self.reply(header, wire.pack([self._call(op, args) for op, args in calls]))
+        return self.reply(header, wire.pack(_placed(header, [self._call(op, args) for op, args in calls])))
 
     def hello(self) -> dict[str, Any]:
         """The facts of this node."""
@@ -173,3 +173,9 @@ class FakeNode:
 
 
 __all__ = ["BOOT", "SILENCE", "FakeNode", "Script"]
+
+
+def _placed(header: Header, pairs: list[Any]) -> list[Any]:
+    """Several waiting reads are answered with the place of each."""
+    several = header.kind == Kind.WAIT and len(pairs) > 1
+    return [[place, *pair] for place, pair in enumerate(pairs)] if several else pairs

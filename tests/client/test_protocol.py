@@ -216,11 +216,48 @@ def test_other_partition_kind_or_limit_is_another_payload(ready: Wire) -> None:
     ]
 
 
-def test_waiting_reads_travel_alone(ready: Wire) -> None:
-    """If several waiting reads are issued in one turn, then each is a payload of its own."""
+def test_waiting_reads_of_one_turn_share_a_payload_and_are_answered_one_by_one(ready: Wire) -> None:
+    """If several waiting reads travel together, then each is completed once, by the reply that names its
+    place, and the payload stays open until the last one is."""
     for n in range(3):
-        ready.add(("run.wait", ("r",)), n, kind=WAIT)
-    assert [len(calls) for _, _, calls in ready.flush()] == [1, 1, 1]
+        ready.add(("run.wait", (f"r{n}",)), n, kind=WAIT)
+    [(_, header, calls)] = ready.flush()
+    assert [args for _, args in calls] == [["r0"], ["r1"], ["r2"]]
+    ready.done.clear()
+    ready.reply(header, [[2, 1, {"code": "run_not_found", "message": "", "details": {}}]], flags=Flag.MORE)
+    assert ready.code(2) == "run_not_found" and list(ready.done) == [2]
+    ready.reply(header, [[2, 0, None], [0, 0, None]], flags=Flag.MORE)
+    assert ready.code(2) == "run_not_found" and list(ready.done) == [2, 0]
+    ready.gone(0, 1)
+    [(_, again, calls)] = ready.sent()
+    assert again.request_id == header.request_id and len(calls) == 3
+    ready.done.clear()
+    ready.reply(again, [[0, 0, None], [1, 0, None]], epoch=2)
+    ready.reply(again, [[1, 0, None]], epoch=2)
+    assert list(ready.done) == [1] and ready.core.stray == 1
+
+
+def test_waiting_reads_that_are_left_end_with_their_time_limit(ready: Wire) -> None:
+    """If some of several waiting reads are answered, then only the others are given up at the limit."""
+    for n in range(3):
+        ready.add(("run.wait", (f"r{n}",)), n, kind=WAIT, limit=4.0)
+    [(_, header, _)] = ready.flush()
+    ready.reply(header, [[1, 0, None]], flags=Flag.MORE)
+    ready.done.pop(1)
+    ready.pass_s(5.0)
+    assert 1 not in ready.done and ready.code(0) == ready.code(2) == "timeout"
+
+
+def test_waiting_reads_that_are_left_move_with_the_placement_map(ready: Wire) -> None:
+    """If the map turns out to be stale after some answers, then only the others are placed anew."""
+    for n in range(3):
+        ready.add(("run.wait", (f"r{n}",)), n, kind=WAIT, limit=20.0)
+    [(_, header, _)] = ready.flush()
+    ready.reply(header, [[1, 0, None]], flags=Flag.MORE)
+    ready.map_version = 2
+    ready.refuse(header, RequestError("old", code="invalid_argument"), Flag.STALE_MAP | Flag.AGAIN)
+    [(_, _, calls)] = [frame for frame in ready.hello(ready.sent()) if frame[1].kind == WAIT]
+    assert [args for _, args in calls] == [["r0"], ["r2"]]
 
 
 def test_a_payload_holds_a_bounded_number_of_calls(ready: Wire) -> None:

@@ -6,14 +6,16 @@ import random
 
 import pytest
 
-from mesh.core.waiting import Waiter, Waiters
+from mesh.core.waiting import Group, Waiter, Waiters
 from mesh.errors import Overloaded
 
 A, B = b"a" * 16, b"b" * 16
 
 
 def waiter(client: bytes = A, key: tuple[str, str] = ("session", "s"), deadline_s: float = 10.0) -> Waiter:
-    return Waiter(client, 1, key, {}, deadline_s=deadline_s)
+    made = Waiter(Group(client, 1, 1), 0, deadline_s)
+    made.key = key
+    return made
 
 
 def test_waiters_are_found_by_what_they_wait_for() -> None:

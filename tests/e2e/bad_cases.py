@@ -146,7 +146,7 @@ CALLS = (
     ),
     Case("a read that says it is a write", (written("route.get", _P(KEY), address=_KEY),), "unknown_op"),
     Case("a read that wants to wait", (head(WAIT) + call_with("route.get", _P(KEY)),), "unknown_op"),
-    Case("a WAIT of two calls", (head(WAIT) + _P([["run.wait", [_RUN]]] * 2),), "protocol_error"),
+    Case("a WAIT of no calls", (head(WAIT) + _P([]),), "protocol_error"),
     Case("a WAIT for a number", (head(WAIT) + call_with("run.wait", b"\x05"),), "invalid_id"),
     Case("a WAIT for a map", (head(WAIT) + call_with("session.wait", b"\x80", b"\x80"),), "invalid_id"),
     Case(

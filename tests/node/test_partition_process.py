@@ -15,6 +15,7 @@ from mesh.core import wire
 from mesh.core.events import TYPE_CODE
 from mesh.core.slots import run_id_for
 from mesh.errors import StoreError
+from mesh.node.reads import EVENTS_PER_PAGE
 from mesh.store.sqlite import Store
 
 pytestmark = pytest.mark.e2e
@@ -242,6 +243,62 @@ def test_a_waiting_read_is_answered_empty_when_its_time_is_over(client: RawClien
     run_id = run_id_for("s", "0" * 29)
     client.write(["run.create", [run_id, "s", "x"]])
     assert client.take(client.wait("run.wait", run_id, remaining_ms=50)).value is None
+
+
+def test_several_waiting_reads_of_one_payload_are_answered_one_by_one(client: RawClient) -> None:
+    """If a payload holds several waiting reads, then each is answered when it has something to say, with its
+    place; only the last answer ends the payload."""
+    first, second = run_id_for("s", "1" * 29), run_id_for("s", "2" * 29)
+    client.write(["session.create", ["s", "echo", {}]], ["run.create", [first, "s", "x"]],
+                 ["run.create", [second, "s", "y"]])
+    calls = [["run.wait", [first]], ["run.wait", ["nothing"]], ["run.wait", [second, "run"]],
+             ["session.wait", ["s", {"after": 1}]]]
+    request = client.send(wire.Kind.WAIT, wire.pack(calls))
+    answer = client.take(request)
+    assert [row[:2] for row in answer.body] == [[1, 1]] and answer.header.flags == wire.Flag.MORE
+    client.write(["run.cancel", [second]])
+    answer = client.take(request)
+    assert [row[:2] for row in answer.body] == [[3, 0], [2, 0]] and answer.header.flags == wire.Flag.MORE
+    assert [event["type"] for event in answer.body[1][2]["events"]] == ["run_cancelled"]
+    assert answer.body[0][2][0] == answer.body[1][2]["events"]
+    client.write(["run.cancel", [first]])
+    answer = client.take(request)
+    assert [row[:2] for row in answer.body] == [[0, 0]] and not answer.header.flags
+    assert "events" not in answer.body[0][2]
+
+
+def test_waiting_reads_of_one_payload_end_together_when_their_time_is_over(client: RawClient) -> None:
+    """If nothing happens in time, then all of a payload's waiting reads are answered empty, in one reply."""
+    run_id = run_id_for("s", "0" * 29)
+    client.write(["session.create", ["s", "echo", {}]], ["run.create", [run_id, "s", "x"]])
+    calls = [["run.wait", [run_id, "session"]], ["session.wait", ["s", {"after": 1}]]]
+    answer = client.take(client.send(wire.Kind.WAIT, wire.pack(calls), remaining_ms=50))
+    assert sorted(answer.body) == [[0, 0, None], [1, 0, [[], True]]] and not answer.header.flags
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_run_is_answered_with_its_events_also_when_it_ended_before(client: RawClient, whole: bool) -> None:
+    """If the events are wanted with a run, then they are those of the log, however late one asks."""
+    run_id = run_id_for("s", "0" * 29)
+    client.write(["session.create", ["s", "echo", {}]], ["run.create", [run_id, "s", "x"]],
+                 ["run.cancel", [run_id]])
+    run = client.take(client.wait("run.wait", run_id, "session" if whole else "run")).value
+    expected = client.read(["session.events", ["s", {} if whole else {"run_id": run_id}]]).value[0]
+    assert run["events"] == expected and len(expected) == (2 if whole else 1)
+
+
+def test_a_short_log_is_read_to_its_end(client: RawClient) -> None:
+    """If there are more events than fit on a page, then the page says that it is not all."""
+    run_ids = [run_id_for("s", f"{n:029x}") for n in range(EVENTS_PER_PAGE + 5)]
+    client.write(["session.create", ["s", "echo", {}]])
+    for begin in range(0, len(run_ids), 1_000):
+        some = run_ids[begin:begin + 1_000]
+        client.write(*(["run.create", [run_id, "s", "x"]] for run_id in some))
+        client.write(*(["run.cancel", [run_id]] for run_id in some))
+    found, complete = client.read(["session.events", ["s", {}]]).value
+    assert not complete
+    rest, complete = client.read(["session.events", ["s", {"after": found[-1]["seq"]}]]).value
+    assert complete and len(found) + len(rest) == len(run_ids) + 1
 
 
 def test_a_session_named_like_a_run_is_not_mixed_up_with_it(client: RawClient) -> None:
