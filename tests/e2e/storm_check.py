@@ -151,8 +151,8 @@ def _runs(
         who = f"run {run_id} of {sid} ({story.agent}, {run.status}, attempt {run.attempt})"
         problems += [f"{who}: {text}: {log}" for text in found]
         fate = history.fates.get(run_id, run.status)
-        if fate != run.status:
-            problems.append(f"run {run_id} of {sid} was said to be {fate} and is {run.status}")
+        if fate != run.status or (run_id in history.over and not run.terminal):
+            problems.append(f"run {run_id} of {sid} was said to be {fate} or over, and is {run.status}")
         if run.status == "completed" and run.output["content"] != history.outputs[story.agent]:
             problems.append(f"run {run_id} of {sid} ({story.agent}) gave {run.output}")
     return problems

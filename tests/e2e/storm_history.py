@@ -77,6 +77,7 @@ class History:
         self.registers: defaultdict[str, Register] = defaultdict(Register)
         self.stories: dict[str, Story] = {}
         self.fates: dict[str, str] = {}  #: run -> the status that somebody was told
+        self.over: set[str] = set()  #: runs that somebody was told are over
         self.done: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.strikes: list[str] = []
@@ -141,9 +142,9 @@ class History:
             self.fates[run_id] = "cancelled" if outcome.code == "cancelled" else "failed"
 
     def cancelled(self, run_id: str, outcome: Any) -> None:
-        """Somebody cancelled a run."""
+        """Somebody cancelled a run: afterwards it is over, this way or another."""
         if not isinstance(outcome, mesh.MeshError):
-            self.fates[run_id] = "cancelled"
+            self.over.add(run_id)
 
     def ended_once(self, story: Story, outcome: Any) -> None:
         """A ``run_once`` is over."""
