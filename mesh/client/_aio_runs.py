@@ -54,14 +54,16 @@ class AsyncRuns(AsyncStoredRuns):
         policies: Any = None,
         workspace: Any = None,
         deadline_s: float | None = None,
+        idle_s: float | None = None,
         if_version: int | None = None,
         timeout_s: float | None = None,
     ) -> RunResult:
         """Start a pending run and wait for its end.
 
-        ``on_event`` gets its events live and in order; what it raises ends the following, not the run.
-        ``deadline_s`` is the run's own limit, kept by the node. ``timeout_s`` None waits as long as it
-        takes; when it passes (or the caller is cancelled) the run goes on.
+        ``on_event`` gets its events live and in order; what it raises is raised here, and the run goes on.
+        ``deadline_s`` (in all) and ``idle_s`` (without a word of the agent) are the run's own limits, kept
+        by the node. ``timeout_s`` None waits as long as it takes; when it passes (or the caller is
+        cancelled) the run goes on.
 
         Raises:
             MeshError: the run's error (``cancelled``, ``timeout``, ``provider_error`` ...), details name it.
@@ -74,6 +76,7 @@ class AsyncRuns(AsyncStoredRuns):
             policies=policies,
             workspace=workspace,
             deadline_s=deadline_s,
+            idle_s=idle_s,
         )
         result: RunResult = await self._link.drive(
             run_plans.execute(self._link, run_id, options, on_event, timeout_s, if_version=if_version),
@@ -95,6 +98,7 @@ class AsyncRuns(AsyncStoredRuns):
         policies: Any = None,
         workspace: Any = None,
         deadline_s: float | None = None,
+        idle_s: float | None = None,
         timeout_s: float | None = None,
     ) -> Run:
         """Create and dispatch in one step: queued or running. Does not wait for its end."""
@@ -106,6 +110,7 @@ class AsyncRuns(AsyncStoredRuns):
             policies=policies,
             workspace=workspace,
             deadline_s=deadline_s,
+            idle_s=idle_s,
         )
         run_id = plans.new_run_id(session_id)
         placed = plans.run_call("run.submit", run_id, session_id, plans.check_input(input), options)

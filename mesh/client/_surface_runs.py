@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -158,7 +159,11 @@ def follow(
     on_event: Callable[[Event], Any],
     deadline_s: float | None,
 ) -> Plan:
-    """Give the events to the caller's function, live and in order, up to the run's terminal one."""
+    """Give the events to the caller's function, live and in order, up to the run's terminal one.
+
+    What the function raises ends this, not the run; a note on the exception says how to go on.
+    """
+    told = _noted(on_event, f"raised by on_event; run {run_id} of session {session_id} goes on (runs.wait)")
     slot = session_slot(session_id)
     asked: dict[str, Any] = {**filters, "after": 0, "limit": STREAM_PAGE}
     while True:
@@ -174,9 +179,30 @@ def follow(
             continue
         for event in events_of(answer)[0]:
             asked["after"] = event.seq
-            yield Emit(on_event, event)
+            yield Emit(told, event)
             if event.run_id == run_id and event.type in _TERMINAL_TYPES:
                 return None
+
+
+def _noted(on_event: Callable[[Event], Any], note: str) -> Callable[[Event], Any]:
+    """The caller's function, plain or a coroutine, whose exceptions carry a note."""
+
+    async def awaited(answer: Awaitable[Any]) -> None:
+        try:
+            await answer
+        except Exception as exc:
+            exc.add_note(note)
+            raise
+
+    def call(event: Event) -> Any:
+        try:
+            answer = on_event(event)
+        except Exception as exc:
+            exc.add_note(note)
+            raise
+        return awaited(answer) if inspect.isawaitable(answer) else answer
+
+    return call
 
 
 __all__ = ["execute", "finished", "follow", "result_of_run", "run_once", "wait", "wait_run"]

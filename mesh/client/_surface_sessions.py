@@ -164,6 +164,7 @@ def execute_options(
     policies: Any = None,
     workspace: Any = None,
     deadline_s: Any = None,
+    idle_s: Any = None,
 ) -> dict[str, Any]:
     """Options of ``runs.execute``.
 
@@ -187,10 +188,11 @@ def execute_options(
     options: dict[str, Any] = {}
     if provider_opts is not None:
         options["provider_opts"] = plain_map(provider_opts, "provider_opts")
-    if deadline_s is not None:
-        if not isinstance(deadline_s, int | float) or isinstance(deadline_s, bool) or not deadline_s > 0:
-            raise InvalidArgument(f"deadline_s must be a number of seconds above 0, not {shown(deadline_s)}")
-        options["deadline_s"] = deadline_s
+    for name, limit_s in (("deadline_s", deadline_s), ("idle_s", idle_s)):
+        if limit_s is not None:
+            if not isinstance(limit_s, int | float) or isinstance(limit_s, bool) or not limit_s > 0:
+                raise InvalidArgument(f"{name} must be a number of seconds above 0, not {shown(limit_s)}")
+            options[name] = limit_s
     return options
 
 

@@ -59,6 +59,7 @@ class Client:
         policies: Any = None,
         workspace: Any = None,
         deadline_s: float | None = None,
+        idle_s: float | None = None,
         timeout_s: float | None = None,
     ) -> RunResult:
         """Run an agent once in a session of its own: created, started, run and completed.
@@ -79,6 +80,7 @@ class Client:
             policies=policies,
             workspace=workspace,
             deadline_s=deadline_s,
+            idle_s=idle_s,
         )
         result: RunResult = self._link.drive(
             run_plans.run_once(

@@ -66,12 +66,12 @@ class Inbox:
 class Batch:
     """One numbered batch, encoded."""
 
-    __slots__ = ("message", "n", "sent_s")
+    __slots__ = ("made_s", "message", "n", "sent_s")
 
-    def __init__(self, n: int, message: bytes, sent_s: float) -> None:
+    def __init__(self, n: int, message: bytes, made_s: float) -> None:
         self.n = n
         self.message = message
-        self.sent_s = sent_s
+        self.made_s = self.sent_s = made_s
 
 
 class RunLog:
@@ -247,6 +247,13 @@ class Outbox:
             (log.partition, log.since(log.batches[0].n, now_s) or [])
             for log in self.logs.values()
             if log.batches and (partition is None or log.partition == partition)
+        ]
+
+    def unstored(self, since_s: float) -> list[Key]:
+        """The attempts that still produce, though what they said before that time is not stored."""
+        return [
+            key for key, log in self.logs.items()
+            if log.batches and log.batches[0].made_s <= since_s and not log.settled
         ]
 
     def overdue(self, now_s: float) -> list[tuple[int, list[bytes]]]:

@@ -41,6 +41,12 @@ def timed_out(what: str, limit: str, limit_s: float) -> Ending:
     return Ending("timeout", error, data={limit: limit_s})
 
 
+def unstored(limit_s: float) -> Ending:
+    """The ending of a run whose events nobody could store for too long."""
+    message = f"nothing of the run could be stored for {limit_s:g} s (limits.unstored_s)"
+    return Ending("failed", error_map("storage_write_failed", message, {"unstored_s": limit_s}))
+
+
 def error_map(code: str, message: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
     """The form in which an error travels and is stored."""
     return {"code": code, "message": plain(message[:MESSAGE_CHARS_MAX]), "details": _kept(details or {})}
@@ -97,4 +103,6 @@ def terminal_data(ending: Ending) -> dict[str, Any]:
     return data | {key: error[key] for key in ("details", "provider_error") if error.get(key)}
 
 
-__all__ = ["Ending", "cancelled", "error_map", "failure", "raised", "terminal_data", "timed_out"]
+__all__ = [
+    "Ending", "cancelled", "error_map", "failure", "raised", "terminal_data", "timed_out", "unstored",
+]

@@ -22,7 +22,7 @@ from mesh.log import Log
 from mesh.node import reaper
 from mesh.node.child import Child
 from mesh.node.drive import Drive
-from mesh.node.ending import cancelled
+from mesh.node.ending import cancelled, unstored
 from mesh.node.printing import Marked, install
 from mesh.node.processes import RunProcesses
 from mesh.node.runner_link import Link
@@ -192,8 +192,17 @@ class Runner:
             for partition, messages in self.outbox.overdue(time.monotonic()):
                 for message in messages:
                     self._link.post(partition, message)
+        self._stop_unstored()
         self.processes.collect(time.monotonic())
         self._loop.call_later(TELL_S, self._tell)
+
+    def _stop_unstored(self) -> None:
+        """An agent must not work for hours while nothing of it is kept."""
+        limit_s = self._child.config.limits.unstored_s
+        for run_id, attempt in self.outbox.unstored(time.monotonic() - limit_s):
+            drive = self._runs.get(run_id)
+            if drive is not None and drive.key[1] == attempt:
+                drive.stop(unstored(limit_s))
 
     def _tell_router(self) -> None:
         child = self._child

@@ -246,6 +246,17 @@ def check_keys(table: Mapping[str, Any], known: Sequence[str]) -> None:
             raise ConfigError(f"unknown key {key!r}{nearest_name(key, accepted)}")
 
 
+def check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse a ``provider_opts`` of a call that the provider does not know, naming the nearest one.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"unknown provider_opts {name!r:.80}{nearest_name(name, known)}")
+
+
 def nearest_name(word: str, names: Iterable[str]) -> str:
     """`` (did you mean 'x'?)``, or the list of what there is."""
     close = difflib.get_close_matches(word, list(names), n=1)
@@ -313,6 +324,6 @@ def cut_stderr(text: str) -> str:
 __all__ = [
     "COMMON_KEYS", "OUTPUT", "STREAMING", "Cancellation", "Output",
     "Piece", "Provider", "ProviderFailure", "RunContext", "SessionInfo", "as_failure", "capabilities_of",
-    "check_keys", "checked", "cut_stderr", "messages_of", "nearest_name", "provider_error",
+    "check_keys", "check_options", "checked", "cut_stderr", "messages_of", "nearest_name", "provider_error",
     "usage_mode_of",
 ]

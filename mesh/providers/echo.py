@@ -25,6 +25,7 @@ from mesh.providers.base import (
     as_failure,
     capabilities_of,
     check_keys,
+    check_options,
     checked,
     usage_mode_of,
 )
@@ -55,6 +56,7 @@ class EchoProvider:
         script = self._script
         if run.options:
             with as_failure():
+                check_options(run.options, tuple(_SCRIPT))
                 script = script | _script(run.options)
         text = run.prompt or _shown(run.input)
         count = script.get("pieces")

@@ -32,6 +32,7 @@ from mesh.providers.base import (
     as_failure,
     capabilities_of,
     check_keys,
+    check_options,
     checked,
     provider_error,
     usage_mode_of,
@@ -110,6 +111,7 @@ class ShellProvider:
             return self._asked(run)
 
     def _asked(self, run: RunContext) -> Command:
+        check_options(run.options, _CALL_KEYS)
         given = run.input if isinstance(run.input, dict) and run.input.get("command") is not None else {}
         placed = {key: run.options[key] for key in _CALL_KEYS if key in run.options}
         placed = self._defaults | _placed(placed | {key: given[key] for key in _CALL_KEYS if key in given})

@@ -394,3 +394,17 @@ def test_many_runs_at_once_all_end(bench: RunnerBench) -> None:
     stories: dict[str, Any] = {run_id: bench.follow(run_id) for run_id in ids}
     assert {settle["status"] for _, settle in stories.values()} == {"completed"}
     wait_until(lambda: bench.expect("ready", partition=-1)[5]["unacked_bytes"] == 0, "an empty outbox")
+
+
+def test_run_of_which_nothing_can_be_stored_is_stopped(tmp_path: Path) -> None:
+    """If the events of a run are not stored for limits.unstored_s, then its agent is stopped and it fails
+    with a typed error, which is stored when that is possible again."""
+    config = {"limits": {"unstored_s": 0.5}, "agents": {"shell": {"provider": "shell"}}}
+    with RunnerBench(tmp_path, **config) as bench:
+        run_id = bench.run("echo $$; exec sleep 1000", agent="shell")
+        pid = int(decode(bench.batch(run_id, 2)[4][0])["data"]["content"])
+        last = bench.expect("batch", where=lambda m: m[1] == run_id and m[5] and "status" in m[5])
+        assert gone(pid)
+        assert (last[5]["status"], last[5]["error"]["code"]) == ("failed", "storage_write_failed")
+        assert types([decode(row) for row in last[4]])[-1] == "run_failed"
+        bench.send(0, ["stored", run_id, 1, last[3]])
