@@ -34,12 +34,19 @@ class MeshError(Exception):
     code = "unknown_error"
 
     def __init__(
-        self, message: str = "", *, code: str | None = None, details: Mapping[str, Any] | None = None
+        self,
+        message: str = "",
+        *,
+        code: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        provider_error: Mapping[str, Any] | None = None,
     ) -> None:
         if code is not None:
             self.code = code
         self.message = message or self.code
         self.details: dict[str, Any] = dict(details or {})
+        #: What a provider said about its failure, as the map of a ``ProviderError``.
+        self.provider_error = None if provider_error is None else dict(provider_error)
         super().__init__(self.message)
 
     @property
@@ -47,15 +54,51 @@ class MeshError(Exception):
         """Whether the same call may succeed later without being changed."""
         return self.code in RETRYABLE
 
+    @property
+    def category(self) -> str:
+        """The family of the code, such as ``validation``, ``state``, ``provider`` or ``storage``."""
+        return category(self.code)
+
     def __str__(self) -> str:
         return f"[{self.code}] {self.message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (from_wire, (self.code, self.message, self.details))
+        return (from_wire, (self.code, self.message, self.details, self.provider_error))
+
+    def to_wire(self) -> dict[str, Any]:
+        """The form in which an error travels and is stored: what follows from its code is left out."""
+        found = {"code": self.code, "message": self.message, "details": self.details}
+        return found if self.provider_error is None else {**found, "provider_error": self.provider_error}
 
     def to_map(self) -> dict[str, Any]:
-        """The form in which an error travels and is stored."""
-        return {"code": self.code, "message": self.message, "details": self.details}
+        """All that is known of the error."""
+        return {
+            "code": self.code,
+            "category": self.category,
+            "retryable": self.retryable,
+            "message": self.message,
+            "details": self.details,
+            "provider_error": self.provider_error,
+        }
+
+    @staticmethod
+    def from_map(values: Any) -> MeshError:
+        """The typed error of a map, checked; what follows from the code is not read.
+
+        Raises:
+            InvalidArgument: no map, a code that is not listed, no message, or details that are no map.
+        """
+        if not isinstance(values, Mapping):
+            raise InvalidArgument(f"an error is read from a map, not {type(values).__name__}")
+        code, message = values.get("code"), values.get("message")
+        if not isinstance(code, str) or code not in CODES:
+            raise InvalidArgument(f"unknown error code {shown(code)}")
+        if not isinstance(message, str) or not message:
+            raise InvalidArgument("an error needs a message, a non-empty str")
+        for name in ("details", "provider_error"):
+            if values.get(name) is not None and not isinstance(values[name], Mapping):
+                raise InvalidArgument(f"{name} of an error must be a map, not {shown(values[name])}")
+        return from_wire(code, message, values.get("details"), values.get("provider_error"))
 
 
 class ConfigError(MeshError):
@@ -240,10 +283,15 @@ CODES: dict[str, tuple[type[MeshError], str, bool]] = {
 RETRYABLE = frozenset(code for code, (_, _, retryable) in CODES.items() if retryable)
 
 
-def from_wire(code: str, message: str = "", details: Mapping[str, Any] | None = None) -> MeshError:
+def from_wire(
+    code: str,
+    message: str = "",
+    details: Mapping[str, Any] | None = None,
+    provider_error: Mapping[str, Any] | None = None,
+) -> MeshError:
     """Build the typed error that a code stands for; an unknown code gives a plain ``RequestError``."""
     cls = CODES[code][0] if code in CODES else RequestError
-    return cls(message, code=code, details=details)
+    return cls(message, code=code, details=details, provider_error=provider_error)
 
 
 def category(code: str) -> str:

@@ -134,8 +134,8 @@ def refusal_of(frame: bytes) -> dict[str, Any]:
     except RemoteProtocolError:
         error = None
     if type(error) is not dict or "code" not in error:
-        return RemoteProtocolError("a refusal without a reason").to_map()
-    return error_of(error).to_map()
+        return RemoteProtocolError("a refusal without a reason").to_wire()
+    return error_of(error).to_wire()
 
 
 def again_s(payload: Payload, error: dict[str, Any], flags: int) -> float | None:

@@ -377,7 +377,7 @@ def _header_bytes(count: int) -> int:
 
 def error_pair(error: MeshError) -> Pair:
     """The form in which a call that failed here is completed; everybody raises an error of his own."""
-    return (1, error.to_map())
+    return (1, error.to_wire())
 
 
 __all__ = [

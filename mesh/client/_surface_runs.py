@@ -69,7 +69,9 @@ def finished(run: Run, events: Sequence[Event]) -> RunResult:
     message = str(error.get("message") or f"run {run.id} is {run.status.value}")
     if not error and code is None:
         raise RunError(message, code="run_failed", details=details)
-    raise from_wire(code or str(error.get("code") or "run_failed"), message, details)
+    about = error.get("provider_error")
+    code = code or str(error.get("code") or "run_failed")
+    raise from_wire(code, message, details, about if isinstance(about, dict) else None)
 
 
 def result_of_run(run_id: Any, deadline_s: float | None) -> Plan:

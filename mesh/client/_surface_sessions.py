@@ -120,7 +120,7 @@ def prompt_call(session_id: Any, text: Any, queue: Any) -> tuple[int, Call]:
 def error_form(error: Any) -> Any:
     """How an error given to ``sessions.fail`` travels: a text or a map."""
     if isinstance(error, MeshError):
-        return error.to_map()
+        return error.to_wire()
     if isinstance(error, BaseException):
         return f"{type(error).__name__}: {error}"
     if isinstance(error, Mapping):
@@ -252,7 +252,7 @@ def handle_of(value: Any) -> Handle:
             else dict(zip(Handle.__struct_fields__, value, strict=True))
         )
         handle = Handle.from_map(values)
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, MeshError) as exc:
         raise InvalidArgument(f"not a handle: {shown(value, 80)}", code="invalid_argument") from exc
     check_id(handle.session_id)
     return handle

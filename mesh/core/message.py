@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from mesh.core.records import Record
+from mesh.core.record import Record, Text
 
 
 class Role(StrEnum):
@@ -34,7 +34,7 @@ class Transcript(Record, frozen=True):
     """The messages of a session. ``last_sequence`` is the ``seq`` and ``last_timestamp`` the ``ts`` (seconds,
     UTC) of the newest event that is in it; None when there is none."""
 
-    session_id: str
+    session_id: Text
     messages: tuple[Message, ...] = ()
     last_sequence: int | None = None
     last_timestamp: float | None = None

@@ -1,20 +1,26 @@
-"""The records that users see: frozen, typed, each with ``to_map()`` and built from a wire map.
+"""The records that users see: frozen, typed, each with ``to_map()`` and ``from_map()``, its exact inverse.
 
-A map that comes from a newer node may hold more keys; they are ignored. A missing optional key gives the
-default. ``route``, ``output``, ``data`` and the like are plain dicts that belong to the caller.
+``route``, ``output``, ``data`` and the like are plain dicts that belong to the caller. Times are seconds since
+the epoch (UTC), floats; beside each stands a property that gives an aware ``datetime`` (``created_at``,
+``created``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
 
 import msgspec
 from msgspec.structs import force_setattr
 
-from mesh.core.plain import RECORD_DEPTH_MAX, converted, to_json
-from mesh.errors import MeshError, RemoteProtocolError, from_wire
+from mesh.core.events import type_code
+from mesh.core.plain import RECORD_DEPTH_MAX, converted, utc
+from mesh.core.record import Count, Number, Record, Text
+from mesh.errors import InvalidArgument, MeshError, RemoteProtocolError, from_wire
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 T = TypeVar("T")
 
@@ -78,26 +84,6 @@ class StopReason(StrEnum):
     CRASH = "crash"
     RESTART_EXHAUSTED = "restart_exhausted"
     NODE_LOST = "node_lost"
-
-
-class Record(msgspec.Struct, frozen=True):
-    """A typed, frozen value with a map form."""
-
-    def to_map(self) -> dict[str, Any]:
-        """The record as plain maps and lists, keys named as the fields (the table of ``core.plain``)."""
-        values = {name: getattr(self, name) for name in self.__struct_fields__}
-        found: dict[str, Any] = converted(values, type(self).__name__, depth_max=RECORD_DEPTH_MAX)
-        return found
-
-    def to_json(self) -> str:
-        """``to_map`` as one line of JSON; bytes are base64."""
-        return to_json(self)
-
-    @classmethod
-    def from_map(cls, values: Mapping[str, Any]) -> Self:
-        """Build from a wire map; unknown keys are ignored, values are converted to the field types."""
-        known = {name: values[name] for name in cls.__struct_fields__ if name in values}
-        return msgspec.convert(known, cls, strict=False)
 
 
 class RouteRecord(Record, frozen=True, gc=False, array_like=True, eq=False):
@@ -195,15 +181,17 @@ class Handle(Record, frozen=True):
 
 
 class Session(Record, frozen=True):
-    """A conversation. Times are seconds since the epoch (UTC). ``handle`` is None when it is not live.
+    """A conversation. ``handle`` is None when it is not live.
 
     ``version`` grows with every change of its state; pass it as ``if_version`` to refuse a step on a session
     that changed meanwhile. ``slots`` is how many runs it executes at a time, None for the node's setting.
     """
 
-    id: str
-    agent: str
-    agent_id: str
+    REFUSALS = {"status": "invalid_status"}
+
+    id: Text
+    agent: Text
+    agent_id: Text
     status: SessionStatus
     parent_session_id: str | None = None
     metadata: dict[str, Any] = {}
@@ -211,11 +199,21 @@ class Session(Record, frozen=True):
     tags: tuple[str, ...] = ()
     created_at: float = 0.0
     updated_at: float = 0.0
-    seq: int = 0
+    seq: Count = 0
     error: dict[str, Any] | None = None
     handle: Handle | None = None
     version: int = 1
     slots: int | None = None
+
+    @property
+    def created(self) -> datetime | None:
+        """``created_at`` as an aware datetime."""
+        return utc(self.created_at)
+
+    @property
+    def updated(self) -> datetime | None:
+        """``updated_at`` as an aware datetime."""
+        return utc(self.updated_at)
 
 
 class Run(Record, frozen=True):
@@ -225,8 +223,10 @@ class Run(Record, frozen=True):
     limit lets it wait. ``version`` grows with every step.
     """
 
-    id: str
-    session_id: str
+    REFUSALS = {"status": "invalid_status"}
+
+    id: Text
+    session_id: Text
     status: RunStatus
     input: Any = None
     output: dict[str, Any] | None = None
@@ -234,8 +234,8 @@ class Run(Record, frozen=True):
     metadata: dict[str, Any] = {}
     token_usage: dict[str, Any] = {}
     cost_usd: float | None = None
-    attempt: int = 0
-    turn_count: int = 0
+    attempt: Count = 0
+    turn_count: Count = 0
     created_at: float = 0.0
     started_at: float | None = None
     ended_at: float | None = None
@@ -243,6 +243,21 @@ class Run(Record, frozen=True):
     provider_metadata: dict[str, Any] = {}
     version: int = 1
     cost_state: CostState = CostState.NO_USAGE
+
+    @property
+    def created(self) -> datetime | None:
+        """``created_at`` as an aware datetime."""
+        return utc(self.created_at)
+
+    @property
+    def started(self) -> datetime | None:
+        """``started_at`` as an aware datetime; None before it began."""
+        return utc(self.started_at)
+
+    @property
+    def ended(self) -> datetime | None:
+        """``ended_at`` as an aware datetime; None before its end."""
+        return utc(self.ended_at)
 
     @property
     def terminal(self) -> bool:
@@ -254,19 +269,37 @@ TERMINAL = frozenset((RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED
 
 
 class Event(Record, frozen=True):
-    """One fact of a session's log. ``seq`` counts from 1 without holes; ``ts`` is seconds (UTC)."""
+    """One fact of a session's log. ``seq`` counts from 1 without holes."""
 
-    id: str
+    id: Text
     type: str
-    session_id: str
+    session_id: Text
     run_id: str | None
-    seq: int
+    seq: Number
     ts: float
     data: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
     provider: str | None = None
     correlation_id: str | None = None
-    schema_version: int = 1
+    schema_version: Number = 1
+
+    @property
+    def time(self) -> datetime | None:
+        """``ts`` as an aware datetime."""
+        return utc(self.ts)
+
+    @classmethod
+    def from_map(cls, values: Mapping[str, Any]) -> Self:
+        """Build from a map that says of which type and of which schema it is.
+
+        Raises:
+            InvalidArgument: ``invalid_event_type``, or ``validation_error``, which names the field.
+        """
+        event = super().from_map(values)
+        if "schema_version" not in values:
+            raise InvalidArgument("Event: Object missing required field `schema_version`")
+        type_code(event.type)
+        return event
 
 
 class Prompted(Record, frozen=True):
@@ -352,11 +385,12 @@ def error_of(values: Any) -> MeshError:
     """The typed error of a stored or wire error map; of anything else, that it is none."""
     if not isinstance(values, Mapping):
         return RemoteProtocolError(f"an error is a map with code and message, not {type(values).__name__}")
-    code, message, details = (values.get(name) for name in ("code", "message", "details"))
+    code, message, details, about = map(values.get, ("code", "message", "details", "provider_error"))
     return from_wire(
         code if type(code) is str else "unknown_error",
         message if type(message) is str else "",
         details if isinstance(details, Mapping) else None,
+        about if isinstance(about, Mapping) else None,
     )
 
 

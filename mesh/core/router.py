@@ -140,7 +140,7 @@ class Router:
             wire.Kind.REPLY, flags=wire.Flag.REFUSED | flags, answers=kind, address=address,
             map_version=self.map_version, request_id=request_id, number=self.boot,
         )
-        return header + wire.pack(error.to_map())
+        return header + wire.pack(error.to_wire())
 
     def stale_map(self, payload: bytes) -> bytes:
         """The client's placement map is an old one."""
@@ -182,7 +182,7 @@ class Router:
             wire.Kind.REPLY, flags=wire.Flag.REFUSED | wire.Flag.AGAIN, answers=kind, address=address,
             map_version=self.map_version, request_id=request_id, number=self.boot,
         )
-        return header + wire.pack(error.to_map())
+        return header + wire.pack(error.to_wire())
 
     def answer(self, payload: bytes, body: bytes) -> bytes:
         """The router's own reply to HELLO, STATUS, PING and the like."""

@@ -318,7 +318,7 @@ def ok(value: Any) -> bytes:
 
 def failure(error: MeshError) -> bytes:
     """One failed ``[1, error map]``."""
-    return ERROR + pack(error.to_map())
+    return ERROR + pack(error.to_wire())
 
 
 def array_header(count: int) -> bytes:

@@ -338,7 +338,7 @@ class PartitionProcess:
     def _refuse(self, client: bytes, request_id: int, kind: int, size: int, error: MeshError) -> None:
         again = wire.Flag.AGAIN if error.code == "partition_unavailable" else 0
         header = self._header(request_id, kind, size, wire.Flag.REFUSED | again)
-        self._send(client + header + wire.pack(error.to_map()))
+        self._send(client + header + wire.pack(error.to_wire()))
 
     def _header(self, request_id: int, kind: int, size: int, flags: int) -> bytes:
         return wire.pack_header(

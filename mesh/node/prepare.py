@@ -51,7 +51,7 @@ class Report:
 
     def failed(self, error: MeshError) -> None:
         """The node does not start. Later failures find nobody who listens, and say nothing here."""
-        self._tell({"error": error.to_map()})
+        self._tell({"error": error.to_wire()})
 
     def close(self) -> None:
         """End the conversation; a start that was never reported is seen as a death."""

@@ -73,8 +73,7 @@ class ProviderFailure(RunError):
         self, message: str, *, code: str = "provider_error", details: Mapping[str, Any] | None = None,
         provider_error: dict[str, Any] | None = None, output: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(message, code=code, details=details)
-        self.provider_error = provider_error
+        super().__init__(message, code=code, details=details, provider_error=provider_error)
         self.output = output
 
 
