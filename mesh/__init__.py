@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from mesh.client.blocking import Client
     from mesh.client.local_node import LocalNode
     from mesh.core.keys import SessionKey
+    from mesh.core.manifest import Capability, CapabilityType, Manifest
     from mesh.core.message import Message, Role, Transcript
+    from mesh.core.provider_error import ProviderError
     from mesh.core.records import (
         CostState,
         Event,
@@ -105,10 +107,14 @@ _ERRORS = (
 _HOME: dict[str, str] = {
     "AsyncClient": "mesh.client.aio",
     "AsyncListener": "mesh.client._aio_listener",
+    "Capability": "mesh.core.manifest",
+    "CapabilityType": "mesh.core.manifest",
     "Client": "mesh.client.blocking",
     "Listener": "mesh.client._blocking_listener",
     "LocalNode": "mesh.client.local_node",
+    "Manifest": "mesh.core.manifest",
     "Message": "mesh.core.message",
+    "ProviderError": "mesh.core.provider_error",
     "Role": "mesh.core.message",
     "RunContext": "mesh.providers.base",
     "SessionKey": "mesh.core.keys",
@@ -133,6 +139,8 @@ def __dir__() -> list[str]:
 __all__ = [
     "AsyncClient",
     "AsyncListener",
+    "Capability",
+    "CapabilityType",
     "Client",
     "ClientClosed",
     "ClientExpired",
@@ -146,6 +154,7 @@ __all__ = [
     "Listener",
     "LocalNode",
     "LocalProtocolError",
+    "Manifest",
     "MeshError",
     "Message",
     "NodeUnreachable",
@@ -157,6 +166,7 @@ __all__ = [
     "Prompted",
     "ProtocolError",
     "Provenance",
+    "ProviderError",
     "PruneResult",
     "RemoteProtocolError",
     "RequestError",

@@ -48,7 +48,7 @@ class Capability(Record, frozen=True):
 
 
 class Manifest(Record, frozen=True):
-    """What an agent says of itself. Changing it gives a copy; the names of its capabilities are unique."""
+    """What an agent says of itself. Changing it gives a copy."""
 
     REFUSALS = {"type": "invalid_capability_type"}
 
@@ -78,7 +78,8 @@ class Manifest(Record, frozen=True):
             InvalidState: ``duplicate_capability``.
         """
         if any(one.name == capability.name for one in self.capabilities):
-            raise InvalidState(f"{self.name} has {shown(capability.name)} already", code="duplicate_capability")
+            message = f"{self.name} has {shown(capability.name)} already"
+            raise InvalidState(message, code="duplicate_capability")
         return msgspec.structs.replace(self, capabilities=(*self.capabilities, capability))
 
     def remove_capability(self, name: str) -> Manifest:

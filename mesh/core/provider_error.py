@@ -24,7 +24,7 @@ _MOVED = frozenset(("stderr", "stderr_truncated", "stderr_truncated?", "exit_cod
 
 
 class ProviderError(Record, frozen=True):
-    """A provider's failure. ``kind`` is one of ``KINDS``; ``truncated`` is True when stderr was cut, else None."""
+    """A provider's failure: ``kind`` is of ``KINDS``, ``truncated`` True when stderr was cut, else None."""
 
     provider: Text
     kind: Text

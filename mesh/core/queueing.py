@@ -22,6 +22,7 @@ from mesh.core import events as ev
 from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core.account import begin_again
+from mesh.core.error_map import failure_data
 from mesh.core.live import Live, NoRunner
 from mesh.core.mailbox import STOPPING
 from mesh.core.records import TERMINAL, RunStatus, SessionStatus
@@ -267,13 +268,4 @@ class Queue:
         self.state.put_work(run.session_id, work._replace(queue=(run.id, *work.queue)))
 
 
-def failure_data(error: dict[str, Any] | None) -> dict[str, Any]:
-    """What ``run_failed`` and ``session_failed`` say about an error."""
-    error = error or {}
-    data = {"error_code": error.get("code", "unknown_error"), "error_message": error.get("message", "")}
-    if error.get("details"):
-        data["details"] = error["details"]
-    return data
-
-
-__all__ = ["EXECUTING", "JOIN_CHARS_MAX", "QUEUE_STEP_S", "Queue", "failure_data"]
+__all__ = ["EXECUTING", "JOIN_CHARS_MAX", "QUEUE_STEP_S", "Queue"]

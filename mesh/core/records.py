@@ -1,8 +1,8 @@
 """The records that users see: frozen, typed, each with ``to_map()`` and ``from_map()``, its exact inverse.
 
-``route``, ``output``, ``data`` and the like are plain dicts that belong to the caller. Times are seconds since
-the epoch (UTC), floats; beside each stands a property that gives an aware ``datetime`` (``created_at``,
-``created``).
+``route``, ``output``, ``data`` and the like are plain dicts that belong to the caller. Times are floats,
+seconds since the epoch (UTC); beside each stands a property that gives an aware ``datetime``, as ``created``
+beside ``created_at``.
 """
 
 from __future__ import annotations

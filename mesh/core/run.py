@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from mesh.core.manifest import CAPABILITY_TYPES
 from mesh.core.records import TERMINAL, CostState, RunStatus
 from mesh.core.wire import check_depth
 from mesh.errors import InvalidArgument, InvalidState, shown
@@ -37,9 +38,6 @@ STATUS_CODE = {
     RunStatus.TIMEOUT: 7,
 }
 TERMINAL_CODE = STATUS_CODE[RunStatus.COMPLETED]
-CAPABILITY_TYPES = frozenset((
-    "tool", "resource", "prompt", "sampling", "file_access", "network_access", "code_execution",
-))
 OPTIONS = frozenset((
     "deadline_s", "idle_s", "provider_opts", "required_capabilities", "optional_capabilities",
 ))
@@ -195,7 +193,6 @@ def decode(data: bytes) -> RunState:
 
 
 __all__ = [
-    "CAPABILITY_TYPES",
     "OPTIONS",
     "STATUS_CODE",
     "TERMINAL_CODE",

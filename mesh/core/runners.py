@@ -19,8 +19,9 @@ import msgspec
 
 from mesh.core import account
 from mesh.core import session as sessions
+from mesh.core.error_map import failure_data
 from mesh.core.prices import Prices
-from mesh.core.queueing import EXECUTING, Queue, failure_data
+from mesh.core.queueing import EXECUTING, Queue
 from mesh.core.records import TERMINAL, RunStatus, StopReason
 from mesh.core.run import RunState
 from mesh.core.session import SessionState

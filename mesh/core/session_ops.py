@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from mesh.core import session as sessions
 from mesh.core import wire
 from mesh.core.agents import Agents, Part
+from mesh.core.error_map import checked_error
 from mesh.core.records import SessionStatus
 from mesh.core.run import RunState
 from mesh.core.run_ops import RunOps, take
@@ -79,8 +82,10 @@ class SessionOps:
                                details={"session_id": session.id})
         self.state.next_session += 1
         self.state.session_count += 1
-        self.state.put_session(session)
-        self.state.append(session.id, "session_created", {"provider": self.agents.provider(agent)})
+        provider = self.agents.provider(agent)
+        metadata = {**session.metadata, "provider": provider}
+        self.state.put_session(msgspec.structs.replace(session, metadata=metadata))
+        self.state.append(session.id, "session_created", {"provider": provider})
         return self.state.sessions[session.id]
 
     def create(self, args: list[Any], part: Part) -> bytes | None:
@@ -135,11 +140,8 @@ class SessionOps:
 
     def fail(self, args: list[Any], part: Part) -> bytes | None:
         session_id, error, if_version = take(args, 2, 3)
-        if type(error) is str:
-            error = {"code": "run_failed", "message": error, "details": {}}
-        if type(error) is not dict or type(error.get("code")) is not str:
-            raise InvalidArgument("error must be a text or a map with code and message")
-        self.runs.bounded(sessions.checked_map(error, "error"), "the error has")
+        error = checked_error(error)
+        self.runs.bounded(error, "the error has")
         return self.settling.settle_then("fail", error, self._at(session_id, if_version), part)
 
     def stop(self, args: list[Any], part: Part) -> bytes | None:

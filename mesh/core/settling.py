@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mesh.core import session as sessions
 from mesh.core import wire
 from mesh.core.agents import Part
+from mesh.core.error_map import failure_data
 from mesh.core.queueing import Queue
 from mesh.core.records import TERMINAL, RunStatus, SessionStatus, StopReason
 from mesh.core.run import RunState
@@ -108,9 +109,7 @@ class Settling:
             self.live.take_down(session, StopReason.STOPPED)
             return wire.OK_NIL
         if verb == "fail":
-            return self._wire_of(self.live.close(session, "fail", {
-                "error_code": data["code"], "error_message": str(data.get("message", "")),
-                **({"details": data["details"]} if data.get("details") else {})}, error=data))
+            return self._wire_of(self.live.close(session, "fail", failure_data(data), error=data))
         return self._wire_of(self.live.close(session, verb))
 
     def _on_settled(self, run: RunState) -> None:

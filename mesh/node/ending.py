@@ -8,6 +8,7 @@ from __future__ import annotations
 import traceback
 from typing import Any, NamedTuple
 
+from mesh.core.error_map import failure_data
 from mesh.core.plain import plain, plain_map
 from mesh.errors import InvalidArgument, LocalProtocolError, MeshError
 from mesh.providers.base import Output
@@ -63,9 +64,8 @@ def _kept(details: Any) -> dict[str, Any]:
 def failure(exc: MeshError) -> Ending:
     """The ending of a run whose failure has a code of its own."""
     error = error_map(_code(exc), exc.message, exc.details)
-    provider_error = getattr(exc, "provider_error", None)
-    if provider_error is not None:
-        error["provider_error"] = provider_error
+    if exc.provider_error is not None:
+        error["provider_error"] = exc.provider_error
     output = getattr(exc, "output", None)
     return Ending("failed", error, None if output is None else Output(data=output))
 
@@ -98,9 +98,7 @@ def terminal_data(ending: Ending) -> dict[str, Any]:
     """The data of the terminal event."""
     if ending.data is not None:
         return ending.data
-    error = ending.error or {}
-    data = {"error_code": error.get("code"), "error_message": error.get("message")}
-    return data | {key: error[key] for key in ("details", "provider_error") if error.get(key)}
+    return failure_data(ending.error)
 
 
 __all__ = [

@@ -14,6 +14,7 @@ import time
 from typing import Any, Protocol
 
 from mesh.core import usage
+from mesh.core.error_map import with_provider_error
 from mesh.core.events import AGENT_EVENTS, RUN_TERMINAL_EVENT, TYPE_CODE, FragmentEncoder
 from mesh.core.plain import plain, plain_map, seconds
 from mesh.core.runner import Key, Outbox, RunLog, encode_event
@@ -229,6 +230,8 @@ class Pieces:
             self.begin(None, {})
         if ending.status != "completed":
             self._break_off()
+        if ending.error is not None:
+            ending = ending._replace(error=with_provider_error(ending.error, self._encoder.provider))
         try:
             settlement = self._settlement(ending)
             data = terminal_data(ending)

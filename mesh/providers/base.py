@@ -29,19 +29,16 @@ from typing import Any, Protocol
 
 import msgspec
 
-from mesh.core.records import Record
-from mesh.core.run import CAPABILITY_TYPES
+from mesh.core.manifest import CAPABILITY_TYPES, Capability
+from mesh.core.provider_error import ProviderError
+from mesh.core.record import Record
 from mesh.core.usage import UsageMode
-from mesh.errors import ConfigError, RunError
+from mesh.errors import ConfigError, InvalidArgument, RunError, shown
 
 #: The type of the map that says what the run gives; no event.
 OUTPUT = "output"
 #: Capability types (spec 1.7).
 STREAMING = {"name": "streaming", "type": "sampling"}
-
-#: How the cut of a provider's stderr is bounded (spec 1.6).
-STDERR_LINES_MAX = 200
-STDERR_BYTES_MAX = 16_384
 
 
 class SessionInfo(Record, frozen=True):
@@ -218,15 +215,15 @@ def capabilities_of(table: Mapping[str, Any], default: Sequence[dict[str, Any]])
 def _capability(item: Any) -> dict[str, Any]:
     if isinstance(item, str):
         item = {"name": item, "type": "tool"} if item != "streaming" else STREAMING
-    if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
-        raise ConfigError(f"capability {item!r:.80}: expected a name, or a map with name and type")
-    if item.get("type") not in CAPABILITY_TYPES:
-        known = nearest_name(str(item.get("type")), CAPABILITY_TYPES)
-        raise ConfigError(
-            f"capability {item['name']!r}: no type {item.get('type')!r:.40}{known}",
-            code="invalid_capability_type",
-        )
-    return {"enabled": True, **item}
+    if not isinstance(item, Mapping):
+        raise ConfigError(f"capability {shown(item)}: expected a name, or a map with name and type")
+    try:
+        return Capability.from_map(item).to_map()
+    except InvalidArgument as exc:
+        message = f"capability {shown(item.get('name'))}: {exc.message}"
+        if exc.code == "invalid_capability_type":
+            message += nearest_name(str(item.get("type")), CAPABILITY_TYPES)
+        raise ConfigError(message, code=exc.code) from exc
 
 
 #: Keys of an agent's table that any provider accepts.
@@ -302,27 +299,12 @@ def provider_error(
     provider: str, kind: str, message: str, *, exit_code: int | None = None, stderr: str | None = None
 ) -> dict[str, Any]:
     """The stable payload of a provider's failure (spec 1.6); ``stderr`` is cut to its bounds."""
-    cut = None if stderr is None else cut_stderr(stderr)
-    return {
-        "provider": provider, "kind": kind, "message": message, "exit_code": exit_code,
-        "stderr": cut, "truncated": True if cut != stderr else None,
-    }
-
-
-def cut_stderr(text: str) -> str:
-    """The first 200 lines and 16 384 bytes, never half a character."""
-    lines = text.splitlines(keepends=True)
-    if len(lines) > STDERR_LINES_MAX:
-        text = "".join(lines[:STDERR_LINES_MAX])
-    encoded = text.encode(errors="replace")
-    if len(encoded) > STDERR_BYTES_MAX:
-        return encoded[:STDERR_BYTES_MAX].decode(errors="ignore")
-    return text
+    return ProviderError.of(provider, kind, message, exit_code=exit_code, stderr=stderr).to_map()
 
 
 __all__ = [
     "COMMON_KEYS", "OUTPUT", "STREAMING", "Cancellation", "Output",
     "Piece", "Provider", "ProviderFailure", "RunContext", "SessionInfo", "as_failure", "capabilities_of",
-    "check_keys", "check_options", "checked", "cut_stderr", "messages_of", "nearest_name", "provider_error",
+    "check_keys", "check_options", "checked", "messages_of", "nearest_name", "provider_error",
     "usage_mode_of",
 ]

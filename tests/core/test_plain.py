@@ -83,11 +83,13 @@ EXPECTED = [
     (Packed(1, {2}), {"a": 1, "b": [2]}),
     (Offering(), {"when": TEXT}),
     (NotFound("gone"), NotFound("gone").to_map()),
-    ({7: "a", None: "b", True: "c", 2.5: "d", NOON: "e", Colour.RED: "f"},
-     {"7": "a", "null": "b", "true": "c", "2.5": "d", TEXT: "e", "red": "f"}),
+    (
+        {7: "a", None: "b", True: "c", 2.5: "d", NOON: "e", Colour.RED: "f"},
+        {"7": "a", "null": "b", "true": "c", "2.5": "d", TEXT: "e", "red": "f"},
+    ),
     ("a\ud800b", "a?b"),
     ({"\ud800": 1}, {"?": 1}),
-]  # fmt: skip
+]
 
 leaves = (
     st.none()
@@ -106,9 +108,9 @@ plain_values = st.recursive(
 strange = st.datetimes() | st.dates() | st.times() | st.timedeltas() | st.uuids() | st.text() | st.decimals()
 values = st.recursive(
     leaves | strange | st.sets(st.integers(0, 9) | st.dates()),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.tuples(inner, inner)
-    | st.dictionaries(texts, inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(texts, inner, max_size=4)
+    ),
     max_leaves=20,
 )
 

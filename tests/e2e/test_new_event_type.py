@@ -50,9 +50,13 @@ def test_one_more_row_is_a_new_event_type(tmp_path: Path) -> None:
     (tmp_path / "play.py").write_text(PLAY)
     said = subprocess.run(
         [sys.executable, str(tmp_path / "play.py"), str(tmp_path / "agents.py")],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout) == {
         "status": "completed",

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from driving import Bench, Result, cancelled, drive, python_agent, run
 
-from mesh.providers.base import RunContext, SessionInfo, cut_stderr
+from mesh.core.provider_error import cut_stderr
+from mesh.providers.base import RunContext, SessionInfo
 from mesh.providers.python import HANDOVER_MAX
 
 

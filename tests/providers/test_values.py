@@ -31,14 +31,16 @@ def result_of(folder: Path, body: str, **more: Any) -> Any:
     ("value", "stored"),
     [
         ("{'when': NOON}", {"when": TEXT}),
-        ("{'all': [{1, 2}, (NOON,), uuid.UUID(int=1), decimal.Decimal('1.5')]}",
-         {"all": [[1, 2], [TEXT], "00000000-0000-0000-0000-000000000001", "1.5"]}),
+        (
+            "{'all': [{1, 2}, (NOON,), uuid.UUID(int=1), decimal.Decimal('1.5')]}",
+            {"all": [[1, 2], [TEXT], "00000000-0000-0000-0000-000000000001", "1.5"]},
+        ),
         ("{'raw': b'\\xff', 'more': bytearray(b'x')}", {"raw": b"\xff", "more": b"x"}),
         ("Found('a', NOON)", {"path": "a", "when": TEXT}),
         ("{'found': [Found('a', NOON)], 3: None}", {"found": [{"path": "a", "when": TEXT}], "3": None}),
         ("{'half': 'a\\ud800'}", {"half": "a?"}),
     ],
-)  # fmt: skip
+)
 def test_values_of_an_agent_are_stored_as_the_table_says(tmp_path: Path, value: str, stored: Any) -> None:
     """If an agent yields values that are not plain, then events and output hold their plain form."""
     body = (
@@ -111,15 +113,19 @@ def test_a_failed_run_has_one_run_failed(tmp_path: Path, body: str) -> None:
 @pytest.mark.parametrize(
     ("piece", "warnings"),
     [
-        ("{'type': 'message_received', 'data': {'content': 7}}",
-         ["content must be str, not int", "role is missing"]),
+        (
+            "{'type': 'message_received', 'data': {'content': 7}}",
+            ["content must be str, not int", "role is missing"],
+        ),
         ("{'type': 'message_streamed', 'data': {'content': None}}", ["content must be str, not NoneType"]),
         ("{'type': 'tool_call_started', 'data': {}}", ["tool_name is missing"]),
-        ("{'type': 'token_usage_updated', 'data': {'input_tokens': True, 'output_tokens': 1.5}}",
-         ["input_tokens must be int, not bool", "output_tokens must be int, not float"]),
+        (
+            "{'type': 'token_usage_updated', 'data': {'input_tokens': True, 'output_tokens': 1.5}}",
+            ["input_tokens must be int, not bool", "output_tokens must be int, not float"],
+        ),
         ("{'type': 'turn_completed'}", None),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_shape_is_a_warning(tmp_path: Path, piece: str, warnings: Any) -> None:
     """If an event is not of its type's shape, then it is kept, with warnings in its metadata."""
     result = result_of(tmp_path, f"yield {piece}")
