@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mesh.core.events import EVENTS
 from mesh.core.ops import CATALOGUE
 from mesh.errors import CODES, MeshError
 
@@ -226,6 +227,13 @@ def test_the_readme_lists_each_operation() -> None:
     """If an op of the catalogue is missing in the README's table, then another language cannot speak it."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [op.name for op in CATALOGUE if f"`{op.name}`" not in readme]
+    assert not missing, f"not in README.md: {', '.join(missing)}"
+
+
+def test_the_readme_lists_each_event_type() -> None:
+    """If an event type is missing in the README's table, then nobody waits for it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [row.name for row in EVENTS if f"`{row.name}`" not in readme]
     assert not missing, f"not in README.md: {', '.join(missing)}"
 
 
