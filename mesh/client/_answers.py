@@ -39,7 +39,7 @@ def raw_pairs(data: memoryview) -> list[Pair]:
     Raises:
         msgspec.MsgspecError: bytes that are no array of pairs.
     """
-    return [pair if pair[0] == 0 else (pair[0], _plain(pair[1])) for pair in _pairs(data)]
+    return [pair if pair[0] == 0 else (pair[0], plain_of(pair[1])) for pair in _pairs(data)]
 
 
 def parts(frame: bytes) -> list[tuple[int, Pair]]:
@@ -50,12 +50,13 @@ def parts(frame: bytes) -> list[tuple[int, Pair]]:
     """
     try:
         found = _parts(memoryview(frame)[wire.HEADER_BYTES :])
-        return [(place, (status, _plain(raw) if status else raw)) for place, status, raw in found]
+        return [(place, (status, plain_of(raw) if status else raw)) for place, status, raw in found]
     except _BAD as exc:
         raise RemoteProtocolError(f"not the answers to waiting reads: {exc}"[:200]) from exc
 
 
-def _plain(value: Any) -> Any:
+def plain_of(value: Any) -> Any:
+    """An answer as plain data, for who wants maps."""
     return wire.unpack(bytes(value)) if type(value) is msgspec.Raw else value
 
 
@@ -70,7 +71,7 @@ def run_of(value: Any) -> Ended | None:
             ended: Ended | None = _ended(value)
             return ended
     except _BAD:
-        value = _plain(value)
+        value = plain_of(value)
     if value is None:
         return None
     try:
@@ -92,7 +93,7 @@ def events_of(value: Any) -> tuple[Sequence[Event], bool]:
             page: tuple[list[Event], bool] = _page(value)
             return page
     except _BAD:
-        value = _plain(value)
+        value = plain_of(value)
     try:
         rows, complete = value
         return [event_of(row) for row in rows], bool(complete)
@@ -117,4 +118,4 @@ def event_of(values: dict[str, Any]) -> Event:
     )
 
 
-__all__ = ["RAW_OPS", "Ended", "event_of", "events_of", "parts", "raw_pairs", "run_of"]
+__all__ = ["RAW_OPS", "Ended", "event_of", "events_of", "parts", "plain_of", "raw_pairs", "run_of"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any
 
+from mesh.client._answers import plain_of
 from mesh.client._cursor import CURSOR, FETCH_ROWS, FeedCursor, Hole, is_message
 from mesh.client._protocol import READ, Facts
 from mesh.client._surface import EVERY_S, Ask, NeedFacts, Pause, Plan, decode_cursor, encode_cursor, value_of
@@ -112,7 +113,7 @@ def fetch(machine: FeedCursor, hole: Hole) -> Plan:
         yield Pause(HOLE_RETRY_S)
         return []
     if hole.unit == "events":
-        rows, complete = answer
+        rows, complete = plain_of(answer)
         return machine.fetched(hole, rows, complete)
     return machine.fetched(hole, answer)
 

@@ -90,7 +90,8 @@ class AsyncEar(Ear):
 
     def end(self) -> None:
         super().end()
-        self.loop.call_soon_threadsafe(self.feed.close)
+        if not self.loop.is_closed():  # else it failed, and says how
+            self.loop.call_soon_threadsafe(self.feed.close)
 
 
 class Follower(Ear):

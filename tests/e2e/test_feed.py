@@ -19,10 +19,11 @@ def take(feed: Any, count: int) -> list[mesh.Notification]:
     return list(islice(feed, count))
 
 
-def test_late_listener_continues_behind_its_cursor(client: mesh.Client) -> None:
+@pytest.mark.parametrize(("topic", "sid"), [("session.", "early"), ("session.alone.", "alone")])
+def test_late_listener_continues_behind_its_cursor(client: mesh.Client, topic: str, sid: str) -> None:
     """If a listener comes back with a cursor, then it gets exactly what came behind it."""
-    with client.listen("session.") as feed:
-        client.run_once("counter", "5", id="early")
+    with client.listen(topic) as feed:
+        client.run_once("counter", "5", id=sid)
         first = take(feed, 3)
         cursor = first[-1].cursor
         rest = []
@@ -30,7 +31,7 @@ def test_late_listener_continues_behind_its_cursor(client: mesh.Client) -> None:
             rest.append((note.topic, note.data["seq"]))
             if note.topic.endswith("session_completed"):
                 break
-    with client.listen("session.", after=cursor) as late:
+    with client.listen(topic, after=cursor) as late:
         again = [(note.topic, note.data["seq"]) for note in take(late, len(rest))]
     assert again == rest
 
