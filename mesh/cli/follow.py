@@ -10,7 +10,7 @@ import click
 from mesh.cli import render
 
 if TYPE_CHECKING:
-    from mesh.core.records import Event
+    from mesh.core.records import Event, Run
 
 #: Types after which a session has nothing more to say.
 ENDED = frozenset(("session_completed", "session_failed", "session_cancelled"))
@@ -78,9 +78,23 @@ def line(event: Event) -> str:
     return f"[{event.seq}] {event.type} {' '.join(told)}".rstrip()
 
 
+def used(run: Run) -> str:
+    """What a run used and cost, as one line; "" when its agent reported nothing."""
+    shown = (("input_tokens", "in"), ("output_tokens", "out"), ("cache_read_tokens", "from cache"))
+    counted = [f"{run.token_usage[name]:,} {what}" for name, what in shown if run.token_usage.get(name)]
+    said = [f"tokens: {', '.join(counted)}"] if counted else []
+    if run.turn_count:
+        said.append(f"turns: {run.turn_count}")
+    if run.cost_usd is not None:
+        said.append(f"cost: ${run.cost_usd:.4g} ({run.cost_state.value})")
+    elif run.cost_state == "unknown_price":
+        said.append("cost: unknown price")
+    return "; ".join(said)
+
+
 def _short(value: object, width: int = 100) -> str:
     text = " ".join((value if isinstance(value, str) else render.to_json(value)).split())
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-__all__ = ["ENDED", "RUN_ENDED", "TOLD", "EventPrinter", "line", "piece"]
+__all__ = ["ENDED", "RUN_ENDED", "TOLD", "EventPrinter", "line", "piece", "used"]

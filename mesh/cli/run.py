@@ -29,11 +29,24 @@ CANCEL_WAIT_S = 8.0
     "--session", "session_id", metavar="ID", help="Go on in this session (made when it is not there)."
 )
 @click.option(
+    "--deadline",
     "--timeout",
-    "limit_s",
+    "deadline_s",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Cancel the run after this time; exit code 5.",
+    help="Stop the run after this time; exit code 5.",
+)
+@click.option(
+    "--idle",
+    "idle_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Stop the run when its agent says nothing for so long; exit code 5.",
+)
+@click.option(
+    "--usage/--no-usage",
+    default=None,
+    help="Say on stderr what the run used and cost; on a terminal it is said when there is something to say.",
 )
 @click.option(
     "--cwd",
@@ -52,7 +65,9 @@ def run(
     agent: str,
     prompt: tuple[str, ...],
     session_id: str | None,
-    limit_s: float | None,
+    deadline_s: float | None,
+    idle_s: float | None,
+    usage: bool | None,
     cwd: str | None,
     context: dict[str, Any],
     config_file: str | None,
@@ -61,14 +76,18 @@ def run(
 
     PROMPT `-` reads standard input. Ctrl-C cancels the run. With -o json: one event per line.
 
-    Example: mesh run shell "wc -w README.md"
+    \b
+    Example:
+      mesh run shell "wc -w README.md"
+      mesh run shell "make test" --deadline 600 --idle 60
     """
     words = values.prompt_text(prompt)
     with _signals_heard(), _a_client(config_file) as (client, address):
         if cwd is None and agent == "shell" and not (shell().address or _named_address()):
             cwd = "."
         task = Task(
-            agent, words, session_id, limit_s, str(Path(cwd).resolve()) if cwd else None, context or None
+            agent, words, session_id, deadline_s, str(Path(cwd).resolve()) if cwd else None, context or None,
+            idle_s=idle_s, usage=usage,
         )
         raise click.exceptions.Exit(run_task(client, address, task))
 
@@ -79,9 +98,11 @@ class Task(NamedTuple):
     agent: str
     prompt: str
     session_id: str | None
-    limit_s: float | None
+    deadline_s: float | None
     cwd: str | None
     context: dict[str, Any] | None
+    idle_s: float | None = None
+    usage: bool | None = None  #: None: on a terminal, when there is something to say
 
 
 def run_task(client: mesh.Client, address: str | None, task: Task) -> int:
@@ -95,10 +116,13 @@ def run_task(client: mesh.Client, address: str | None, task: Task) -> int:
         given = client.runs.submit(
             record.id,
             {"prompt": task.prompt},
-            deadline_s=task.limit_s,
+            deadline_s=task.deadline_s,
+            idle_s=task.idle_s,
             provider_opts={"cwd": task.cwd} if task.cwd else None,
         )
         code = follow_run(client, record.id, given.id, after=record.seq, address=address)
+        if code != render.INTERRUPTED:  # then the client stopped in the middle
+            _say_usage(client, given.id, task.usage)
     finally:
         if task.session_id is None:
             _end_session(address, record.id, "complete" if code == render.OK else "cancel")
@@ -139,6 +163,22 @@ def follow_run(
         printer.end_line()
         return _cancelled(address or shell().address, run_id)
     raise MeshError("the stream ended before the run did", code="stream_closed")
+
+
+def _say_usage(client: mesh.Client, run_id: str, wanted: bool | None) -> None:
+    """What the run used and cost, on stderr: stdout is the agent's."""
+    from mesh.cli.follow import used
+
+    if wanted is False or (wanted is None and (shell().json or not sys.stderr.isatty())):
+        return None
+    record = client.runs.get(run_id)
+    if shell().json:
+        names = ("token_usage", "turn_count", "cost_usd", "cost_state")
+        return click.echo(render.to_json({name: getattr(record, name) for name in names}), err=True)
+    text = used(record)
+    if text or wanted:
+        click.echo(text or "no usage was reported", err=True)
+    return None
 
 
 def _verdict(event: Any, record: Any) -> int:

@@ -127,6 +127,8 @@ def show(session_id: str) -> None:
 
     Example: mesh session show build-42
     """
+    from mesh.cli.follow import used
+
     with shell().client() as client:
         record, runs = client.sessions.get(session_id), client.sessions.runs(session_id)
     if shell().json:
@@ -138,7 +140,8 @@ def show(session_id: str) -> None:
     render.fields(shown.items())
     for run in runs:
         error = f"  {run.error.get('message', '')}" if run.error else ""
-        click.echo(f"run {run.id}  {run.status}  {render.clock(run.created_at)}{error}")
+        told = f"  {used(run)}" if used(run) else ""
+        click.echo(f"run {run.id}  {run.status}  {render.clock(run.created_at)}{told}{error}")
     return None
 
 

@@ -348,12 +348,37 @@ def test_run_that_ends_badly(
 def test_run_in_a_named_session_leaves_it_open(cli: Cli, fake: FakeClient) -> None:
     """If --session names one, then it is used and stays."""
     _a_run(fake, RunStatus.COMPLETED, event(5, "run_completed"))
-    cli("run", "echo", "x", "--session", "s1", "--address", "a", "--timeout", "3")
+    cli("run", "echo", "x", "--session", "s1", "--address", "a", "--timeout", "3", "--idle", "2")
     assert fake.named("sessions.start_or_get")[0][0] == ("s1", "echo")
     assert fake.named("runs.submit") == [
-        (("s1", {"prompt": "x"}), {"deadline_s": 3.0, "provider_opts": None})
+        (("s1", {"prompt": "x"}), {"deadline_s": 3.0, "idle_s": 2.0, "provider_opts": None})
     ]
     assert not fake.named("sessions.complete")
+
+
+USED: dict[str, Any] = {"token_usage": {"input_tokens": 1234, "output_tokens": 5}, "turn_count": 2}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (USED | {"cost_usd": 0.00123, "cost_state": "computed"},
+         "tokens: 1,234 in, 5 out; turns: 2; cost: $0.00123 (computed)\n"),
+        (USED | {"cost_state": "unknown_price"}, "tokens: 1,234 in, 5 out; turns: 2; cost: unknown price\n"),
+        ({}, "no usage was reported\n"),
+    ],
+)
+def test_run_says_what_it_used(cli: Cli, fake: FakeClient, more: dict[str, Any], said: str) -> None:
+    """If --usage is given, then tokens and cost are one line on stderr; in a pipe nothing is said unasked."""
+    _a_run(fake, RunStatus.COMPLETED, event(5, "run_completed"))
+    values = fake.answers["runs.get"].to_map() | more
+    fake.answers["runs.get"] = Run.from_map(values)
+    assert cli("run", "echo", "x", "--address", "a", "--usage").stderr == said
+    fake.answers["sessions.stream"] = _stream(event(5, "run_completed"))
+    assert cli("run", "echo", "x", "--address", "a").stderr == ""
+    fake.answers["sessions.stream"] = _stream(event(5, "run_completed"))
+    as_json = cli("run", "echo", "x", "--address", "a", "--usage", "-o", "json")
+    assert json.loads(as_json.stderr)["turn_count"] == values["turn_count"]
 
 
 def test_ctrl_c_cancels_the_run_and_its_session(cli: Cli, fake: FakeClient) -> None:
