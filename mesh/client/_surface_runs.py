@@ -163,6 +163,7 @@ def follow(
 ) -> Plan:
     """Give the events to the caller's function, live and in order, up to the run's terminal one.
 
+    Without filters also what the same transaction wrote behind it: the end of a ``run_once``'s session.
     What the function raises ends this, not the run; a note on the exception says how to go on.
     """
     told = _noted(on_event, f"raised by on_event; run {run_id} of session {session_id} goes on (runs.wait)")
@@ -179,11 +180,16 @@ def follow(
             elif answer.code != "timeout":
                 raise answer
             continue
+        ended = False
         for event in events_of(answer)[0]:
             asked["after"] = event.seq
             yield Emit(told, event)
-            if event.run_id == run_id and event.type in _TERMINAL_TYPES:
-                return None
+            ended = ended or (event.run_id == run_id and event.type in _TERMINAL_TYPES)
+        if ended:
+            if not filters and event.run_id == run_id:  # the page was cut just there
+                for last in (yield from session_events(session_id, {"after": event.seq}, None)):
+                    yield Emit(told, last)
+            return None
 
 
 def _noted(on_event: Callable[[Event], Any], note: str) -> Callable[[Event], Any]:

@@ -117,7 +117,9 @@ class Prices:
         if price is None:
             return Cost(None, CostState.UNKNOWN_PRICE)
         usd = price.of(used)
-        return Cost(usd, CostState.COMPUTED) if isfinite(usd) else Cost(None, CostState.UNKNOWN_PRICE)
+        if not isfinite(usd):
+            return Cost(None, CostState.UNKNOWN_PRICE)
+        return Cost(_rounded(usd), CostState.COMPUTED)
 
 
 def together(a: Cost, b: Cost) -> Cost:
@@ -126,7 +128,12 @@ def together(a: Cost, b: Cost) -> Cost:
         return a if b.state == CostState.NO_USAGE else b
     if a.usd is None or b.usd is None:
         return Cost(None, CostState.UNKNOWN_PRICE)
-    return Cost(a.usd + b.usd, a.state if a.state == b.state else CostState.COMPUTED)
+    return Cost(_rounded(a.usd + b.usd), a.state if a.state == b.state else CostState.COMPUTED)
+
+
+def _rounded(usd: float) -> float:
+    """Without what binary fractions add to a sum of millionths."""
+    return round(usd, 12)
 
 
 def _merged(base: PriceList | None, table: Any, place: str) -> PriceList:

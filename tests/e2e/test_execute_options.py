@@ -57,7 +57,10 @@ def test_run_once_says_what_it_used_and_cost(client: mesh.Client) -> None:
     assert (run.cost_usd, run.turn_count, run.metadata) == (result.cost_usd, 1, about)
     kept = client.sessions.get(result.session_id).metadata["provider_sessions"]
     assert kept == {"python": {"provider_session_id": "p1", "model": "small-2"}}
-    assert client.run_once("echo", "x").cost_state == mesh.CostState.NO_USAGE
+    seen: list[mesh.Event] = []
+    plain = client.run_once("echo", "x", on_event=seen.append)
+    assert plain.cost_state == mesh.CostState.NO_USAGE
+    assert seen == list(plain.events)
 
 
 def test_each_event_reaches_the_callback_once_and_in_order(client: mesh.Client) -> None:
