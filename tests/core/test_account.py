@@ -83,7 +83,7 @@ def test_provider_session_is_kept_beside_what_changed_meanwhile(bench: Bench) ->
     kept = bench.store.session("s")
     assert kept is not None
     assert kept.metadata == {
-        "mine": 1, "new": 2,
+        "mine": 1, "new": 2, "provider": "echo",
         "provider_sessions": {
             "codex": {"model": "o3"}, "claude": {"provider_session_id": "p1", "model": "m"},
         },
