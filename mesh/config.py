@@ -91,6 +91,7 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     feed_topics: int = 100_000  #: subscriptions known one by one; with more of them everything is published
     feed_message_bytes: int = 64 * 1024  #: a larger message is not published: listeners fetch it from the log
     lifecycle_kept: int = 100_000  #: lifecycle messages kept per partition for late listeners
+    running: int = 10_000  #: runs that execute at a time, over all runners; the others wait
     runner_unacked_bytes: int = 16 * 1024 * 1024
     output_bytes: int = 4 * 1024 * 1024  #: of one run's joined text
     unstored_s: float = 60.0  #: a run whose events cannot be stored for so long is stopped
@@ -302,6 +303,9 @@ def _nearest(word: Any, names: Any) -> str:
 def _build(merged: dict[str, dict[str, Any]], source: str) -> NodeConfig:
     sections: dict[str, Any] = {name: cls(**merged.get(name, {})) for name, cls in _sections().items()}
     agents = {"echo": {"provider": "echo"}, "shell": {"provider": "shell"}} | merged.get("agents", {})
+    running, runners = sections["limits"].running, sections["node"].runners
+    if running < runners:
+        raise ConfigError(f"limits.running = {running}: the node has {runners} runners, one run for each")
     return NodeConfig(**sections, agents=agents, prices=merged.get("prices", {}), source=source)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mesh.client import _surface_prompts as prompt_plans
 from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as plans
 from mesh.client._aio_link import AsyncLink
@@ -13,6 +14,7 @@ from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
 from mesh.client._surface import failure
 from mesh.core.records import Event, Run, RunResult
+from mesh.errors import MeshError
 
 
 class AsyncRuns(AsyncStoredRuns):
@@ -141,6 +143,51 @@ class AsyncRuns(AsyncStoredRuns):
         placed = plans.run_call("run.cancel", run_id, if_version)
         found: str = await self._one(WRITE, placed, plans.settle_limit(self._link, timeout_s))
         return found
+
+    async def cancel_many(
+        self, ids: Sequence[str], *, timeout_s: float | None = None
+    ) -> dict[str, MeshError | None]:
+        """Cancel several runs at once; id -> None when it is over, or the error."""
+        outcome: dict[str, MeshError | None] = await self._link.drive(
+            prompt_plans.cancel_many(self._link, ids, timeout_s), timeout_s
+        )
+        return outcome
+
+    async def interrupt(
+        self, run_id: str, *, if_version: int | None = None, timeout_s: float | None = None
+    ) -> str:
+        """Cancel a run that executes, reason ``interrupt``; its id, when it is settled. Again is the same.
+
+        Raises:
+            NotFound: ``run_not_found``, also when it waits or has ended otherwise.
+        """
+        placed = plans.run_call("run.interrupt", run_id, if_version)
+        found: str = await self._one(WRITE, placed, plans.settle_limit(self._link, timeout_s))
+        return found
+
+    async def pause(
+        self, run_id: str, *, if_version: int | None = None, timeout_s: float | None = None
+    ) -> Run:
+        """Have a running agent wait at its next step; it must have the capability ``pause``.
+
+        Raises:
+            InvalidArgument: ``capability_not_supported``.
+            InvalidState: ``invalid_operation``, it does not run.
+        """
+        placed = plans.run_call("run.pause", run_id, if_version)
+        return Run.from_map(await self._one(WRITE, placed, timeout_s))
+
+    async def resume(
+        self, run_id: str, *, if_version: int | None = None, timeout_s: float | None = None
+    ) -> Run:
+        """Have a paused agent go on; it must have the capability ``resume``.
+
+        Raises:
+            InvalidArgument: ``capability_not_supported``.
+            InvalidState: ``invalid_operation``, it is neither paused nor running.
+        """
+        placed = plans.run_call("run.resume", run_id, if_version)
+        return Run.from_map(await self._one(WRITE, placed, timeout_s))
 
 
 __all__ = ["AsyncRuns"]

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from mesh.client import _surface_prompts as prompt_plans
 from mesh.client import _surface_sessions as plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._blocking_queries import StoredSessions
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
 from mesh.client._surface import check_function, failure
-from mesh.core.records import Event, Handle, Page, Prompted, Run, Session
+from mesh.core.records import Event, Handle, Page, Prompted, QueuedPrompt, Run, Session
 
 
 class Sessions(StoredSessions):
@@ -151,16 +152,61 @@ class Sessions(StoredSessions):
         return count
 
     def prompt(
-        self, id: str, text: str, *, queue: str = "follow_up", timeout_s: float | None = None
+        self,
+        id: str,
+        text: str,
+        *,
+        queue: str = "follow_up",
+        on_busy: str = "enqueue",
+        timeout_s: float | None = None,
     ) -> Prompted:
-        """Submit a text as a run. Does not wait: follow it with ``stream`` or ``runs.wait``.
+        """Say something to a session; the prompt is a run. Does not wait: follow it with ``stream`` or
+        ``runs.wait``.
+
+        While the session is busy, ``on_busy`` decides. ``enqueue``: a ``follow_up`` waits for its turn; a
+        ``steering`` prompt goes into the run that executes when its agent takes it, and is the next turn,
+        joined with the others of its kind, when none did. ``reject``: ``session_busy``. ``interrupt`` and
+        ``rollback``: what executes is cancelled, and this is the next turn; after a rollback the transcript
+        has nothing of what was cancelled.
 
         Raises:
-            InvalidState: ``session_paused``, ``session_closed``, ``session_not_active``.
-            Overloaded: ``max_runs_exceeded``.
+            InvalidState: ``session_busy``, ``session_paused``, ``session_closed``, ``session_not_active``.
+            Overloaded: ``max_runs_exceeded``, or ``queue_full`` when too many steer.
         """
-        run_id, queued = self._one(WRITE, plans.prompt_call(id, text, queue), timeout_s)
-        return Prompted(run_id, queued)
+        placed = prompt_plans.prompt_call(id, text, queue, on_busy)
+        return prompt_plans.prompted(self._one(WRITE, placed, timeout_s))
+
+    def queued(self, id: str, *, timeout_s: float | None = None) -> Sequence[QueuedPrompt]:
+        """The prompts that wait, the steering ones first; they go on waiting."""
+        placed = plans.session_call("session.queued", id)
+        return prompt_plans.queued_prompts(self._one(READ, placed, timeout_s))
+
+    def recall(self, id: str, *, timeout_s: float | None = None) -> Sequence[QueuedPrompt]:
+        """Take back the prompts that wait: they are cancelled, and returned for the user to edit."""
+        placed = plans.session_call("session.recall", id)
+        return prompt_plans.queued_prompts(self._one(WRITE, placed, timeout_s))
+
+    def clear(self, id: str, *, timeout_s: float | None = None) -> int:
+        """Cancel the prompts that wait; how many there were."""
+        count: int = self._one(WRITE, plans.session_call("session.clear", id), timeout_s)
+        return count
+
+    def interrupt(
+        self, id: str, *, if_version: int | None = None, timeout_s: float | None = None
+    ) -> Sequence[str]:
+        """Cancel what executes, keep what waits; the runs' ids, when they are settled."""
+        ids: Sequence[str] = self._link.drive(
+            prompt_plans.interrupt_session(self._link, id, if_version, timeout_s), timeout_s
+        )
+        return ids
+
+    def drain(self, id: str, *, timeout_s: float | None = 60.0) -> None:
+        """Return when the session has nothing to do, running or waiting. New work is not refused meanwhile.
+
+        Raises:
+            DeadlineExceeded: it still had; ``details`` count it, nothing was cancelled.
+        """
+        self._link.drive(prompt_plans.drain_session(id, timeout_s), timeout_s)
 
     def get(self, id: str, *, timeout_s: float | None = None) -> Session:
         """The session as stored, and its handle when it is live.

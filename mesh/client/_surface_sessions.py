@@ -109,14 +109,6 @@ def run_call(op: str, run_id: Any, *more: Any) -> tuple[int, Call]:
     return run_slot(run_id), (op, (run_id, *more))
 
 
-def prompt_call(session_id: Any, text: Any, queue: Any) -> tuple[int, Call]:
-    """(slot, call) of ``sessions.prompt``."""
-    sid = check_id(session_id)
-    if type(text) is not str or not text:
-        raise InvalidArgument(f"a prompt is a non-empty str, not {shown(text, 60)}", code="invalid_input")
-    return session_slot(sid), ("session.prompt", (sid, new_run_id(sid), text, queue))
-
-
 def error_form(error: Any) -> Any:
     """How an error given to ``sessions.fail`` travels: a text or a map."""
     if isinstance(error, MeshError):
@@ -379,7 +371,6 @@ __all__ = [
     "list_sessions",
     "new_run_id",
     "new_session_call",
-    "prompt_call",
     "run_call",
     "session_call",
     "session_events",

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mesh.client import _surface_node as plans
+from mesh.client import _surface_prompts as prompt_plans
 from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as session_plans
 from mesh.client._aio_link import AsyncLink
@@ -127,6 +128,14 @@ class AsyncClient:
         """Have every partition write a consistent copy of its store to a folder on the node's machine."""
         files: list[str] = await self._link.drive(plans.backup(folder, timeout_s), timeout_s)
         return files
+
+    async def drain(self, *, timeout_s: float | None = 60.0) -> None:
+        """Return when every partition was seen with no run executing or waiting. New work is not refused.
+
+        Raises:
+            DeadlineExceeded: there still was some; ``details`` count it, nothing was cancelled.
+        """
+        await self._link.drive(prompt_plans.drain_node(timeout_s), timeout_s)
 
     async def close(self) -> None:
         """Close the connection; calls that are waiting end with ``client_closed``. Idempotent."""

@@ -78,6 +78,17 @@ class Agents:
                 details={"missing": missing, "has": sorted(have)},
             )
 
+    def check_named(self, agent: str, name: str) -> None:
+        """Refuse what needs a capability of that name which the agent has not.
+
+        Raises:
+            InvalidArgument: ``capability_not_supported``.
+        """
+        entry = self.catalogue.get(agent) or {}
+        if not any(c["name"] == name and c.get("enabled", True) for c in entry.get("capabilities", ())):
+            raise InvalidArgument(f"agent {agent!r} has no capability {name!r}",
+                                  code="capability_not_supported", details={"agent": agent, "needs": name})
+
     def provider(self, agent: str) -> str:
         """The provider behind an agent, for events."""
         entry = self.catalogue.get(agent) or self.configured.get(agent) or {}

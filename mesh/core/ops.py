@@ -58,7 +58,14 @@ CATALOGUE: tuple[Op, ...] = (
     Op("session.fail", "write", "session_id, error map or text, if_version?", "session map"),
     Op("session.stop", "write", "session_id, handle?, if_version?", "nil"),
     Op("session.abort", "write", "session_id, if_version?", "int: runs that were cancelled"),
-    Op("session.prompt", "write", "session_id, run_id, text, queue", "[run_id, queued: bool]"),
+    Op(
+        "session.prompt", "write", "session_id, run_id, text, queue, on_busy?",
+        "[run_id, queued: bool, the queue it waits in or nil]",
+    ),
+    Op("session.queued", "read", "session_id", "[[run_id, queue, text, queued_at], ...] of waiting prompts"),
+    Op("session.recall", "write", "session_id", "the same, and they are cancelled"),
+    Op("session.clear", "write", "session_id", "int: waiting prompts that were cancelled"),
+    Op("session.interrupt", "write", "session_id, if_version?", "[run_id, ...] that are told to stop"),
     Op("session.get", "read", "session_id", "session map"),
     Op(
         "session.list",
@@ -85,12 +92,16 @@ CATALOGUE: tuple[Op, ...] = (
         "[[event map, ...], complete: bool]; filters: run_id, type, since, after, before, limit",
     ),
     Op("session.wait", "wait", "session_id, filters map", "the same, as soon as it is not empty"),
+    Op("session.drain", "wait", "session_id", "[running, waiting], as soon as both are 0"),
     # runs: the run id is minted by the client and carries the slot of its session
     Op("run.create", "write", "run_id, session_id, input, options?", "run map, pending"),
     Op("run.execute", "write", "run_id, options?, if_version?", "run map, queued or running"),
     Op("run.submit", "write", "run_id, session_id, input, options?", "run map, queued or running"),
     Op("run.once", "write", "run_id, session_id, agent, input, fields?, options?", "run map"),
     Op("run.cancel", "write", "run_id, if_version?", "run_id, when the run is settled"),
+    Op("run.interrupt", "write", "run_id, if_version?", "run_id, when the run is settled"),
+    Op("run.pause", "write", "run_id, if_version?", "run map"),
+    Op("run.resume", "write", "run_id, if_version?", "run map"),
     Op("run.get", "read", "run_id", "run map"),
     Op("run.wait", "wait", "run_id, events?",
        "run map, as soon as it is terminal; nil when the time is over; events: 'run' or 'session' adds "
@@ -125,6 +136,7 @@ CATALOGUE: tuple[Op, ...] = (
     # agents and the node
     Op("agent.list", "read", "", "[{name, provider, capabilities, problem}, ...]"),
     Op("agent.reload", "write", "", "the same, after every runner loaded them anew"),
+    Op("partition.drain", "wait", "", "[running, waiting], as soon as both are 0", True),
     Op("partition.info", "read", "", "map of counters", True),
     Op("partition.backup", "write", "folder on the node's machine", "the file's path", True),
 )

@@ -7,8 +7,8 @@ Rules of this file:
    that never began has said nothing.
 2. Each run gets exactly one terminal event: from its runner with the settling batch, or from here when the
    runner is gone, did not obey a cancel, or never had the run.
-3. Steering prompts wait beside the queue, for the runs that execute; what nobody took when a slot is free is
-   joined into one message and is the next run.
+3. Steering prompts wait beside the queue, for the runs that execute; what nobody took when none executes any
+   more is joined into one message and is the next run.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Queue:
         slots = session.slots or self.slots
         if len(work.running) >= slots:
             return
-        if work.steering:
+        if work.steering and not work.running:
             work = self.join_steering(session_id)
         try:
             session = self.live.bring_up(session)
@@ -158,6 +158,27 @@ class Queue:
                 self.start_next(session_id)
             except StoreError:
                 continue  # its row is damaged: whoever reads it is told; the others go on
+
+    def steer(self, run: RunState) -> RunState:
+        """Have a pending prompt wait for whichever run of its session takes it.
+
+        Raises:
+            Overloaded: ``queue_full``.
+        """
+        work = self.state.work_of(run.session_id)
+        if len(work.steering) >= self.queue_max:
+            raise Overloaded(
+                f"session {run.session_id} has {len(work.steering)} steering prompts waiting "
+                "(sessions.queue_max)",
+                code="queue_full", details={"retry_after_ms": 100, "queue_max": self.queue_max},
+            )
+        last = self.state.run(work.steering[-1]).queued_at if work.steering else 0.0
+        place = max(self.state.now, last + QUEUE_STEP_S)
+        run = self.state.put_run(runs.step(run, RunStatus.QUEUED, queued_at=place))
+        self.state.put_work(run.session_id, work._replace(steering=(*work.steering, run.id)))
+        for running in map(self.state.run, work.running):
+            self.state.commands.append((running.runner or 0, ["steer", running.id, running.attempt]))
+        return run
 
     def join_steering(self, session_id: str) -> Work:
         """Make one run, the next, of the steering prompts that nobody took; blank lines between them."""
@@ -246,14 +267,16 @@ class Queue:
         self.state.commands.append((run.runner or 0, ["cancel", run.id, run.attempt, run.reason]))
         return False
 
-    def cancel_waiting(self, session_id: str, reason: str) -> int:
-        """Cancel what waits in a session."""
+    def cancel_waiting(self, session_id: str, reason: str, *, prompts_only: bool = False) -> int:
+        """Cancel what waits in a session; how many there were."""
         work = self.state.work_of(session_id)
+        found = [run for run in map(self.state.run, work.waiting) if run.queue or not prompts_only]
+        ids = {run.id for run in found}
         # Taken out first, so that settling one does not start the next.
-        self.state.put_work(session_id, Work(work.running))
-        for run_id in work.waiting:
-            self.cancel(self.state.run(run_id), reason)
-        return len(work.waiting)
+        self.state.put_work(session_id, Work(work.running, tuple(r for r in work.queue if r not in ids)))
+        for run in found:
+            self.cancel(run, reason)
+        return len(found)
 
     def cancel_running(self, session_id: str, reason: str) -> list[str]:
         """Cancel what a session executes; the ids of those whose runner was told."""

@@ -303,10 +303,23 @@ class Event(Record, frozen=True):
 
 
 class Prompted(Record, frozen=True):
-    """A prompt was accepted as a run; ``queued`` says that another one is executing first."""
+    """A prompt was accepted as a run; ``queued`` says that it waits, and ``queue`` in which queue.
+
+    A steering prompt that another run took is completed, its output ``{"steered_into": run_id}``.
+    """
 
     run_id: str
     queued: bool
+    queue: str | None = None
+
+
+class QueuedPrompt(Record, frozen=True):
+    """A prompt that waits; ``queue`` is ``steering`` or ``follow_up``."""
+
+    run_id: str
+    queue: str
+    text: str
+    queued_at: float
 
 
 class RunResult(Record, frozen=True):

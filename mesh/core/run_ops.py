@@ -12,7 +12,6 @@ from mesh.core import session as sessions
 from mesh.core import wire
 from mesh.core.agents import Agents, Part
 from mesh.core.queueing import Queue
-from mesh.core.records import RunStatus
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.core.settling import Settling
@@ -36,7 +35,6 @@ class RunOps:
             "run.execute": self.execute,
             "run.submit": self.submit,
             "run.cancel": self.cancel,
-            "session.prompt": self.prompt,
         }
 
     def _run_id(self, run_id: Any, session_id: str) -> str:
@@ -49,7 +47,7 @@ class RunOps:
                 f"run id {shown(run_id)} does not carry the slot of {session_id}", code="invalid_id")
         return run_id
 
-    def _at(self, run_id: Any, if_version: Any) -> RunState:
+    def at(self, run_id: Any, if_version: Any) -> RunState:
         """The run, when it is as the caller saw it."""
         run = self.state.run(run_id)
         sessions.check_version(run, if_version)
@@ -78,12 +76,12 @@ class RunOps:
         self.agents.check_capabilities(session.agent, run.options)
         return run
 
-    def queue_up(self, run: RunState, session: SessionState) -> RunState:
+    def queue_up(self, run: RunState, session: SessionState, *, first: bool = False) -> RunState:
         """Queue a stored run; it starts at once when the session is free."""
         sessions.require_active(session)
         self.agents.check(session.agent, ready=True)
         self.agents.check_capabilities(session.agent, run.options)
-        return self.queue.submit(run, session)
+        return self.queue.submit(run, session, first=first)
 
     def wire_of(self, run: RunState) -> bytes:
         """The answer that shows a run."""
@@ -95,7 +93,7 @@ class RunOps:
 
     def execute(self, args: list[Any], part: Part) -> bytes | None:
         run_id, options, if_version = take(args, 1, 3)
-        run = self._at(run_id, if_version)
+        run = self.at(run_id, if_version)
         session = self.state.session(run.session_id)
         merged = {**run.options, **runs.checked_options(options)}
         self.bounded([run.input, merged], "input and options have")
@@ -108,21 +106,8 @@ class RunOps:
         sessions.require_active(session)
         return self.wire_of(self.queue_up(self.add(run_id, session, value, options), session))
 
-    def prompt(self, args: list[Any], part: Part) -> bytes | None:
-        session_id, run_id, text, queue = take(args, 4)
-        session = self.state.session(session_id)
-        sessions.require_active(session)
-        if type(text) is not str or not text:
-            raise InvalidArgument(f"a prompt must be a non-empty str, not {shown(text, 60)}")
-        if queue != "follow_up":
-            raise InvalidArgument(
-                f"queue must be 'follow_up', not {shown(queue, 60)}", code="capability_not_supported"
-            )
-        run = self.queue_up(self.add(run_id, session, {"prompt": text}, None), session)
-        return wire.ok([run.id, run.status == RunStatus.QUEUED])
-
     def cancel(self, args: list[Any], part: Part) -> bytes | None:
-        return self.settling.cancel(self._at(*take(args, 1, 2)), part)
+        return self.settling.cancel(self.at(*take(args, 1, 2)), part)
 
 
 def take(args: list[Any], least: int, most: int | None = None) -> list[Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from mesh.core import account
+from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core.error_map import failure_data
 from mesh.core.prices import Prices
@@ -89,6 +90,23 @@ class Runners:
             changes = account.so_far(run, report, self.prices)
             self.state.put_progress(self.state.put_run(msgspec.structs.replace(run, **changes)), number)
             self.state.touch(run.session_id)
+
+    def on_take(self, runner: int, incarnation: int, message: list[Any]) -> list[Any]:
+        """A run takes the steering prompts of its session, all at once; returns the answer, to be sent after
+        the commit. The same number again gets the same texts, so nothing is lost or given twice."""
+        _, run_id, attempt, number = message
+        run = self._claimed(runner, incarnation, run_id, attempt)
+        if run is None:
+            return ["fenced", run_id, attempt]
+        if number == run.takes + 1 and (steering := self.state.work_of(run.session_id).steering):
+            for prompt in map(self.state.run, steering):
+                for said in runs.messages(prompt.input):
+                    self.state.append(run.session_id, "message_sent", said, run=run)
+                self.queue.settle_steered(prompt, run_id)
+            run = self.state.put_run(msgspec.structs.replace(run, takes=number, taken=steering))
+        taken = run.taken if number == run.takes else ()
+        texts = [self.state.run(prompt_id).input["prompt"] for prompt_id in taken]
+        return ["taken", run_id, attempt, number, texts]
 
     def on_roster(self, entries: dict[int, RunnerEntry]) -> None:
         """Take the runners' present state: settle what died with one, restart its sessions, dispatch."""

@@ -15,7 +15,9 @@ import msgspec
 from mesh.core import session as sessions
 from mesh.core import wire
 from mesh.core.agents import Agents, Part
+from mesh.core.control import ControlOps
 from mesh.core.error_map import checked_error
+from mesh.core.prompts import PromptOps
 from mesh.core.records import SessionStatus
 from mesh.core.run import RunState
 from mesh.core.run_ops import RunOps, take
@@ -29,7 +31,7 @@ LIST_MAX = 1_000
 
 
 class SessionOps:
-    """Writes on sessions; those on runs stand in ``RunOps``, and ``writes`` is the table of both."""
+    """Writes on sessions. Runs, prompts and control have tables of their own; ``writes`` holds all."""
 
     def __init__(self, runners: Runners, *, agents: dict[str, dict[str, Any]], input_bytes_max: int) -> None:
         self.state = runners.state
@@ -39,6 +41,7 @@ class SessionOps:
         self.agents = Agents(self.state, agents)
         self.settling = Settling(self.queue, self._wire)
         self.runs = RunOps(self.queue, self.agents, self.settling, input_bytes_max=input_bytes_max)
+        self.prompts = PromptOps(self.runs, self.settling)
         self.owns: Callable[[str], bool] = lambda _: True
         runners.idempotent = {name for name, table in agents.items() if table.get("idempotent") is True}
         self.writes: dict[str, Callable[[list[Any], Part], bytes | None]] = {
@@ -56,6 +59,8 @@ class SessionOps:
             "run.once": self.run_once,
             "agent.reload": self.agent_reload,
             **self.runs.writes,
+            **self.prompts.writes,
+            **ControlOps(self.runs, self.settling).writes,
         }
 
     def _wire(self, session: SessionState) -> bytes:

@@ -12,7 +12,8 @@ from typing import Any
 from mesh.core import wire
 from mesh.errors import Overloaded
 
-#: What is waited for: ("session", its id) or ("run", its id); an id alone might be either.
+#: What is waited for: ("session", its id), ("run", its id) or ("drain", a session's id or "" for all); an id
+#: alone might be any.
 Key = tuple[str, str]
 
 

@@ -47,6 +47,8 @@ class Actors:
                 self._on_roster({row[0]: RunnerEntry(*row[1:]) for row in message[1]}, writable)
             case mailbox.RUNNER, "batch" if writable:
                 self.answers.append((index, incarnation, self.runners.on_batch(index, incarnation, message)))
+            case mailbox.RUNNER, "take" if writable:
+                self.answers.append((index, incarnation, self.runners.on_take(index, incarnation, message)))
             case mailbox.RUNNER, "lost" if writable:
                 self.runners.on_lost(index, incarnation, message[1])
             case mailbox.RUNNER, "left" if writable:

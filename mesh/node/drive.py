@@ -20,6 +20,7 @@ from mesh.errors import MeshError, RunError
 from mesh.node.ending import Ending, cancelled, error_map, failure, raised, timed_out
 from mesh.node.pieces import Pieces, Sink, is_output
 from mesh.providers.base import Provider, RunContext, SessionInfo
+from mesh.providers.live import Steering
 
 #: How long a cancelled provider may clean up; the callers of ``cancel`` are promised 5 s.
 CANCEL_S = 4.0
@@ -38,6 +39,9 @@ class Host(Sink, Protocol):
     async def room(self) -> None:
         """Return when there is room for more unconfirmed events."""
 
+    def ask(self, drive: Drive) -> None:
+        """The run wants its steering prompts."""
+
     def ended(self, drive: Drive) -> None:
         """The provider of a drive is done; nothing of it executes any more."""
 
@@ -50,10 +54,13 @@ class Drive:
         options: dict[str, Any],
     ) -> None:
         self.key = key
+        self.partition = partition
+        self.steering = Steering(lambda: host.ask(self))
         self.info = _info(session)
         self.context = RunContext(
             key[0], self.info, run_input, attempt=key[1], options=options.get("provider_opts"),
             states=host.states, late=self._late,
+            steering=self.steering,
         )
         self.pieces = Pieces(host, key, partition, self.info)
         self.ending: Ending | None = None
@@ -84,7 +91,7 @@ class Drive:
 
     def _look(self, idle_s: float) -> None:
         """Stop a provider that said nothing for its time; what it waits for us does not count."""
-        if self._host.outbox.full:
+        if self._host.outbox.full or self.context.paused:
             self._heard_s = self._loop.time()
         left_s = self._heard_s + idle_s - self._loop.time()
         if left_s <= 0:
@@ -99,6 +106,9 @@ class Drive:
         self._give_up(ending)
         if self.task is not None:
             self.task.cancel()
+        else:  # it still waits for its turn
+            self._settle(ending)
+            self._host.ended(self)
 
     def drop(self) -> None:
         """The attempt is over elsewhere: stop the provider and say nothing more."""

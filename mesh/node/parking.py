@@ -18,7 +18,7 @@ from mesh.core import wire
 from mesh.core.partition import Partition
 from mesh.core.records import TERMINAL
 from mesh.core.run import RunState
-from mesh.core.state import EventRow
+from mesh.core.state import EventRow, Work
 from mesh.core.waiting import Group, Waiter, Waiters
 from mesh.errors import InvalidArgument, MeshError, NotFound, RemoteProtocolError
 from mesh.node.reads import Reads, checked_filters, encode_events, encode_rows
@@ -26,6 +26,7 @@ from mesh.node.tails import Tails
 from mesh.store.sqlite import StoredEvent
 
 _EMPTY_EVENTS = wire.OK + b"\x92\x90\xc3"
+_DRAINED = wire.ok([0, 0])
 MORE = int(wire.Flag.MORE)
 #: What ``run.wait`` may bring along: the events of the run, or of its whole session.
 WITH_EVENTS = (None, "run", "session")
@@ -83,6 +84,8 @@ class Parking:
             return self._session_wait(waiter, args)
         if op == "run.wait":
             return self._run_wait(waiter, args)
+        if op in ("session.drain", "partition.drain"):
+            return self._drain(waiter, op, args)
         raise InvalidArgument(f"unknown op {op!r:.60} for a WAIT payload", code="unknown_op")
 
     def _session_wait(self, waiter: Waiter, args: list[Any]) -> bytes | None:
@@ -151,9 +154,38 @@ class Parking:
                     self._finish(waiter, wire.OK + encode_events(session_id, found, complete))
             self.tails.extend(session_id, rows)
         for run_id in settled:
+            self._wake_drained(self.state.run(run_id).session_id)
             for waiter in self.waiters.of(("run", run_id)):
                 self._finish_run(waiter, self.state.run(run_id))
         self.flush()
+
+    def _drain(self, waiter: Waiter, op: str, args: list[Any]) -> bytes | None:
+        wanted = 1 if op == "session.drain" else 0
+        if len(args) != wanted:
+            raise InvalidArgument(f"expected {wanted} arguments, not {len(args)}")
+        scope = self.state.session(args[0]).id if args else ""
+        if self._is_drained(scope):
+            return _DRAINED
+        waiter.key = ("drain", scope)
+        self.waiters.park(waiter)
+        return None
+
+    def _is_drained(self, scope: str) -> bool:
+        if scope:
+            return self.state.work_of(scope) == Work()
+        return not (self.state.work or self.partition.parked)
+
+    def _left(self, scope: str) -> bytes:
+        """How many runs execute and wait."""
+        works = [self.state.work_of(scope)] if scope else list(self.state.work.values())
+        return wire.ok([sum(len(work.running) for work in works), sum(len(work.waiting) for work in works)])
+
+    def _wake_drained(self, session_id: str) -> None:
+        for scope in (session_id, ""):
+            waiters = self.waiters.of(("drain", scope))
+            if waiters and self._is_drained(scope):
+                for waiter in waiters:
+                    self._finish(waiter, _DRAINED)
 
     def _finish_run(self, waiter: Waiter, run: RunState) -> None:
         events = waiter.filters["events"]
@@ -173,7 +205,11 @@ class Parking:
         for waiter in self.waiters.expired(now_s):
             if "session" in waiter.filters:
                 self.tails.end(waiter.filters["session"], waiter)
-            self._finish(waiter, wire.OK_NIL if waiter.key[0] == "run" else _EMPTY_EVENTS)
+            kind, scope = waiter.key
+            if kind == "drain":
+                self._finish(waiter, self._left(scope))
+            else:
+                self._finish(waiter, wire.OK_NIL if kind == "run" else _EMPTY_EVENTS)
         self.flush()
 
     # --- replies ---

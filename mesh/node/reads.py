@@ -42,6 +42,7 @@ class Reads:
             "session.id_of": self.id_of,
             "session.runs": self.session_runs,
             "session.events": self.session_events,
+            "session.queued": self.session_queued,
             "run.get": self.run_get,
             "feed.echo": self.feed_echo,
             "feed.head": lambda args, now: wire.ok(self.head()),
@@ -110,6 +111,10 @@ class Reads:
             if not page.add(runs.to_wire(self.state.runs.get(run.id, run))):
                 return page.encode()
         return page.encode(found[-1].n if more else None)
+
+    def session_queued(self, args: list[Any], now: int) -> bytes:
+        session = self.state.session(*_exactly(args, 1))
+        return wire.ok(self.partition.ops.prompts.rows(session.id))
 
     def run_get(self, args: list[Any], now: int) -> bytes:
         return wire.ok(runs.to_wire(self.state.run(*_exactly(args, 1))))

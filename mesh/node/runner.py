@@ -17,9 +17,11 @@ from contextlib import suppress
 from typing import Any
 
 from mesh.core import mailbox, wire
+from mesh.core.admission import Admission, share
 from mesh.core.runner import Inbox, Key, Outbox, RunLog
 from mesh.log import Log
 from mesh.node import reaper
+from mesh.node.asking import Asking
 from mesh.node.child import Child
 from mesh.node.drive import Drive
 from mesh.node.ending import cancelled, unstored
@@ -91,7 +93,11 @@ class Runner:
         )
         self._watch = Watch(child, self._log, on_stop=self.stop, on_unblocked=self._unblocked)
         self._runs: dict[str, Drive] = {}  # until the settlement is stored
-        self._executing: set[Drive] = set()  # until the provider is done, also those that were dropped
+        # Until the provider is done, also those that were dropped.
+        self._admission: Admission[Drive] = Admission(
+            share(limits.running, child.index, child.config.node.runners)
+        )
+        self._asking = Asking(self._post)
         self._inboxes: dict[int, Inbox] = {}
         self._to_ack: set[int] = set()
         self._changed: dict[Key, RunLog] = {}
@@ -106,11 +112,12 @@ class Runner:
         self._states_max = child.config.sessions.max_live
         self._messages: dict[str, Callable[..., None]] = {
             "commands": self._on_commands, "stored": self._on_stored, "expected": self._on_expected,
-            "fenced": self._on_fenced,
+            "fenced": self._on_fenced, "taken": self._on_taken,
         }
         self._commands: dict[str, Callable[..., None]] = {
             "run": self._do_run, "cancel": self._do_cancel, "close": self._do_close, "known": self._do_known,
-            "reload": self._do_reload,
+            "reload": self._do_reload, "pause": self._do_pause, "resume": self._do_resume,
+            "steer": self._do_steer,
         }
 
     def start(self) -> None:
@@ -124,7 +131,9 @@ class Runner:
         """Begin to stop: no new runs, the present ones are cancelled."""
         if not self._stopping.is_set():
             self._stopping.set()
-            for drive in list(self._executing):
+            for drive in list(self._admission.line):
+                self._forget(*drive.key)  # it never began: the next runner has it
+            for drive in list(self._admission.inside):
                 drive.stop(cancelled("shutdown"))
             self._check_quiet()
 
@@ -143,7 +152,7 @@ class Runner:
         self._link.close()
 
     def _check_quiet(self) -> None:
-        if self._stopping.is_set() and not self._executing and not self.outbox.logs:
+        if self._stopping.is_set() and not self._admission.inside and not self.outbox.logs:
             self._quiet.set()
 
     # --- what a drive needs ---
@@ -161,11 +170,19 @@ class Runner:
             await waiter
 
     def ended(self, drive: Drive) -> None:
-        """The provider of a drive is done."""
-        self._executing.discard(drive)
+        """The provider of a drive is done: whoever waits longest for its place begins."""
+        self._asking.forget(drive.key)
+        admitted = self._admission.leave(drive)
+        if admitted is not None:
+            admitted.start()
         for stream in self._streams:
             stream.finish(f"{drive.info.id} {drive.key[0]}")
         self._check_quiet()
+
+    def ask(self, drive: Drive) -> None:
+        """Ask for the steering prompts of a run, behind what it said so far."""
+        self._asking.ask(drive)
+        self._link.wake()
 
     # --- sending ---
 
@@ -176,6 +193,7 @@ class Runner:
             for message in self.outbox.close(log, now_s) if key in self.outbox.logs else ():
                 self._link.post(log.partition, message)
         self._changed.clear()
+        self._asking.turn()
         for partition in self._to_ack:
             inbox = self._inboxes[partition]
             self._post(partition, ["acks", inbox.epoch, inbox.done])
@@ -192,6 +210,7 @@ class Runner:
             for partition, messages in self.outbox.overdue(time.monotonic()):
                 for message in messages:
                     self._link.post(partition, message)
+            self._asking.again()
         self._stop_unstored()
         self.processes.collect(time.monotonic())
         self._loop.call_later(TELL_S, self._tell)
@@ -220,8 +239,10 @@ class Runner:
 
     def _stats(self) -> dict[str, Any]:
         return {
-            "runs": len(self._runs), "executing": len(self._executing), "unacked_bytes": self.outbox.bytes,
-            "lag_ms": self._watch.lag_ms, "sessions": len(self.states), "refused": self._link.refused,
+            "runs": len(self._runs), "executing": len(self._admission.inside),
+            "waiting": len(self._admission.line), "running_max": self._admission.limit,
+            "unacked_bytes": self.outbox.bytes, "lag_ms": self._watch.lag_ms, "sessions": len(self.states),
+            "refused": self._link.refused,
             "late_events": self.late,
         }
 
@@ -233,6 +254,7 @@ class Runner:
 
     def _resend(self, partition: int | None) -> None:
         """What a partition (None: any) was sent and did not store may have been lost with its mailbox."""
+        self._asking.again(partition)
         for index, messages in self.outbox.of_partition(partition, time.monotonic()):
             for message in messages:
                 self._link.post(index, message)
@@ -328,8 +350,8 @@ class Runner:
             options=options or {},
         )
         self._runs[run_id] = drive
-        self._executing.add(drive)
-        drive.start()
+        if self._admission.enter(drive):
+            drive.start()
 
     def _bound_states(self) -> None:
         """Sessions whose end was never told (their partition died) must not add up."""
@@ -344,6 +366,26 @@ class Runner:
             self._post(partition, ["lost", [[run_id, attempt]]])
         else:
             drive.stop(cancelled(reason))
+
+    def _do_pause(self, partition: int, run_id: str, attempt: int) -> None:  # noqa: ARG002
+        for drive in self._drives(run_id, attempt):
+            drive.context.paused.turn(True)
+
+    def _do_resume(self, partition: int, run_id: str, attempt: int) -> None:  # noqa: ARG002
+        for drive in self._drives(run_id, attempt):
+            drive.context.paused.turn(False)
+
+    def _do_steer(self, partition: int, run_id: str, attempt: int) -> None:  # noqa: ARG002
+        for drive in self._drives(run_id, attempt):
+            drive.steering.hint()
+
+    def _drives(self, run_id: str, attempt: int) -> list[Drive]:
+        """The attempt, when it is not over."""
+        drive = self._runs.get(run_id)
+        return [] if drive is None or drive.key[1] != attempt else [drive]
+
+    def _on_taken(self, _partition: int, run_id: str, attempt: int, n: int, texts: list[str]) -> None:
+        self._asking.taken((run_id, attempt), n, texts)
 
     def _do_close(self, partition: int, session_id: str) -> None:  # noqa: ARG002
         self.states.pop(session_id, None)
@@ -367,7 +409,7 @@ class Runner:
 
     def _unblocked(self, task: asyncio.Task[Any], where: str) -> None:
         """The loop is free again: say in the log of the run that blocked it what it did."""
-        drive = next((drive for drive in self._executing if drive.task is task), None)
+        drive = next((drive for drive in self._admission.inside if drive.task is task), None)
         if drive is not None:
             lag_ms = self._watch.lag_ms
             message = f"the agent blocked its runner for {lag_ms / 1000:.1f} s at {where}"

@@ -34,6 +34,7 @@ from mesh.core.provider_error import ProviderError
 from mesh.core.record import Record
 from mesh.core.usage import UsageMode
 from mesh.errors import ConfigError, InvalidArgument, RunError, shown
+from mesh.providers.live import Paused, Steering
 
 #: The type of the map that says what the run gives; no event.
 OUTPUT = "output"
@@ -116,12 +117,15 @@ class Cancellation:
 class RunContext:
     """What an agent is given: ``async def agent(run: mesh.RunContext)``."""
 
-    __slots__ = ("_states", "attempt", "cancelled", "input", "late", "options", "run_id", "session")
+    __slots__ = (
+        "_states", "attempt", "cancelled", "input", "late", "options", "paused", "run_id", "session",
+        "steering",
+    )
 
     def __init__(
         self, run_id: str, session: SessionInfo, input: Any, *, attempt: int = 1,
         options: dict[str, Any] | None = None, states: MutableMapping[str, dict[str, Any]] | None = None,
-        late: Callable[[], None] = lambda: None,
+        late: Callable[[], None] = lambda: None, steering: Steering | None = None,
     ) -> None:
         self.run_id = run_id
         self.attempt = attempt  #: from 1; higher only for an agent that is declared ``idempotent``
@@ -129,6 +133,8 @@ class RunContext:
         self.input = input  #: as the caller gave it
         self.options = options or {}  #: ``provider_opts`` of the call
         self.cancelled = Cancellation()
+        self.paused = Paused()
+        self.steering = steering or Steering()
         self.late = late  #: for providers: on the loop, count a word that came after the run's end
         self._states: MutableMapping[str, dict[str, Any]] = {} if states is None else states
 

@@ -60,6 +60,9 @@ class Runner:
         self.inbox = Inbox()
         self.runs: dict[str, tuple[int, int]] = {}  # run -> attempt, batches made
         self.cancelled: set[str] = set()
+        self.reasons: dict[str, str] = {}
+        self.steered: set[str] = set()  # runs that were told of steering prompts
+        self.told: list[str] = []  # pause and resume
         self.started: list[tuple[str, int]] = []
         self.said: list[list[Any]] = []
 
@@ -74,8 +77,13 @@ class Runner:
             elif name == "cancel":
                 if args[0] in self.runs:
                     self.cancelled.add(args[0])
+                    self.reasons.setdefault(args[0], args[2])
                 else:
                     self.said.append(["lost", [[args[0], args[1]]]])
+            elif name == "steer":
+                self.steered.add(args[0])
+            elif name in ("pause", "resume"):
+                self.told.append(name)
             elif name == "known":
                 lost = [[r, a] for r, a in args[0] if self.runs.get(r, (None,))[0] != a]
                 if lost:

@@ -53,6 +53,7 @@ class Bench:
         self.states: dict[str, dict[str, Any]] = {}
         self.output_bytes_max = output_bytes
         self.late = 0
+        self.asked: list[tuple[str, int]] = []
         self.done: dict[str, asyncio.Event] = {}
         self.spoke = asyncio.Event()
         self.stored: dict[str, list[Any]] = {}
@@ -73,6 +74,9 @@ class Bench:
                 batch = wire.unpack(message)
                 self.stored.setdefault(key[0], []).append(batch)
                 self.outbox.stored(key, batch[3])
+
+    def ask(self, drive: Drive) -> None:
+        self.asked.append((drive.key[0], drive.steering.open))
 
     def ended(self, drive: Drive) -> None:
         self.done[drive.key[0]].set()

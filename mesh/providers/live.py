@@ -1,0 +1,111 @@
+"""What is said to a run while it executes: ``run.paused`` and ``run.steering``. Everything on the loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+
+class _News:
+    """Wakes whoever waits for a change."""
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self) -> None:
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def wait(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+
+class Paused:
+    """Whether somebody paused the run: True or False wherever it is asked, from any thread.
+
+    An agent that declares the capabilities ``pause`` and ``resume`` calls ``await run.paused.over()`` between
+    its steps: it returns at once, or when the run is resumed.
+    """
+
+    __slots__ = ("_news", "_set")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._news = _News()
+
+    def __bool__(self) -> bool:
+        return self._set
+
+    def __repr__(self) -> str:
+        return f"Paused({self._set})"
+
+    def turn(self, paused: bool) -> None:
+        """Called by the node."""
+        self._set = paused
+        self._news.wake()
+
+    async def over(self) -> None:
+        """Return when the run is not paused."""
+        while self._set:
+            await self._news.wait()
+
+
+class Steering:
+    """What was said to the run since it began, for an agent that listens while it works.
+
+    ``texts = await run.steering()`` takes all that waits, in order; it asks nobody when nothing does.
+    ``async for text in run.steering`` gives each text as it comes, without end: leave it by ``break``.
+    What was taken is in the log as a message of this run; what nobody takes is the session's next turn.
+    """
+
+    __slots__ = ("_ask", "_count", "_news", "_texts", "hinted", "open")
+
+    def __init__(self, ask: Callable[[], None] = lambda: None) -> None:
+        self._ask = ask
+        self._count = 0  #: how often something was taken
+        self._texts: list[str] = []  #: taken, and not given to the agent yet
+        self._news = _News()
+        self.hinted = False  #: something waits, by the node's word
+        self.open = 0  #: the number of the question that was not answered yet
+
+    async def __call__(self) -> list[str]:
+        """Take all that waits."""
+        if self.hinted and not self.open:
+            self.hinted = False
+            self.open = self._count + 1
+            self._ask()
+        while self.open and not self._texts:
+            await self._news.wait()
+        texts, self._texts = self._texts, []
+        return texts
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        while True:
+            for text in await self():
+                yield text
+            if not (self.hinted or self._texts):
+                await self._news.wait()
+
+    def hint(self) -> None:
+        """Called by the node: something waits."""
+        self.hinted = True
+        self._news.wake()
+
+    def taken(self, number: int, texts: list[str]) -> None:
+        """Called by the node: the answer to a question. One that comes twice is given once."""
+        if number != self.open:
+            return
+        if texts:
+            self._count = number
+            self._texts += texts
+        self.open = 0
+        self._news.wake()
+
+
+__all__ = ["Paused", "Steering"]
