@@ -202,11 +202,11 @@ class AsyncSessions(AsyncStoredSessions):
         )
         return ids
 
-    async def drain(self, id: str, *, timeout_s: float | None = 60.0) -> None:
+    async def drain(self, id: str, *, timeout_s: float | None = None) -> None:
         """Return when the session has nothing to do, running or waiting. New work is not refused meanwhile.
 
         Raises:
-            DeadlineExceeded: it still had; ``details`` count it, nothing was cancelled.
+            DeadlineExceeded: it still had, by default after 60 s; ``details`` count it.
         """
         await self._link.drive(prompt_plans.drain_session(id, timeout_s), timeout_s)
 

@@ -22,6 +22,8 @@ from mesh.core.records import Prompted, QueuedPrompt
 from mesh.core.slots import check_id, session_slot
 from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, shown
 
+#: A drain without a time limit of its own has this one.
+DRAIN_S = 60.0
 #: A drain outlives these; everything else ends it.
 _PASSING = frozenset(("timeout", "overloaded", "partition_unavailable", "node_unreachable"))
 
@@ -89,7 +91,7 @@ def drain_node(timeout_s: float | None) -> Plan:
 
 
 def _drain(places: Sequence[int], call: Call, timeout_s: float | None) -> Plan:
-    deadline_s = None if timeout_s is None else monotonic() + timeout_s
+    deadline_s = monotonic() + (DRAIN_S if timeout_s is None else timeout_s)
     left: dict[int, tuple[int, int]] = dict.fromkeys(places, (0, 0))
     while left:
         running, waiting = (sum(counts) for counts in zip(*left.values(), strict=True))

@@ -129,11 +129,11 @@ class AsyncClient:
         files: list[str] = await self._link.drive(plans.backup(folder, timeout_s), timeout_s)
         return files
 
-    async def drain(self, *, timeout_s: float | None = 60.0) -> None:
+    async def drain(self, *, timeout_s: float | None = None) -> None:
         """Return when every partition was seen with no run executing or waiting. New work is not refused.
 
         Raises:
-            DeadlineExceeded: there still was some; ``details`` count it, nothing was cancelled.
+            DeadlineExceeded: there still was some, by default after 60 s; ``details`` count it.
         """
         await self._link.drive(prompt_plans.drain_node(timeout_s), timeout_s)
 

@@ -127,11 +127,11 @@ class Client:
         files: list[str] = self._link.drive(plans.backup(folder, timeout_s), timeout_s)
         return files
 
-    def drain(self, *, timeout_s: float | None = 60.0) -> None:
+    def drain(self, *, timeout_s: float | None = None) -> None:
         """Return when every partition was seen with no run executing or waiting. New work is not refused.
 
         Raises:
-            DeadlineExceeded: there still was some; ``details`` count it, nothing was cancelled.
+            DeadlineExceeded: there still was some, by default after 60 s; ``details`` count it.
         """
         self._link.drive(prompt_plans.drain_node(timeout_s), timeout_s)
 

@@ -170,8 +170,8 @@ def test_at_most_max_live_sessions_are_live(tmp_path: Path) -> None:
 def test_a_prompt_runs_and_the_next_ones_wait_in_order(bench: Bench) -> None:
     """If prompts come while one executes, then they are queued and executed in order."""
     runner = started(bench)
-    assert prompt(bench) == [RUN, False]
-    assert [prompt(bench, r) for r in (RUN2, RUN3)] == [[RUN2, True], [RUN3, True]]
+    assert prompt(bench) == [RUN, False, None]
+    assert [prompt(bench, r) for r in (RUN2, RUN3)] == [[RUN2, True, "follow_up"], [RUN3, True, "follow_up"]]
     for run_id in (RUN, RUN2, RUN3):
         assert list(runner.runs) == [run_id]
         bench.progress(runner, run_id, "completed")
