@@ -16,7 +16,9 @@ from typing import Any
 
 import msgspec
 
+from mesh.core.events import TYPE_CODE
 from mesh.core.prices import Prices
+from mesh.core.records import SessionStatus
 from mesh.core.session import SLOTS_MAX
 from mesh.core.slots import PARTITIONS_MAX
 from mesh.core.wire import FRAME_BYTES_MAX
@@ -56,6 +58,23 @@ class SessionsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_live: int = 10_000
     queue_max: int = 100  #: runs that may wait in one session
     slots: int = 1  #: runs that one session executes at a time, unless it was made with another number
+
+
+class RetentionSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[retention]``: what goes by itself (``node/retention.py``). 0 is never, or no bound."""
+
+    interval_s: float = 3_600.0
+    max_session_age_days: float = 0.0
+    max_completed_session_age_days: float = 0.0
+    hard_delete_after_days: float = 30.0
+    max_events_per_session: int = 0
+    max_total_events: int = 0
+    exempt_statuses: list[str] = msgspec.field(default_factory=lambda: ["active", "paused"])
+    exempt_tags: list[str] = msgspec.field(default_factory=lambda: ["pinned"])
+    prune_event_types_first: list[str] = msgspec.field(
+        default_factory=lambda: ["message_streamed", "token_usage_updated"])
+    batch_size: int = 100  #: rows of one step
+    audit_kept: int = 100_000  #: entries of the audit log kept per partition
 
 
 class SupervisionSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,6 +123,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     node: NodeSection = NodeSection()
     routes: RoutesSection = RoutesSection()
     sessions: SessionsSection = SessionsSection()
+    retention: RetentionSection = msgspec.field(default_factory=RetentionSection)
     supervision: SupervisionSection = SupervisionSection()
     limits: LimitsSection = LimitsSection()
     agents: dict[str, dict[str, Any]] = {}
@@ -130,11 +150,23 @@ _RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("sessions", "idle_timeout_s"): (0, 10**9),
     ("sessions", "queue_max"): (0, 10**6),
     ("sessions", "slots"): (1, SLOTS_MAX),
+    ("retention", "max_session_age_days"): (0, 10**6),
+    ("retention", "max_completed_session_age_days"): (0, 10**6),
+    ("retention", "hard_delete_after_days"): (0, 10**6),
+    ("retention", "max_events_per_session"): (0, 10**12),
+    ("retention", "max_total_events"): (0, 10**12),
+    ("retention", "batch_size"): (1, 10_000),
     ("routes", "expired_memory_max"): (0, 10**7),
     ("routes", "ttl_ms"): (1, 10**13),
     ("limits", "frame_bytes"): (1024, FRAME_BYTES_MAX),
 }
 _CHOICES = {("routes", "durability"): DURABILITIES, ("sessions", "durability"): DURABILITIES}
+#: Settings that are lists of texts; what may stand in them, None: anything.
+_LISTS: dict[tuple[str, str], frozenset[str] | None] = {
+    ("retention", "exempt_statuses"): frozenset(str(status) for status in SessionStatus),
+    ("retention", "exempt_tags"): None,
+    ("retention", "prune_event_types_first"): frozenset(TYPE_CODE),
+}
 #: What NodeConfig holds beside sections with fixed keys: two kinds of tables, and where it came from.
 _FREE = ("agents", "prices", "source")
 _ENV_PREFIX = "MESH_"
@@ -230,6 +262,8 @@ def _value(section: str, key: str, value: Any, wanted: Any, origin: str) -> Any:
     name = f"{origin}: {section}.{key} = {_shown(value)}"
     if wanted is float and type(value) is int and abs(value) <= 10**15:
         value = float(value)
+    if (section, key) in _LISTS:
+        return _texts(name, value, _LISTS[section, key])
     if type(value) is not wanted:
         raise ConfigError(f"{name}: expected {_TYPE_NAMES[wanted]}, not {type(value).__name__}")
     choices = _CHOICES.get((section, key))
@@ -243,6 +277,18 @@ def _value(section: str, key: str, value: Any, wanted: Any, origin: str) -> Any:
     if section == "node" and key == "name" and not value.replace("-", "").replace("_", "").isalnum():
         raise ConfigError(f"{name}: expected letters, digits, - and _")
     return value
+
+
+def _texts(name: str, value: Any, known: frozenset[str] | None) -> list[str]:
+    """A list of texts; from the environment they are separated by commas."""
+    if type(value) is str:
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, list | tuple) or not all(type(item) is str for item in value):
+        raise ConfigError(f"{name}: expected a list of texts")
+    for item in value:
+        if known is not None and item not in known:
+            raise ConfigError(f"{name}: {item!r:.60} is not known{_nearest(item, known)}")
+    return list(value)
 
 
 def _shown(value: Any) -> str:
@@ -310,6 +356,6 @@ def _build(merged: dict[str, dict[str, Any]], source: str) -> NodeConfig:
 
 
 __all__ = [
-    "LimitsSection", "NodeConfig", "NodeSection", "RoutesSection", "SessionsSection", "SupervisionSection",
-    "data_dir", "default_data_dir", "load", "load_agents",
+    "LimitsSection", "NodeConfig", "NodeSection", "RetentionSection", "RoutesSection", "SessionsSection",
+    "SupervisionSection", "data_dir", "default_data_dir", "load", "load_agents",
 ]

@@ -226,7 +226,8 @@ def test_every_default_passes_its_own_check(section: str) -> None:
     """If a default is said aloud, then it is accepted, from the environment too."""
     for key, value in load().to_map()[section].items():
         assert load(**{section: {key: value}}) == load()
-        assert load(environ={f"MESH_{section}_{key}".upper(): str(value)}) == load()
+        text = ",".join(value) if isinstance(value, list) else str(value)
+        assert load(environ={f"MESH_{section}_{key}".upper(): text}) == load()
 
 
 # --- errors ---
@@ -281,3 +282,11 @@ def test_details_are_the_error_s_own() -> None:
     assert error.details == {"a": 1}
     assert NotFound.code == "not_found"
     assert InvalidArgument.code == "validation_error"
+
+
+def test_a_list_of_texts_is_checked_by_its_words() -> None:
+    """If a list names what nobody knows, or is none, then it is refused with the nearest word."""
+    assert load(retention={"exempt_statuses": ["failed"]}).retention.exempt_statuses == ["failed"]
+    for wrong in (["actve"], "actve", 5, [1], {"a": 1}):
+        with pytest.raises(ConfigError, match=r"retention\.exempt_statuses"):
+            load(retention={"exempt_statuses": wrong})

@@ -6,7 +6,6 @@ that its type does not fit (data with numbers as keys, a field of a newer node) 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -26,10 +25,18 @@ class Ended(Run, frozen=True):
     events: tuple[Event, ...] | None = None
 
 
+class Logged(msgspec.Struct, array_like=True):
+    """A page of a log; whether these are all; up to which seq events were removed."""
+
+    events: list[Event]
+    complete: bool
+    pruned_to: int = 0
+
+
 _pairs = msgspec.msgpack.Decoder(list[tuple[int, msgspec.Raw]]).decode
 _parts = msgspec.msgpack.Decoder(list[tuple[int, int, msgspec.Raw]]).decode
 _ended = msgspec.msgpack.Decoder(Ended | None).decode
-_page = msgspec.msgpack.Decoder(tuple[list[Event], bool]).decode
+_page = msgspec.msgpack.Decoder(Logged).decode
 _BAD = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
 
 
@@ -82,21 +89,21 @@ def run_of(value: Any) -> Ended | None:
         raise RemoteProtocolError(f"not a run: {exc}"[:200]) from exc
 
 
-def events_of(value: Any) -> tuple[Sequence[Event], bool]:
-    """The answer of ``session.events`` and ``session.wait``: events, and whether these are all.
+def events_of(value: Any) -> Logged:
+    """The answer of ``session.events`` and ``session.wait``.
 
     Raises:
         RemoteProtocolError: no page of events.
     """
     try:
         if type(value) is msgspec.Raw:
-            page: tuple[list[Event], bool] = _page(value)
+            page: Logged = _page(value)
             return page
     except _BAD:
         value = plain_of(value)
     try:
-        rows, complete = value
-        return [event_of(row) for row in rows], bool(complete)
+        rows, complete, *pruned_to = value
+        return Logged([event_of(row) for row in rows], bool(complete), *pruned_to[:1])
     except (LookupError, *_BAD) as exc:
         raise RemoteProtocolError(f"not a page of events: {exc}"[:200]) from exc
 
@@ -118,4 +125,4 @@ def event_of(values: dict[str, Any]) -> Event:
     )
 
 
-__all__ = ["RAW_OPS", "Ended", "event_of", "events_of", "parts", "plain_of", "raw_pairs", "run_of"]
+__all__ = ["RAW_OPS", "Ended", "Logged", "event_of", "events_of", "parts", "plain_of", "raw_pairs", "run_of"]

@@ -7,8 +7,11 @@ from datetime import datetime
 
 from mesh.client import _surface_queries as plans
 from mesh.client._blocking_link import BlockingLink
+from mesh.client._protocol import WRITE
+from mesh.client._surface import failure
+from mesh.client._surface_sessions import session_call
 from mesh.core.records import Event, Page, Run, Session
-from mesh.core.reports import SessionStats, UsageSummary
+from mesh.core.reports import MaintenanceReport, SessionStats, UsageSummary
 
 Time = float | datetime
 Some = str | Sequence[str]
@@ -62,6 +65,34 @@ class StoredSessions:
             plans.session_stats(self._link, id, timeout_s), timeout_s
         )
         return stats
+
+
+    def delete(self, id: str, *, hard: bool = False, timeout_s: float | None = None) -> bool:
+        """Hide a session from lists and searches until ``undelete``; ``hard`` forgets it and its runs.
+
+        Returns whether it was there. What was hidden is forgotten after ``retention.hard_delete_after_days``.
+        After a hard delete the id is free; the rows go in the background.
+
+        Raises:
+            InvalidState: ``session_busy``, it is live or has a run: stop it first.
+        """
+        placed = session_call("session.delete", id, bool(hard))
+        status, value = self._link.call(WRITE, placed[0], placed[1], timeout_s)
+        if status:
+            raise failure(value)
+        return bool(value)
+
+    def undelete(self, id: str, *, timeout_s: float | None = None) -> Session:
+        """Take back a soft delete; nothing happens to a session that is not deleted.
+
+        Raises:
+            NotFound: ``session_not_found``, it was deleted hard, or never there.
+        """
+        placed = session_call("session.undelete", id)
+        status, value = self._link.call(WRITE, placed[0], placed[1], timeout_s)
+        if status:
+            raise failure(value)
+        return Session.from_map(value)
 
 
 class StoredRuns:
@@ -196,4 +227,16 @@ class Usage:
         return summary
 
 
-__all__ = ["Events", "StoredRuns", "StoredSessions", "Usage"]
+class Maintenance:
+    """What the node does to stay small and sound."""
+
+    def __init__(self, link: BlockingLink) -> None:
+        self._link = link
+
+    def run(self, *, timeout_s: float | None = None) -> MaintenanceReport:
+        """Do now what ``[retention]`` does in the background, and wait for it, an hour at most by default."""
+        report: MaintenanceReport = self._link.drive(plans.maintenance_run(timeout_s), timeout_s)
+        return report
+
+
+__all__ = ["Events", "Maintenance", "StoredRuns", "StoredSessions", "Usage"]

@@ -113,7 +113,7 @@ def fetch(machine: FeedCursor, hole: Hole) -> Plan:
         yield Pause(HOLE_RETRY_S)
         return []
     if hole.unit == "events":
-        rows, complete = plain_of(answer)
+        rows, complete, *_ = plain_of(answer)
         return machine.fetched(hole, rows, complete)
     return machine.fetched(hole, answer)
 

@@ -13,9 +13,9 @@ from time import monotonic
 from typing import Any
 
 from mesh.client._answers import event_of
-from mesh.client._protocol import READ, Facts
+from mesh.client._protocol import READ, WRITE, Facts
 from mesh.client._surface import EVERY_S, FACTS, Ask, Plan, decode_cursor, encode_cursor, value_of
-from mesh.client._surface_routes import Linked
+from mesh.client._surface_routes import Linked, ask_every
 from mesh.client._surface_sessions import session_call
 from mesh.core import query as q
 from mesh.core import reports
@@ -23,6 +23,8 @@ from mesh.core.records import Page, Run, Session
 from mesh.core.slots import run_slot, session_slot
 from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError
 
+#: How long a sweep by hand is waited for, unless the caller says otherwise.
+SWEEP_S = 3_600.0
 _FAR = (1 << 63) - 1
 _OPS = {"sessions": "session.search", "runs": "run.search", "events": "event.search"}
 _PARSE: dict[str, Callable[[Any], Any]] = {
@@ -341,6 +343,14 @@ def _known(session_id: str) -> Plan:
     return value_of(answer)
 
 
+def maintenance_run(timeout_s: float | None) -> Plan:
+    """Have every partition sweep once, and wait for all of them."""
+    limit_s = SWEEP_S if timeout_s is None else timeout_s
+    answers = yield from ask_every(WRITE, ("maintenance.run", ()), limit_s)
+    found = {p: answer for p, answer in answers.items() if not isinstance(answer, MeshError)}
+    return reports.swept(found, [p for p in answers if p not in found])
+
+
 def session_stats(link: Linked, session_id: Any, timeout_s: float | None) -> Plan:
     """What a session's log and runs add up to."""
     until = monotonic() + (link.timeout_s if timeout_s is None else timeout_s)
@@ -356,4 +366,4 @@ def session_stats(link: Linked, session_id: Any, timeout_s: float | None) -> Pla
     )
 
 
-__all__ = ["count_events", "search", "session_stats", "usage_summary"]
+__all__ = ["SWEEP_S", "count_events", "maintenance_run", "search", "session_stats", "usage_summary"]

@@ -181,7 +181,7 @@ def follow(
                 raise answer
             continue
         ended = False
-        for event in events_of(answer)[0]:
+        for event in events_of(answer).events:
             asked["after"] = event.seq
             yield Emit(told, event)
             ended = ended or (event.run_id == run_id and event.type in _TERMINAL_TYPES)

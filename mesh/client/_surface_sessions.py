@@ -311,13 +311,17 @@ def session_events(session_id: Any, filters: dict[str, Any], timeout_s: float | 
     asked = dict(filters)
     while True:
         [answer] = yield [Ask(READ, slot, ("session.events", (sid, asked)), timeout_s)]
-        events, complete = events_of(value_of(answer))
-        found += events
-        if complete or not events or (limit is not None and len(found) >= limit):
+        page = events_of(value_of(answer))
+        found += page.events
+        if page.complete or not page.events or (limit is not None and len(found) >= limit):
             return found
         asked["after"] = found[-1].seq
         if limit is not None:
             asked["limit"] = limit - len(found)
+
+
+#: The type of the marker that tells a follower of removed events; it is in no log.
+LOG_PRUNED = "log_pruned"
 
 
 class EventStream:
@@ -328,6 +332,16 @@ class EventStream:
         self.filters = event_filters(after=after, run_id=run_id, type=type, limit=STREAM_PAGE)
         check_timeout(timeout_s)
         self.timeout_s = timeout_s
+        self._told = 0  #: up to where the caller knows that events were removed
+
+    def _marker(self, first_seq: int, pruned_to: int = 0) -> list[Event]:
+        """Tell the caller, once, that retention removed events where he is reading: that is no loss."""
+        after = self.filters.get("after") or 0
+        if max(after, self._told) >= pruned_to:
+            return []
+        self._told = pruned_to
+        data = {"first_seq": first_seq, "pruned_to": pruned_to}
+        return [Event("", LOG_PRUNED, self.session_id, None, max(after, first_seq - 1), 0.0, data)]
 
     def page(self) -> Plan:
         """Wait for events: at least one. Restarts and silence are outlived.
@@ -345,10 +359,11 @@ class EventStream:
                 Ask(WAIT, slot, ("session.wait", (self.session_id, dict(self.filters))), park_s)
             ]
             if not isinstance(answer, MeshError):
-                events, _ = events_of(answer)
-                if events:
-                    self.filters["after"] = events[-1].seq
-                    return events
+                page = events_of(answer)
+                if page.events:
+                    marker = self._marker(page.events[0].seq, page.pruned_to)
+                    self.filters["after"] = page.events[-1].seq
+                    return marker + page.events
                 delay_s = RETRY_S
             elif answer.code not in _PASSING:
                 raise answer
@@ -358,6 +373,7 @@ class EventStream:
 
 
 __all__ = [
+    "LOG_PRUNED",
     "STREAM_PAGE",
     "EventStream",
     "check_input",

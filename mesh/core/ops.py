@@ -66,6 +66,8 @@ CATALOGUE: tuple[Op, ...] = (
     Op("session.recall", "write", "session_id", "the same, and they are cancelled"),
     Op("session.clear", "write", "session_id", "int: waiting prompts that were cancelled"),
     Op("session.interrupt", "write", "session_id, if_version?", "[run_id, ...] that are told to stop"),
+    Op("session.delete", "write", "session_id, hard?", "bool: whether it was there"),
+    Op("session.undelete", "write", "session_id", "session map"),
     Op("session.get", "read", "session_id", "session map"),
     Op(
         "session.list",
@@ -138,6 +140,7 @@ CATALOGUE: tuple[Op, ...] = (
     Op("agent.reload", "write", "", "the same, after every runner loaded them anew"),
     Op("partition.drain", "wait", "", "[running, waiting], as soon as both are 0", True),
     Op("partition.info", "read", "", "map of counters", True),
+    Op("maintenance.run", "write", "", "report map, when the whole sweep is done", True),
     Op("partition.backup", "write", "folder on the node's machine", "the file's path", True),
 )
 

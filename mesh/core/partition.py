@@ -131,7 +131,8 @@ class Partition:
             "route.set": routes.set, "route.delete": routes.delete, "route.set_many": routes.set_many,
             "route.prune": routes.prune,
         }
-        self.writes = {**ops.writes, "partition.backup": self._backup}
+        self.writes = {**ops.writes, "partition.backup": self._backup,
+                       "maintenance.run": self._maintenance}
         routes.check_owner, routes.on_bug = self._check_owner, self.bug
         ops.owns = self.owns_session
 
@@ -366,6 +367,12 @@ class Partition:
         if len(args) != 1 or type(args[0]) is not str or not args[0]:
             raise InvalidArgument("backup takes one argument: a folder on the node's machine")
         self.effects.append(("backup", args[0], part))
+        return None
+
+    def _maintenance(self, args: list[Any], part: PartOf) -> bytes | None:
+        if args:
+            raise InvalidArgument(f"expected no arguments, not {len(args)}")
+        self.effects.append(("maintenance", None, part))
         return None
 
 

@@ -204,6 +204,9 @@ class Session(Record, frozen=True):
     handle: Handle | None = None
     version: int = 1
     slots: int | None = None
+    deleted_at: float | None = None  #: hidden from lists since then
+    pruned: int = 0  #: events of its log that retention removed
+    pruned_to: int = 0  #: what is missing up to this seq was removed, and is no loss
 
     @property
     def created(self) -> datetime | None:

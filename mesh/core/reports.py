@@ -45,6 +45,32 @@ class UsageSummary(Record, frozen=True):
     by_status: dict[str, int]
 
 
+class MaintenanceReport(Record, frozen=True):
+    """What a sweep of retention did, over all partitions. ``missing`` partitions did not answer."""
+
+    sessions_soft_deleted: int = 0
+    sessions_hard_deleted: int = 0
+    sessions_removed: int = 0
+    events_pruned: int = 0
+    events_removed: int = 0
+    imports_given_up: int = 0
+    duration_ms: int = 0
+    errors: tuple[str, ...] = ()
+    missing: tuple[int, ...] = ()
+
+
+def swept(reports: dict[int, dict[str, Any]], missing: list[int]) -> MaintenanceReport:
+    """Add up the reports of the partitions."""
+    names = [name for name in MaintenanceReport.__struct_fields__ if name not in _NOT_SUMS]
+    sums = {name: sum(report.get(name, 0) for report in reports.values()) for name in names}
+    errors = [f"partition {p}: {error}" for p, report in reports.items() for error in report["errors"]]
+    longest_ms = max((report["duration_ms"] for report in reports.values()), default=0)
+    return MaintenanceReport(**sums, duration_ms=longest_ms, errors=tuple(errors), missing=tuple(missing))
+
+
+_NOT_SUMS = ("duration_ms", "errors", "missing")
+
+
 def summed(rows: list[list[Any]]) -> UsageSummary:
     """Add up the rows of ``usage.summary``: provider, model, status, runs, runs with a cost, cost, counts."""
     totals: list[list[Any]] = []
@@ -77,4 +103,4 @@ def _total(rows: list[list[Any]]) -> UsageTotals:
     return UsageTotals(runs, counts, cost, priced, unmapped)
 
 
-__all__ = ["SessionStats", "UsageSummary", "UsageTotals", "summed"]
+__all__ = ["MaintenanceReport", "SessionStats", "UsageSummary", "UsageTotals", "summed", "swept"]

@@ -67,7 +67,7 @@ class RunOps:
         self, run_id: Any, session: SessionState, value: Any, options: Any, *, once: bool = False
     ) -> RunState:
         """Check the arguments of a new run and store it, pending."""
-        if session.status in sessions.CLOSED:
+        if session.status in sessions.CLOSED or session.deleted_at is not None:
             sessions.require_active(session)
         if options or type(value) is not str or 4 * len(value) > self.input_bytes_max:
             self.bounded([value, options], "input and options have")

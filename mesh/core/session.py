@@ -84,6 +84,7 @@ def step(state: SessionState, verb: str, now: float, **changes: Any) -> SessionS
     Raises:
         InvalidState: ``invalid_transition``; details hold the status and the verb.
     """
+    refuse_deleted(state)
     allowed, target, _ = VERBS[verb]
     if state.status not in allowed:
         raise InvalidState(
@@ -93,6 +94,19 @@ def step(state: SessionState, verb: str, now: float, **changes: Any) -> SessionS
     return msgspec.structs.replace(
         state, status=target, updated_at=now, version=state.version + 1, **changes
     )
+
+
+def refuse_deleted(state: SessionState) -> None:
+    """Refuse to do anything with a deleted session.
+
+    Raises:
+        InvalidState: ``session_closed``.
+    """
+    if state.deleted_at is not None:
+        raise InvalidState(
+            f"session {state.id} is deleted: undelete it first", code="session_closed",
+            details={"session_id": state.id, "deleted_at": state.deleted_at},
+        )
 
 
 class Versioned(Protocol):
@@ -129,6 +143,7 @@ def require_active(state: SessionState) -> None:
     Raises:
         InvalidState: ``session_paused``, ``session_closed`` or ``session_not_active``.
     """
+    refuse_deleted(state)
     if state.status == _ACTIVE:
         return
     details = {"status": state.status.value, "session_id": state.id}
@@ -220,6 +235,7 @@ def decode(data: bytes) -> SessionState:
 
 
 __all__ = [
-    "CLOSED", "ERASED", "IMPORTING", "SLOTS_MAX", "STATUS_CODE", "VERBS", "SessionState", "check_version",
-    "checked_map", "decode", "encode", "handle_map", "new_session", "require_active", "step", "to_wire",
+    "CLOSED", "ERASED", "IMPORTING", "SLOTS_MAX", "STATUS_CODE", "VERBS", "SessionState",
+    "check_version", "checked_map", "decode", "encode", "handle_map", "new_session",
+    "refuse_deleted", "require_active", "step", "to_wire",
 ]

@@ -17,6 +17,7 @@ from mesh.core import wire
 from mesh.core.agents import Agents, Part
 from mesh.core.control import ControlOps
 from mesh.core.error_map import checked_error
+from mesh.core.keeping import Keeping
 from mesh.core.prompts import PromptOps
 from mesh.core.records import SessionStatus
 from mesh.core.run import RunState
@@ -42,6 +43,7 @@ class SessionOps:
         self.settling = Settling(self.queue, self._wire)
         self.runs = RunOps(self.queue, self.agents, self.settling, input_bytes_max=input_bytes_max)
         self.prompts = PromptOps(self.runs, self.settling)
+        self.keeping = Keeping(self.state)
         self.owns: Callable[[str], bool] = lambda _: True
         runners.idempotent = {name for name, table in agents.items() if table.get("idempotent") is True}
         self.writes: dict[str, Callable[[list[Any], Part], bytes | None]] = {
@@ -61,6 +63,7 @@ class SessionOps:
             **self.runs.writes,
             **self.prompts.writes,
             **ControlOps(self.runs, self.settling).writes,
+            **self.keeping.writes,
         }
 
     def _wire(self, session: SessionState) -> bytes:
@@ -109,6 +112,7 @@ class SessionOps:
         if not self.state.has_session(check_id(args[0])):
             return self.start(args, part)
         session = self.state.session(args[0])
+        sessions.refuse_deleted(session)
         if session.status == SessionStatus.PENDING:
             self._activate(session)
         elif session.status == SessionStatus.ACTIVE and not session.live:

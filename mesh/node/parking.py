@@ -97,7 +97,7 @@ class Parking:
         if (filters.get("after") or 0) < session.seq:
             found, complete = self.reads.find(session.id, session.n, filters)
             if found:
-                return wire.OK + encode_events(session.id, found, complete)
+                return wire.OK + encode_events(session.id, found, complete, session.pruned_to)
         self.waiters.park(waiter)
         return None
 

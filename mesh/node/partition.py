@@ -40,6 +40,7 @@ from mesh.node.publishing import Publisher
 from mesh.node.queries import Queries
 from mesh.node.reads import Reads
 from mesh.node.recovery import INCARNATIONS_PER_BOOT, Recovery
+from mesh.node.retention import Retention
 from mesh.node.upkeep import Upkeep
 from mesh.store.sqlite import Store
 
@@ -94,6 +95,11 @@ class PartitionProcess:
                                  boot_id=boot_id, offset_ms=offset_ms)
         self.upkeep = Upkeep(self.store, self.partition, config, child.node_boot)
         self.backups = Backups(self.store, child.index)
+        self.retention = Retention(
+            self.store, self.state, self.partition.ops.keeping, config.retention,
+            share=1 / config.node.partitions, audit_kept=config.retention.audit_kept,
+            owns=self.partition.owns_session,
+        )
         self.dropped = 0
         self.lazy_since: float | None = None
         self.stopping: dict[str, Any] | None = None
@@ -183,6 +189,8 @@ class PartitionProcess:
         if self.inbox.crowded or self.recovery.loading or self.backups.active or upkeep:
             return 0
         due = min(next_tick, self.waiters.next_deadline_s() or next_tick)
+        if self.retention.due_s is not None and self.degraded is None:
+            due = min(due, self.retention.due_s)
         if self.lazy_since is not None and self.degraded is None:
             due = min(due, self.lazy_since + LAZY_FLUSH_S)
         return max(0, int((due - self.state.mono) * 1000) + 1)
@@ -306,8 +314,10 @@ class PartitionProcess:
             self.parking.wake(state.events, state.settled)
         state.end_batch()
         if self.partition.effects:
-            self.backups.begin(self.partition.effects)  # may resolve at once: in the next batch
-            self.partition.effects.clear()
+            effects, self.partition.effects = self.partition.effects, []
+            self.backups.begin([e for e in effects if e[0] == "backup"])  # may resolve: in the next batch
+            for _, _, part in (e for e in effects if e[0] == "maintenance"):
+                self.retention.ask(part)
 
     def _failed(self, error: StoreError, dirty: dict[Key, Receipt]) -> None:
         """The transaction failed: the batch never happened."""
@@ -373,6 +383,7 @@ class PartitionProcess:
         self.outboxes.resend(self.state.mono)
         self.health.unless_damaged(lambda: self.publisher.head(self.reads.head()))
         self.health.unless_refused(self.upkeep.tick)
+        self.health.unless_refused(self.retention.tick)
         guarded(lambda: self.health.tell(self.publisher.tell))
 
     def _probe(self) -> None:
@@ -394,6 +405,11 @@ class PartitionProcess:
         if self.backups.active:
             self.partition.begin()
             self.backups.step()
+            self._commit()
+        due_s = self.retention.due_s
+        if due_s is not None and self.state.mono >= due_s and self.degraded is None:
+            self.partition.begin()
+            self.health.unless_refused(self.retention.step)
             self._commit()
         self.health.unless_refused(self.upkeep.step)
 

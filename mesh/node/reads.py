@@ -125,7 +125,7 @@ class Reads:
         session_id, filters = _exactly(args + [None] * (2 - len(args)), 2)
         session = self.state.session(session_id)
         found, complete = self.find(session_id, session.n, checked_filters(filters))
-        return wire.OK + encode_events(session_id, found, complete)
+        return wire.OK + encode_events(session_id, found, complete, session.pruned_to)
 
     def find(self, session_id: str, n: int, filters: dict[str, Any]) -> tuple[list[StoredEvent], bool]:
         """The events of a session that match."""
@@ -239,9 +239,14 @@ def event_topic(session_id: str, code: int) -> str:
     return f"session.{topic_id(session_id)}.{ev.EVENT_TYPES[code]}"
 
 
-def encode_events(session_id: str, found: list[StoredEvent], complete: bool) -> bytes:
-    """``[[event map, ...], complete]``, encoded."""
-    return b"".join((b"\x92", encode_rows(session_id, found), b"\xc3" if complete else b"\xc2"))
+def encode_events(
+    session_id: str, found: list[StoredEvent], complete: bool, pruned_to: int = 0
+) -> bytes:
+    """``[[event map, ...], complete]``, encoded; a third item says up to which seq events were removed."""
+    whole = b"\xc3" if complete else b"\xc2"
+    if pruned_to:
+        return b"".join((b"\x93", encode_rows(session_id, found), whole, wire.pack(pruned_to)))
+    return b"".join((b"\x92", encode_rows(session_id, found), whole))
 
 
 def encode_rows(session_id: str, rows: Sequence[EventRow | StoredEvent]) -> bytes:

@@ -85,10 +85,15 @@ class StoredRows:
         return self.guarded(lambda: {
             "pos": max(self.meta("pos") or 0, self._one("SELECT max(pos) FROM event") or 0),
             "lseq": max(self.meta("lseq") or 0, self._one("SELECT max(lseq) FROM lifecycle") or 0),
-            "next_session": (self._one("SELECT max(n) FROM session") or 0) + 1,
-            "next_run": (self._one("SELECT max(n) FROM run") or 0) + 1,
-            "sessions": self._one("SELECT count(*) FROM session") or 0,
+            "next_session": self._next("session"),
+            "next_run": self._next("run"),
+            "sessions": self._one("SELECT count(*) FROM session")
+            - self._one("SELECT count(*) FROM session WHERE deleted <= 0"),  # two indexes, no row is read
         }, "read the counters")
+
+    def _next(self, table: str) -> int:
+        highest: int = self._one(f"SELECT max(n) FROM {table}") or 0
+        return max(self.meta(f"next_{table}") or 1, highest + 1)
 
     def session(self, session_id: str) -> SessionState | None:
         """The stored session with the highest seq of its log."""

@@ -27,6 +27,7 @@ import apsw
 
 from mesh.core import wire
 from mesh.core.receipts import Receipt
+from mesh.core.session import ERASED, SessionState
 from mesh.core.slots import route_slot
 from mesh.core.state import EventRow, State
 from mesh.errors import StoreError
@@ -102,7 +103,7 @@ class Store(StoredRows):
                 self._db.execute(TABLES)
                 self.unfilled = migrate.unfilled(self._db)
                 self.epoch = max((self.meta("epoch") or 0) + 1, self.epoch)
-                self._set_meta(schema=SCHEMA_VERSION, epoch=self.epoch)
+                self.set_meta(schema=SCHEMA_VERSION, epoch=self.epoch)
                 self._db.execute(
                     "INSERT OR IGNORE INTO boot(boot_id, offset_ms) VALUES (?, ?)", (boot_id, offset_ms))
                 self.boot = self._one("SELECT id FROM boot WHERE boot_id = ?", boot_id)
@@ -122,7 +123,8 @@ class Store(StoredRows):
         self.epoch = int(self.guarded(lambda: self.meta("epoch"), "read the epoch")) + starts
         return self.epoch
 
-    def _set_meta(self, **values: Any) -> None:
+    def set_meta(self, **values: Any) -> None:
+        """Put values into the meta table, inside a transaction."""
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(values.items()))
 
     # --- writing ---
@@ -146,14 +148,12 @@ class Store(StoredRows):
         settled: dict[bytes, int], power: bool,
     ) -> None:
         db = self._db
-        if power != self._full:
-            db.execute(f"PRAGMA synchronous = {'FULL' if power else 'NORMAL'}")
-            self._full = power
+        self._synchronize(power)
         self._begin()
         if routes:
             self._write_routes(routes)
         if state.dirty_sessions:
-            db.executemany(PUT_SESSION, [session_row(state.sessions[s]) for s in state.dirty_sessions])
+            self._write_sessions([state.sessions[s] for s in state.dirty_sessions])
         if state.dirty_runs:
             runs = [state.runs[run_id] for run_id in state.dirty_runs]
             db.executemany(PUT_RUN, [run_row(run, state.session(run.session_id).n) for run in runs])
@@ -174,6 +174,12 @@ class Store(StoredRows):
             db.executemany("DELETE FROM receipt WHERE client = ? AND number < ?", list(settled.items()))
         self._end()
 
+    def _synchronize(self, power: bool) -> None:
+        """Whether the next transactions survive a loss of power."""
+        if power != self._full:
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if power else 'NORMAL'}")
+            self._full = power
+
     def _begin(self) -> None:
         """Begin a transaction of the present owner."""
         if not self.leased:
@@ -185,10 +191,11 @@ class Store(StoredRows):
     def _end(self) -> None:
         self._db.execute("COMMIT")
 
-    def _fenced(self, write: Callable[[], None], what: str) -> None:
-        """Run a small write as the present owner."""
+    def small_write(self, write: Callable[[], object], what: str) -> None:
+        """Run a small write as the present owner. A loss of power may forget it."""
 
         def work() -> None:
+            self._synchronize(False)
             self._begin()
             write()
             self._end()
@@ -207,6 +214,12 @@ class Store(StoredRows):
             self._db.executemany("DELETE FROM route WHERE key = ?",
                                  [(key,) for key, record in routes.items() if record is None])
 
+    def _write_sessions(self, states: list[SessionState]) -> None:
+        erased = [(s.id, s.n) for s in states if s.deleted_at == ERASED]
+        if erased:  # the id is free from now on
+            self._db.executemany("UPDATE session SET id = ? WHERE n = ?", erased)
+        self._db.executemany(PUT_SESSION, [session_row(state) for state in states])
+
     def _on_wal(self, _db: Any, _name: str, pages: int) -> int:
         self._wal_pages = pages
         return apsw.SQLITE_OK
@@ -217,7 +230,7 @@ class Store(StoredRows):
 
     def probe(self) -> None:
         """Try a small write, and the checkpoint that is due; raises while the disk refuses."""
-        self._fenced(lambda: self._set_meta(probe=int(time.time())), "probe")
+        self.small_write(lambda: self.set_meta(probe=int(time.time())), "probe")
         if self.wal_bytes_estimate() > WAL_BYTES_MAX:
             self.checkpoint()
 
@@ -233,7 +246,7 @@ class Store(StoredRows):
                     "DELETE FROM lifecycle WHERE lseq < ? AND lseq < (SELECT max(lseq) FROM lifecycle)",
                     (lifecycle_below,))
 
-        self._fenced(delete, "sweep")
+        self.small_write(delete, "sweep")
 
     def served_s(self) -> int:
         """The age of this file in seconds of service, all its incarnations together: a clock that nobody
@@ -244,7 +257,7 @@ class Store(StoredRows):
         """Fill the new columns of some rows of an older file; ``unfilled`` is empty at the end."""
         done: list[bool] = []
         table = self.unfilled[0]
-        self._fenced(lambda: done.append(migrate.fill_step(self._db, table)), "fill new columns")
+        self.small_write(lambda: done.append(migrate.fill_step(self._db, table)), "fill new columns")
         if done[0]:
             self.unfilled.remove(table)
 
@@ -252,7 +265,7 @@ class Store(StoredRows):
         """Keep the counters beside the rows, so that deleting the newest row never turns them back."""
 
         counters = {"pos": state.pos, "lseq": state.lseq, "node_boot": node_boot, "served": self.served_s()}
-        self._fenced(lambda: self._set_meta(**counters), "save the counters")
+        self.small_write(lambda: self.set_meta(**counters), "save the counters")
 
     def wal_bytes_estimate(self) -> int:
         """Bytes that commits put into the WAL since the last checkpoint, without a system call."""

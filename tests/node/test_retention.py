@@ -1,0 +1,191 @@
+"""A sweep of retention over a real file: what goes, what stays, in which steps, and what it reports."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "core"))
+
+from bench import Bench
+
+from mesh.config import RetentionSection
+from mesh.core import wire
+from mesh.errors import StoreError
+from mesh.node.retention import DAY_S, PROTECTED, Retention
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.store.connection.close()
+    assert not made.bugs, made.bugs
+
+
+class Asker:
+    """Whoever waits for the report."""
+
+    report: Any = None
+
+    def resolve(self, answer: bytes) -> None:
+        assert answer[:2] == wire.OK
+        self.report = wire.unpack(answer[2:])
+
+
+def sweep(bench: Bench, **policy: Any) -> dict[str, Any]:
+    """One whole sweep, step by step as the partition's loop does it."""
+    retention = Retention(
+        bench.store, bench.state, bench.ops.keeping, RetentionSection(**policy), share=1.0, audit_kept=10,
+        owns=lambda _: True,
+    )
+    asker = Asker()
+    retention.ask(asker)  # type: ignore[arg-type]
+    while retention.due_s is not None:
+        bench.mono = max(bench.mono, retention.due_s)
+        bench._clock()
+        bench.partition.begin()
+        retention.step()
+        bench._commit()
+    assert asker.report["errors"] == []
+    return asker.report
+
+
+def session(bench: Bench, sid: str, *, tags: Any = (), end: str | None = "complete") -> None:
+    bench.call("session.start", sid, "echo", {"tags": list(tags)})
+    if end is not None:
+        bench.call(f"session.{end}", sid)
+
+
+def left(bench: Bench) -> list[str]:
+    found, _ = bench.store.list_sessions(status=None, agent_id=None, after=0, limit=1000, bytes_max=10**6)
+    return [s.id for s in found]
+
+
+def test_old_sessions_are_hidden_and_later_forgotten(bench: Bench) -> None:
+    """If sessions are old enough, then they are deleted softly; 30 days later hard, with all rows."""
+    session(bench, "old")
+    session(bench, "pinned", tags=["pinned"])
+    session(bench, "active", end=None)
+    bench.call("session.create", "pending", "echo", None)
+    bench.now += 91 * DAY_S
+    session(bench, "young")
+    policy = {"max_completed_session_age_days": 90.0, "batch_size": 1}
+    report = sweep(bench, **policy)
+    assert report["sessions_soft_deleted"] == 2  # also the one that never began
+    assert left(bench) == ["pinned", "active", "young"]
+    assert bench.lifecycle("old")[-1] == "deleted"
+    assert sweep(bench, **policy)["sessions_soft_deleted"] == 0
+    bench.now += 31 * DAY_S
+    report = sweep(bench, **policy)
+    assert (report["sessions_hard_deleted"], report["sessions_removed"]) == (2, 2)
+    assert report["events_removed"] == 4
+    assert not bench.state.has_session("old")
+    assert len(bench.rows("SELECT n FROM session")) == 3
+    bench.kill()
+    assert left(bench) == ["pinned", "active", "young"]
+
+
+def test_age_counts_from_creation_where_that_is_asked(bench: Bench) -> None:
+    """If a session was created long ago and used yesterday, then only max_session_age_days takes it."""
+    bench.call("session.create", "s", "echo", None)
+    bench.now += 50 * DAY_S
+    bench.call("session.activate", "s")
+    bench.call("session.complete", "s")
+    assert sweep(bench, max_completed_session_age_days=40.0)["sessions_soft_deleted"] == 0
+    assert sweep(bench, max_session_age_days=40.0)["sessions_soft_deleted"] == 1
+
+
+def fill(bench: Bench, sid: str, *types: str) -> None:
+    """Append events in one commit."""
+    bench.partition.begin()
+    bench.state.session(sid)
+    for event_type in types:
+        bench.state.append(sid, event_type, {})
+    bench._commit()
+
+
+def test_a_long_log_is_shortened_and_says_so(bench: Bench) -> None:
+    """If a session has too many events, then the oldest go, pieces first; beginnings and ends stay."""
+    session(bench, "s", end=None)
+    fill(bench, "s", *["run_started", *["message_streamed"] * 5, "message_received", "run_completed"] * 2)
+    session(bench, "pinned", tags=["pinned"])
+    fill(bench, "pinned", *["message_streamed"] * 20)
+    seq = bench.state.session("s").seq
+    report = sweep(bench, max_events_per_session=9, batch_size=2)
+    assert report["events_pruned"] == seq - 9
+    assert bench.events("s") == [
+        "session_created", "session_started", "run_started", "message_received", "run_completed",
+        "run_started", "message_streamed", "message_received", "run_completed"]
+    assert len(bench.events("pinned")) > 9
+    sweep(bench, max_events_per_session=4)
+    assert set(bench.events("s")) <= PROTECTED
+    bench.kill()
+    state = bench.state.session("s")
+    assert state.seq == seq and state.seq - state.pruned == len(bench.events("s")) == 5
+    assert state.pruned_to == seq - 1
+    fill(bench, "s", "message_sent")
+    assert bench.state.session("s").seq == seq + 1
+
+
+def test_a_log_without_its_end_goes_on_with_its_numbers(bench: Bench) -> None:
+    """If the newest events were pruned, then seq goes on behind them, also after a restart."""
+    session(bench, "s", end=None)
+    fill(bench, "s", *["message_streamed"] * 9)
+    sweep(bench, max_events_per_session=2)
+    assert bench.events("s") == ["session_created", "session_started"]
+    bench.kill()
+    fill(bench, "s", "message_sent")
+    assert bench.rows("SELECT max(seq) FROM event") == [(12,)]
+
+
+def test_the_whole_log_is_bounded_from_its_oldest_end(bench: Bench) -> None:
+    """If the partition keeps more events than its share, then the oldest go over all sessions."""
+    for sid in ("a", "b"):
+        session(bench, sid, end=None)
+        fill(bench, sid, *["message_streamed"] * 10, "message_sent")
+    total = len(bench.rows("SELECT pos FROM event"))
+    assert sweep(bench, max_total_events=total - 12, batch_size=3)["events_pruned"] == 12
+    assert [bench.events(sid).count("message_streamed") for sid in "ab"] == [0, 8]
+    sweep(bench, max_total_events=1)
+    assert set(bench.events("a") + bench.events("b")) <= PROTECTED
+
+
+def test_a_disk_that_refuses_ends_the_sweep_with_a_report(bench: Bench) -> None:
+    """If a step cannot be written, then the sweep is over, the report says why, and nothing is half done."""
+    session(bench, "s", end=None)
+    fill(bench, "s", *["message_streamed"] * 9)
+    retention = Retention(
+        bench.store, bench.state, bench.ops.keeping, RetentionSection(max_events_per_session=3), share=1.0,
+        audit_kept=10, owns=lambda _: True,
+    )
+    asker = Asker()
+    retention.ask(asker)  # type: ignore[arg-type]
+    bench.store.fail_next = True
+    with pytest.raises(StoreError):
+        while True:
+            retention.step()
+            bench.mono = retention.due_s or bench.mono
+    assert "disk is full" in asker.report["errors"][0] and retention.due_s is None
+    assert bench.state.session("s").pruned == 0 and len(bench.events("s")) == 11
+
+
+def test_a_kill_in_the_middle_of_a_removal_is_finished_by_the_next_life(bench: Bench) -> None:
+    """If a partition dies while it removes a session's rows, then the next life removes the rest."""
+    session(bench, "s")
+    fill(bench, "s", *["message_streamed"] * 20)
+    bench.call("session.delete", "s", True)
+    retention = Retention(
+        bench.store, bench.state, bench.ops.keeping, RetentionSection(batch_size=5), share=1.0, audit_kept=10,
+        owns=lambda _: True,
+    )
+    retention.tick()
+    retention.step()
+    bench.kill()
+    assert bench.rows("SELECT count(*) FROM event")[0][0] > 0
+    sweep(bench)
+    assert bench.rows("SELECT count(*) FROM event")[0][0] == 0
