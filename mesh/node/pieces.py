@@ -192,7 +192,7 @@ class Pieces:
         data = dict(plain_map(output.data, "output"))
         content = data.get("content")
         text = content if isinstance(content, str) else "".join(self._text)
-        if not self._text and text:
+        if self._unreceived and not self._text and text:
             self._text_left = self._sink.output_bytes_max
             self._say(text)
             text = "".join(self._text)
