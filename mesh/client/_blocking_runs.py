@@ -12,7 +12,7 @@ from mesh.client._blocking_link import BlockingLink
 from mesh.client._blocking_queries import StoredRuns
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
-from mesh.client._surface import failure
+from mesh.client._surface import check_plain, failure
 from mesh.core.records import Event, Run, RunResult
 from mesh.errors import MeshError
 
@@ -70,6 +70,7 @@ class Runs(StoredRuns):
         Raises:
             MeshError: the run's error (``cancelled``, ``timeout``, ``provider_error`` ...), details name it.
         """
+        check_plain(on_event, "on_event")
         options = plans.execute_options(
             continuation=continuation,
             continuation_opts=continuation_opts,

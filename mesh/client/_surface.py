@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import inspect
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
@@ -205,6 +206,17 @@ def check_function(function: Any, what: str) -> None:
         raise InvalidArgument(f"{what} is a function, not {type(function).__name__}", code="invalid_argument")
 
 
+def check_plain(function: Any, what: str) -> None:
+    """Refuse a coroutine function where nobody would await it.
+
+    Raises:
+        InvalidArgument: ``invalid_argument``.
+    """
+    if inspect.iscoroutinefunction(function):
+        raise InvalidArgument(f"{what} is a coroutine function: only AsyncClient calls one",
+                              code="invalid_argument")
+
+
 def listed(items: Any, what: str) -> list[Any]:
     """The items of a caller's list. A text is none: its letters are surely not what was meant.
 
@@ -325,6 +337,7 @@ __all__ = [
     "Request",
     "Route",
     "check_function",
+    "check_plain",
     "check_route",
     "check_timeout",
     "check_ttl",

@@ -18,7 +18,7 @@ from mesh.client._blocking_routes import Agents, Partitions, Routes
 from mesh.client._blocking_runs import Runs
 from mesh.client._blocking_sessions import Sessions
 from mesh.client._protocol import PING
-from mesh.client._surface import failure
+from mesh.client._surface import check_plain, failure
 from mesh.core.records import Event, RunResult
 
 
@@ -72,6 +72,7 @@ class Client:
         Raises:
             MeshError: the run's error, or why it could not start; run and session are then failed.
         """
+        check_plain(on_event, "on_event")
         given = session_plans.fields(agent_id, context, metadata, tags, parent_session_id)
         options = session_plans.create_options(required_capabilities, optional_capabilities)
         options |= session_plans.execute_options(

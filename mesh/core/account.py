@@ -24,7 +24,11 @@ TOLD_CHARS_MAX = 512
 
 def so_far(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, Any]:
     """The fields of a run that its runner's report changes, earlier attempts included."""
-    about = _text_keys(report.get("provider_metadata"))
+    given: Any = report.get("provider_metadata")
+    if _says_nothing(report, given) and run.earlier is None:
+        return {"provider": given["provider"], "provider_metadata": given,
+                "metadata": {**run.metadata, "provider": given["provider"]}}
+    about = _text_keys(given)
     provider, told = _text(about.get("provider")), told_of(about)
     used = usage.counts(_map(report.get("token_usage")))
     cost = prices.cost(provider, told.get("model"), used)
@@ -47,6 +51,14 @@ def settled(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, 
     return {**so_far(run, report, prices), **checked_result(report)}
 
 
+def _says_nothing(report: dict[str, Any], about: Any) -> bool:
+    """Whether a report holds no more than the provider's name. Most do: they must not pay for the others."""
+    return (
+        not report.get("token_usage") and not report.get("turn_count")
+        and type(about) is dict and len(about) == 1 and _text(about.get("provider")) is not None
+    )
+
+
 def begin_again(run: RunState) -> RunState:
     """The run before another attempt: what it used until now counts too."""
     if not run.token_usage and not run.turn_count and run.cost_state == CostState.NO_USAGE:
@@ -66,7 +78,9 @@ def remembered(session: SessionState, report: dict[str, Any]) -> SessionState | 
 
     Made from the session as it is now, so nothing that changed while the run executed is lost.
     """
-    about = _text_keys(report.get("provider_metadata"))
+    about = report.get("provider_metadata")
+    if type(about) is not dict or len(about) < 2:
+        return None
     provider, told = _text(about.get("provider")), told_of(about)
     if provider is None or not told:
         return None

@@ -217,7 +217,8 @@ class Pieces:
         """The last words of a run that did not complete: its partial text, the ends of its tool calls."""
         partial = "".join(self._text[self._received:])
         if partial:
-            self.emit("message_received", {"role": "assistant", "content": partial}, {"partial": True})
+            cut = {"truncated": True} if self._truncated else {}
+            self.emit("message_received", {"role": "assistant", "content": partial}, {"partial": True, **cut})
         for data in self._open_calls.values():
             ended = {key: data[key] for key in ("tool_call_id", "tool_name") if key in data}
             self.emit("tool_call_failed", {**ended, "error": ABORTED})

@@ -43,6 +43,8 @@ class Report:
 
     def tell(self, data: dict[str, Any]) -> None:
         """Take what the provider says about itself: the id to resume by, its model."""
+        if not data:
+            return
         session_id = data.get("provider_session_id") or data.get("session_id") or data.get("thread_id")
         told = told_of({TOLD[0]: session_id, TOLD[1]: data.get(TOLD[1])})
         if told and not told.items() <= self._about.items():
@@ -51,9 +53,11 @@ class Report:
 
     def end(self, output: Output, metadata: dict[str, Any]) -> None:
         """Take what the provider says at the end; its last word on a count is the count."""
-        self.tell(metadata)
-        self._about = {**metadata, **self._about}
-        self.used |= usage.counts(output.token_usage) | usage.counts({usage.COST: output.cost_usd})
+        if metadata:
+            self.tell(metadata)
+            self._about = {**metadata, **self._about}
+        if output.token_usage or output.cost_usd is not None:
+            self.used |= usage.counts(output.token_usage) | usage.counts({usage.COST: output.cost_usd})
 
     def to_map(self) -> dict[str, Any]:
         """The report as it travels."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import wait_for
+from helpers import pids, wait_for
 
 import mesh
 
@@ -153,7 +155,8 @@ def test_a_wrong_option_is_refused_and_nothing_changes(client: mesh.Client) -> N
     run = client.runs.create(session.id, "x")
     for options in (
         {"deadline_s": 0}, {"idle_s": -1}, {"idle_s": "1"}, {"deadline_s": True}, {"idle_s": float("nan")},
-        {"provider_opts": 7}, {"provider_opts": {"x": object()}},
+        {"provider_opts": 7}, {"provider_opts": {"x": object()}}, {"on_event": 7},
+        {"on_event": asyncio.sleep},
     ):
         with pytest.raises(mesh.InvalidArgument) as refused:
             client.runs.execute(run.id, **options)  # type: ignore[arg-type]
@@ -167,6 +170,31 @@ def test_unknown_provider_option_fails_the_run_with_its_name(client: mesh.Client
         client.run_once("echo", "x", provider_opts={"delay": 1})
     assert failure.value.code == "validation_error"
     assert "delay_s" in failure.value.message
+
+
+def test_run_that_cannot_be_stored_is_stopped_and_says_so(tmp_path: Path) -> None:
+    """If its partition takes nothing for limits.unstored_s, then the agent is stopped meanwhile, and the run
+    is failed with a typed error as soon as that can be written."""
+    config = {"limits": {"unstored_s": 1.0}, "supervision": {"hang_timeout_s": 60.0}}
+    started = mesh.LocalNode(tmp_path / "data", partitions=1, config=config)
+    with started as node, node.client(timeout_s=20.0) as client:
+        session = client.sessions.start("shell")
+        line = "echo $$; while :; do echo more; sleep 0.05; done"
+        run = client.runs.submit(session.id, line)
+        streamed = {"type": "message_streamed"}
+        wait_for(lambda: client.sessions.events(session.id, **streamed), "its pid")
+        pid = int(client.sessions.events(session.id, **streamed)[0].data["content"].split()[0])
+        partition = pids(client, "partition")[0]
+        os.kill(partition, signal.SIGSTOP)
+        try:
+            wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the end of its agent")
+        finally:
+            os.kill(partition, signal.SIGCONT)
+        with pytest.raises(mesh.StoreError) as lost:
+            client.runs.wait(run.id)
+        assert lost.value.code == "storage_write_failed"
+        seqs = [event.seq for event in client.sessions.events(session.id)]
+        assert seqs == list(range(1, len(seqs) + 1))
 
 
 def test_cancelled_command_is_gone_within_a_second(client: mesh.Client) -> None:
