@@ -61,16 +61,15 @@ class PromptOps:
             raise InvalidState(
                 f"session {session.id} is busy", code="session_busy", details={"session_id": session.id}
             )
-        run = self._put(run_id, session, text, queue)
-        if busy and on_busy in (INTERRUPT, ROLLBACK):
+        instead = busy and on_busy in (INTERRUPT, ROLLBACK)
+        steers = queue == STEERING and not instead and bool(self.state.work_of(session.id).running)
+        run = self._put(run_id, session, text, STEERING if steers else FOLLOW_UP)
+        if instead:
             run = self._instead(run, session, on_busy)
-        elif queue == STEERING and self.state.work_of(session.id).running:
-            run = self.queue.steer(run)
         else:
-            run = self.runs.queue_up(run, session)
+            run = self.queue.steer(run) if steers else self.runs.queue_up(run, session)
         waits = run.status == RunStatus.QUEUED
-        steers = run.id in self.state.work_of(session.id).steering
-        return wire.ok([run.id, waits, (STEERING if steers else FOLLOW_UP) if waits else None])
+        return wire.ok([run.id, waits, run.queue if waits else None])
 
     def _put(self, run_id: Any, session: SessionState, text: str, queue: str) -> RunState:
         run = self.runs.add(run_id, session, {"prompt": text}, None)

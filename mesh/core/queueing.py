@@ -150,6 +150,11 @@ class Queue:
         work = self.state.work_of(session.id).without(run.id)
         self.state.put_work(session.id, work._replace(running=(*work.running, run.id)))
         self.state.commands.append((session.runner or 0, self.run_command(run, session)))
+        if work.steering or run.taken:
+            self._hint(run)
+
+    def _hint(self, run: RunState) -> None:
+        self.state.commands.append((run.runner or 0, ["steer", run.id, run.attempt]))
 
     def start_waiting(self) -> None:
         """Dispatch wherever a slot is free and something waits."""
@@ -177,7 +182,7 @@ class Queue:
         run = self.state.put_run(runs.step(run, RunStatus.QUEUED, queued_at=place))
         self.state.put_work(run.session_id, work._replace(steering=(*work.steering, run.id)))
         for running in map(self.state.run, work.running):
-            self.state.commands.append((running.runner or 0, ["steer", running.id, running.attempt]))
+            self._hint(running)
         return run
 
     def join_steering(self, session_id: str) -> Work:
@@ -193,7 +198,7 @@ class Queue:
             joined.append(prompt)
         self.state.put_run(msgspec.structs.replace(
             first, input={"prompt": "\n\n".join(texts)}, queued_at=self._place(work, True),
-            version=first.version + 1,
+            version=first.version + 1, queue="follow_up",
         ))
         left = work.steering[1 + len(joined):]
         self.state.put_work(session_id, work._replace(queue=(first.id, *work.queue), steering=left))
@@ -286,7 +291,7 @@ class Queue:
     def requeue(self, run: RunState) -> None:
         """Put a run that may be executed again back to the head of its session's queue."""
         work = self.state.work_of(run.session_id)
-        self.state.put_run(runs.step(begin_again(run), RunStatus.QUEUED))
+        self.state.put_run(runs.step(begin_again(run), RunStatus.QUEUED, takes=0, given=0))
         work = work.without(run.id)
         self.state.put_work(run.session_id, work._replace(queue=(run.id, *work.queue)))
 

@@ -75,9 +75,10 @@ class RunState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     version: int = 1
     reason: str | None = None  #: why it was told to stop: cancel, interrupt, rollback, abort ...
     said: bool = False  #: its messages are in the log
-    queue: str | None = None  #: of a prompt: follow_up or steering
-    takes: int = 0  #: how often it took steering prompts, and which the last time
-    taken: tuple[str, ...] = ()
+    queue: str | None = None  #: of a prompt: where it waits, or waited (follow_up, steering)
+    takes: int = 0  #: how often this attempt took steering prompts
+    taken: tuple[str, ...] = ()  #: which: the last ones, and those before them where it may be executed again
+    given: int = 0  #: how many of these before the last time
     turn_count: int = 0
     cost_state: CostState = CostState.NO_USAGE
     earlier: dict[str, Any] | None = None  #: usage and cost of the attempts before this one

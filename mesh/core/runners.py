@@ -31,6 +31,8 @@ from mesh.errors import NotFound
 
 CRASHES_MAX = 3
 CRASH_PERIOD_S = 60.0
+#: Steering prompts that an idempotent run remembers, to be given to its next attempt.
+TAKEN_MAX = 1_000
 #: Roster states in which the process of that incarnation is dead, by the supervisor's word.
 DEAD = frozenset(("restarting", "down", "stopped"))
 
@@ -98,15 +100,26 @@ class Runners:
         run = self._claimed(runner, incarnation, run_id, attempt)
         if run is None:
             return ["fenced", run_id, attempt]
-        if number == run.takes + 1 and (steering := self.state.work_of(run.session_id).steering):
-            for prompt in map(self.state.run, steering):
-                for said in runs.messages(prompt.input):
-                    self.state.append(run.session_id, "message_sent", said, run=run)
-                self.queue.settle_steered(prompt, run_id)
-            run = self.state.put_run(msgspec.structs.replace(run, takes=number, taken=steering))
-        taken = run.taken if number == run.takes else ()
+        if number == run.takes + 1:
+            run = self._take_all(run)
+        taken = run.taken[run.given:] if number == run.takes else ()
         texts = [self.state.run(prompt_id).input["prompt"] for prompt_id in taken]
         return ["taken", run_id, attempt, number, texts]
+
+    def _take_all(self, run: RunState) -> RunState:
+        """What waits, and in a new attempt, first of all, what the former ones took."""
+        steering = self.state.work_of(run.session_id).steering
+        former = run.taken[-TAKEN_MAX:] if self.state.session(run.session_id).agent in self.idempotent else ()
+        given = len(former) if run.takes else 0
+        if not (steering or former[given:]):
+            return run
+        for prompt in map(self.state.run, steering):
+            for said in runs.messages(prompt.input):
+                self.state.append(run.session_id, "message_sent", said, run=run)
+            self.queue.settle_steered(prompt, run.id)
+        return self.state.put_run(msgspec.structs.replace(
+            run, takes=run.takes + 1, taken=former + steering, given=given
+        ))
 
     def on_roster(self, entries: dict[int, RunnerEntry]) -> None:
         """Take the runners' present state: settle what died with one, restart its sessions, dispatch."""
@@ -218,4 +231,4 @@ class Runners:
                 self.queue.requeue(msgspec.structs.replace(run, attempt=run.attempt - 1))
 
 
-__all__ = ["CRASHES_MAX", "CRASH_PERIOD_S", "DEAD", "Runners"]
+__all__ = ["CRASHES_MAX", "CRASH_PERIOD_S", "DEAD", "TAKEN_MAX", "Runners"]

@@ -71,7 +71,7 @@ class Outboxes:
         words: list[list[Any]] = []
         if run.status == RunStatus.PAUSED:
             words.append(["pause", run.id, run.attempt])
-        if self.state.work_of(run.session_id).steering:
+        if self.state.work_of(run.session_id).steering or (run.taken and not run.takes):
             words.append(["steer", run.id, run.attempt])
         return words
 

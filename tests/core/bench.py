@@ -34,7 +34,8 @@ AGENTS: dict[str, dict[str, Any]] = {
 }
 CATALOGUE = [
     {"name": name, "provider": "echo", "problem": None, "idempotent": name == "again",
-     "capabilities": [{"name": "streaming", "type": "sampling", "enabled": True}]}
+     "capabilities": [{"name": "streaming", "type": "sampling", "enabled": True}, *(
+         {"name": able, "type": "tool", "enabled": True} for able in ("pause", "resume") if name == "again")]}
     for name in AGENTS
 ]
 
@@ -63,6 +64,8 @@ class Runner:
         self.reasons: dict[str, str] = {}
         self.steered: set[str] = set()  # runs that were told of steering prompts
         self.told: list[str] = []  # pause and resume
+        self.takes: dict[tuple[str, int], int] = {}
+        self.heard: dict[tuple[str, int], list[str]] = {}
         self.started: list[tuple[str, int]] = []
         self.said: list[list[Any]] = []
 
@@ -280,6 +283,11 @@ class Bench:
             return
         if kind == "fenced":
             del runner.runs[run_id]
+        elif kind == "taken":
+            number, texts = n
+            if texts and number == runner.takes.get((run_id, attempt), 0) + 1:
+                runner.takes[run_id, attempt] = number
+                runner.heard.setdefault((run_id, attempt), []).extend(texts)
         elif kind == "stored":
             runner.runs[run_id] = (attempt, max(n[0], runner.runs[run_id][1]))
 
@@ -303,8 +311,14 @@ class Bench:
         """A run says something, or ends."""
         settles = status is not None
         self.say(runner, runner.batch(run_id, status))
-        if settles and run_id in runner.runs and self.status(run_id) not in ("running", "waiting_approval"):
+        if settles and run_id in runner.runs and self.status(run_id) not in ("running", "paused"):
             del runner.runs[run_id]
+
+    def take(self, runner: Runner, run_id: str) -> list[str]:
+        """A run takes its steering prompts; all it heard so far."""
+        key = run_id, runner.runs[run_id][0]
+        self.say(runner, ["take", *key, runner.takes.get(key, 0) + 1])
+        return runner.heard.get(key, [])
 
     # --- calls ---
 

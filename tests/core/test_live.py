@@ -56,7 +56,7 @@ class Steps:
     # --- verbs ---
 
     def make(self, sid: str, agent: str, op: str) -> None:
-        self.post([op, [sid, agent]])
+        self.post([op, [sid, agent, {"slots": 2} if sid == SESSIONS[1] else None]])
 
     def verb(self, sid: str, op: str) -> None:
         self.post([f"session.{op}", [sid]])
@@ -65,7 +65,27 @@ class Steps:
         self.post(["session.fail", [sid, "why"]])
 
     def prompt(self, sid: str, times: int) -> None:
-        self.post(*(["session.prompt", [sid, self.run_id(sid), "hi", "follow_up"]] for _ in range(times)))
+        self.post(*(
+            ["session.prompt", [sid, self.run_id(sid), self.text(), "follow_up"]] for _ in range(times)
+        ))
+
+    def say_while_busy(self, sid: str, queue: str, on_busy: str) -> None:
+        self.post(["session.prompt", [sid, self.run_id(sid), self.text(), queue, on_busy]])
+
+    def text(self) -> str:
+        return f"text {len(self.run_ids)};"
+
+    def take_back(self, sid: str, op: str) -> None:
+        self.post([f"session.{op}", [sid]])
+
+    def control(self, which: int, op: str) -> None:
+        if self.run_ids:
+            self.post([f"run.{op}", [self.run_ids[which % len(self.run_ids)]]])
+
+    def take(self, i: int, which: int) -> None:
+        runner = self.bench.runners[i]
+        if runner is not None and runner.runs:
+            self.bench.take(runner, sorted(runner.runs)[which % len(runner.runs)])
 
     def create_and_execute(self, sid: str) -> None:
         run_id = self.run_id(sid)
@@ -154,9 +174,31 @@ class Steps:
         for n, session, status in bench.rows("SELECT n, session, status FROM run"):
             over = status >= runs.TERMINAL_CODE
             assert ended.get(n, 0) == over, (n, status)
-            if status in (runs.STATUS_CODE[RunStatus.RUNNING], runs.STATUS_CODE[RunStatus.WAITING_APPROVAL]):
+            if status in (runs.STATUS_CODE[RunStatus.RUNNING], runs.STATUS_CODE[RunStatus.PAUSED]):
                 executing[session] = executing.get(session, 0) + 1
-        assert all(count == 1 for count in executing.values())
+        names = dict(bench.rows("SELECT n, id FROM session"))
+        assert all(count <= 1 + (names[n] == SESSIONS[1]) for n, count in executing.items())
+
+    def each_text_is_said_once(self) -> None:
+        """Every prompt that ended otherwise than cancelled was said, in its own run or in another, and none
+        was said twice; nor did any attempt of a run hear one twice."""
+        header = wire.map_header(ev.FRAGMENT_PAIRS)
+        sent = self.bench.rows("SELECT fragment FROM event WHERE type = ?", ev.TYPE_CODE["message_sent"])
+        said: dict[str, int] = {}
+        for (fragment,) in sent:
+            content = wire.unpack(header + fragment)["data"]["content"]
+            for text in content.split("\n\n"):
+                said[text] = said.get(text, 0) + text.startswith("text ")
+        assert all(count <= 1 for count in said.values()), said
+        for runner in self.bench.runners.values():
+            for texts in runner.heard.values() if runner is not None else ():
+                assert len(set(texts)) == len(texts) and set(texts) <= set(said)
+        for prompt in (self.bench.state.run(r) for r in self.run_ids if self.bench.state.has_run(r)):
+            if prompt.queue and prompt.status == RunStatus.COMPLETED and prompt.started_at is not None:
+                assert all(text in said for text in prompt.input["prompt"].split("\n\n"))
+            if prompt.queue and prompt.output and "steered_into" in prompt.output:
+                into = self.bench.state.run(prompt.output["steered_into"])
+                assert prompt.input["prompt"] in (said if into.said else into.input["prompt"])
 
     def lifecycle_alternates(self) -> None:
         live: dict[str, bool] = {}
@@ -184,9 +226,11 @@ class Steps:
             assert store.run(run_id) == run
         assert set(state.live) == {row[0] for row in self.bench.rows("SELECT id FROM session WHERE live = 1")}
         for sid, work in state.work.items():
-            for run_id in work.queue:
+            for run_id in work.waiting:
                 assert state.run(run_id).status == RunStatus.QUEUED and state.run(run_id).session_id == sid
-            assert all(state.run(run_id).status == RunStatus.RUNNING for run_id in work.running)
+            assert all(
+                state.run(r).status in (RunStatus.RUNNING, RunStatus.PAUSED) for r in work.running
+            )
         waiting = {row[0] for row in self.bench.rows("SELECT id FROM run WHERE status BETWEEN 1 AND 3")}
         assert waiting == {
             r for w in state.work.values() for r in w.running + w.waiting
@@ -194,7 +238,8 @@ class Steps:
 
     def bounds_hold(self) -> None:
         assert len(self.bench.state.live) <= 3
-        assert all(len(w.queue) <= 3 + (not w.running) for w in self.bench.state.work.values())
+        for work in self.bench.state.work.values():  # those to be executed again, a joined one
+            assert len(work.queue) <= 3 + 2 + 1 and len(work.steering) <= 3
 
     def come_to_rest(self) -> None:
         """When all runners are there and obey, nothing waits for ever and everybody is answered."""
@@ -226,7 +271,7 @@ class Steps:
                     or run.session_id in bench.state.work
                 )
         for check in (self.log_has_no_holes, self.each_run_ends_once, self.lifecycle_alternates,
-                      self.memory_is_what_the_disk_says):
+                      self.memory_is_what_the_disk_says, self.each_text_is_said_once):
             check()
 
 
@@ -235,9 +280,12 @@ class Steps:
         self.each_run_ends_once()
         self.lifecycle_alternates()
         self.memory_is_what_the_disk_says()
+        self.each_text_is_said_once()
         self.bounds_hold()
 
 
+_QUEUE = ["follow_up", "steering", "steering"]
+_ON_BUSY = ["enqueue", "enqueue", "enqueue", "reject", "interrupt", "rollback"]
 _MAKE = ["session.create", "session.start", "session.start_or_get", "session.start_or_get"]
 _VERB = ["activate", "pause", "resume", "resume", "complete", "cancel", "stop", "abort"]
 _SAY = [None, None, "completed", "completed", "failed", "timeout"]
@@ -248,6 +296,10 @@ STEPS: dict[str, tuple[dict[str, list[Any]], int]] = {
     "verb": ({"sid": SESSIONS, "op": _VERB}, 6),
     "fail_session": ({"sid": SESSIONS}, 1),
     "prompt": ({"sid": SESSIONS, "times": [1, 1, 2, 3]}, 10),
+    "say_while_busy": ({"sid": SESSIONS[:2], "queue": _QUEUE, "on_busy": _ON_BUSY}, 12),
+    "take_back": ({"sid": SESSIONS, "op": ["recall", "clear", "interrupt"]}, 1),
+    "control": ({"which": list(range(40)), "op": ["pause", "resume", "interrupt"]}, 4),
+    "take": ({"i": [0, 1], "which": [0, 1, 2]}, 6),
     "create_and_execute": ({"sid": SESSIONS}, 3),
     "once": ({"agent": ["echo", "again"]}, 5),
     "cancel_run": ({"which": list(range(40))}, 5),

@@ -216,6 +216,23 @@ def test_steering_prompts_survive_the_partition_and_the_runner(bench: Bench) -> 
     assert said(bench) == ["text 0", "text 1\n\ntext 2"] and executing(bench) == [1]
 
 
+def test_what_was_joined_is_a_turn_also_after_a_restart(bench: Bench) -> None:
+    """If the partition dies behind the join, or the joined run is executed again, then it does not steer."""
+    bench.call("session.start", "s", "again", None)
+    prompt(bench, 0)
+    prompt(bench, 1, "steering")
+    bench.call("session.pause", "s")
+    bench.call("session.resume", "s")
+    runner = bench.runners[0]
+    assert runner is not None
+    finish(bench, runner, 0)
+    assert executing(bench) == [1]
+    bench.crash_runner(0)
+    bench.roster()
+    bench.kill()
+    assert bench.state.work_of("s").queue == (RUNS[1],)
+
+
 def test_steering_waits_for_a_session_that_is_paused(bench: Bench) -> None:
     """If the session is paused when the run ends, then its steering prompts are said after resume."""
     runner = started(bench)
@@ -258,6 +275,8 @@ def test_what_is_joined_is_bounded_and_the_rest_steers_that_run(bench: Bench) ->
     finish(bench, runner, 0)
     assert executing(bench) == [1] and waiting(bench) == [3]
     assert [len(text) for text in said(bench)] == [6, 200_002]
+    bench.deliver()
+    assert runner.steered == {RUNS[0], RUNS[1]} and len(bench.take(runner, RUNS[1])[0]) == 100_000
 
 
 def test_a_run_that_is_over_takes_nothing(bench: Bench) -> None:
@@ -270,6 +289,27 @@ def test_a_run_that_is_over_takes_nothing(bench: Bench) -> None:
     attempt = runner.runs[RUNS[0]][0]
     runner.runs[RUNS[0]] = (attempt + 1, 0)
     assert take(bench, runner, 0, 1)[0] == "fenced" and waiting(bench) == [1]
+
+
+def test_an_idempotent_run_hears_in_its_next_attempt_what_it_had_taken(bench: Bench) -> None:
+    """If a run is executed again, then its new attempt is given what the former took, then what is new."""
+    bench.call("session.start", "s", "again", None)
+    prompt(bench, 0)
+    for n in (1, 2):
+        prompt(bench, n, "steering")
+        bench.take(bench.runners[0], RUNS[0])
+    bench.crash_runner(0)
+    bench.roster()
+    bench.spawn(0)
+    bench.roster()
+    bench.deliver()
+    runner = bench.runners[0]
+    assert runner is not None and runner.steered == {RUNS[0]}
+    assert bench.take(runner, RUNS[0]) == ["text 1", "text 2"]
+    prompt(bench, 3, "steering")
+    bench.kill()
+    assert bench.take(runner, RUNS[0]) == ["text 1", "text 2", "text 3"]
+    assert said(bench) == ["text 0", "text 1", "text 2", "text 3"]
 
 
 # --- peek, recall, clear ---
