@@ -241,7 +241,7 @@ def classes() -> list[type[MeshError]]:
 def test_each_code_travels_and_comes_back_as_its_class(code: str) -> None:
     """If an error crosses the wire or a process, then class, code, message and details survive."""
     error = from_wire(code, "why", {"a": 1})
-    for copied in (from_wire(**error.to_map()), pickle.loads(pickle.dumps(error)), copy.copy(error)):
+    for copied in (from_wire(**error.to_wire()), pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert (type(copied), copied.code, copied.message, copied.details) == (
             CODES[code][0],
             code,

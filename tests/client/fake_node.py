@@ -144,7 +144,7 @@ class FakeNode:
 
     def refuse(self, header: Header, error: MeshError, flags: int = 0) -> bytes:
         """A refusal of a whole payload."""
-        return self.reply(header, wire.pack(error.to_map()), flags=Flag.REFUSED | flags)
+        return self.reply(header, wire.pack(error.to_wire()), flags=Flag.REFUSED | flags)
 
     def _call(self, op: str, args: list[Any]) -> list[Any]:
         if op == "route.set":

@@ -83,7 +83,7 @@ class Wire:
         )
 
     def refuse(self, header: Header, error: MeshError, flags: int = 0) -> None:
-        self.reply(header, error.to_map(), flags=Flag.REFUSED | flags, epoch=0)
+        self.reply(header, error.to_wire(), flags=Flag.REFUSED | flags, epoch=0)
 
     def gone(self, partition: int, epoch: int) -> None:
         self.receive(wire.encode_header(Kind.GONE, address=partition, number=self.boot, done_below=epoch))

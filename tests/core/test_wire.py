@@ -346,6 +346,6 @@ def test_replies_are_joined_from_their_parts() -> None:
         [0, True],
         [0, False],
         [0, "x"],
-        [1, error.to_map()],
+        [1, error.to_wire()],
     ]
     assert wire.join_replies([]) == b"\x90"
