@@ -20,7 +20,7 @@ from mesh.client._surface_sessions import (
 )
 from mesh.core.records import Prompted, QueuedPrompt
 from mesh.core.slots import check_id, session_slot
-from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, shown
+from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, shown, shown
 
 #: A drain without a time limit of its own has this one.
 DRAIN_S = 60.0
@@ -67,7 +67,7 @@ def cancel_many(link: Linked, ids: Any, timeout_s: float | None) -> Plan:
         try:
             slot, call = run_call("run.cancel", run_id, None)
         except MeshError as error:
-            outcome[str(run_id)] = error
+            outcome[run_id if isinstance(run_id, str) else shown(run_id)] = error
         else:
             outcome[run_id] = None
             asks[run_id] = Ask(WRITE, slot, call, settle_limit(link, timeout_s))

@@ -92,6 +92,7 @@ GOOD: dict[str, Any] = {
     "key": KEY,
     "route": {"external_room_id": "1"},
     "keys": [KEY],
+    "ids": ["run_" + "f" * 32],
     "pairs": [(KEY, {"external_room_id": "1"})],
     "fallbacks": (),
     "key_or_session_id": KEY,
