@@ -20,7 +20,7 @@ from mesh.client._surface_sessions import (
 )
 from mesh.core.records import Prompted, QueuedPrompt
 from mesh.core.slots import check_id, session_slot
-from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, shown, shown
+from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, shown
 
 #: A drain without a time limit of its own has this one.
 DRAIN_S = 60.0
