@@ -11,7 +11,7 @@ from mesh.client._protocol import WRITE
 from mesh.client._surface import failure
 from mesh.client._surface_sessions import session_call
 from mesh.core.records import Event, Page, Run, Session
-from mesh.core.reports import MaintenanceReport, SessionStats, UsageSummary
+from mesh.core.reports import AuditEntry, MaintenanceReport, SessionStats, UsageSummary
 
 Time = float | datetime
 Some = str | Sequence[str]
@@ -239,4 +239,39 @@ class AsyncMaintenance:
         return report
 
 
-__all__ = ["AsyncEvents", "AsyncMaintenance", "AsyncStoredRuns", "AsyncStoredSessions", "AsyncUsage"]
+class AsyncAudit:
+    """Who did what: control calls, with their outcome."""
+
+    def __init__(self, link: AsyncLink) -> None:
+        self._link = link
+
+    async def list(
+        self,
+        *,
+        op: str | None = None,
+        target: str | None = None,
+        client: str | None = None,
+        outcome: str | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Page[AuditEntry]:
+        """Entries that match all filters, newest first.
+
+        Raises:
+            InvalidArgument: ``validation_error``, ``invalid_cursor``.
+        """
+        filters = {
+            "op": op, "target": target, "client": client, "outcome": outcome, "since": since, "until": until,
+        }
+        page: Page[AuditEntry] = await self._link.drive(
+            plans.search(self._link, "audit", filters, "newest_first", limit, cursor, timeout_s), timeout_s
+        )
+        return page
+
+
+__all__ = [
+    "AsyncAudit", "AsyncEvents", "AsyncMaintenance", "AsyncStoredRuns", "AsyncStoredSessions", "AsyncUsage",
+]

@@ -26,9 +26,14 @@ from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError
 #: How long a sweep by hand is waited for, unless the caller says otherwise.
 SWEEP_S = 3_600.0
 _FAR = (1 << 63) - 1
-_OPS = {"sessions": "session.search", "runs": "run.search", "events": "event.search"}
+_OPS = {
+    "sessions": "session.search", "runs": "run.search", "events": "event.search", "audit": "audit.search",
+}
+#: Kinds whose order is that of a log: a partition goes on behind a row, and time decides between partitions.
+_LOGS = frozenset(("events", "audit"))
 _PARSE: dict[str, Callable[[Any], Any]] = {
     "sessions": Session.from_map, "runs": Run.from_map, "events": event_of,
+    "audit": reports.AuditEntry.from_map,
 }
 
 
@@ -53,7 +58,7 @@ def search(
         hunt.units = _units(given)
     if kind == "events" and order == "sequence_asc":
         return (yield from (_one_by_one(hunt, place) if hunt.units else _merged(hunt, place)))
-    if order in _SCANNED and "session_id" not in given:
+    if kind == "audit" or (order in _SCANNED and "session_id" not in given):
         return (yield from _merged(hunt, place))
     return (yield from _best_of(hunt, place))
 
@@ -69,7 +74,7 @@ class _Hunt:
     ) -> None:
         self.kind, self.filters, self.order, self.limit = kind, filters, order, limit
         self.partitions, self.until = partitions, until
-        self.sign = -1 if order.endswith("_desc") else 1
+        self.sign = -1 if q.Query(order, {}, 1).descending else 1
         self.units: list[tuple[int, dict[str, Any]]] = []  #: (slot, filters): where a named session or run is
         both = "run_ids" in filters and "session_ids" in filters
         self.sessions = set(filters["session_ids"]) if both else None
@@ -135,7 +140,7 @@ class _Stream:
 
     def ask(self) -> Ask:
         hunt = self.hunt
-        if hunt.kind == "events":
+        if hunt.kind in _LOGS:
             return hunt.ask(~self.partition, hunt.filters, hunt.limit, None, self.reached or 0)
         return hunt.ask(~self.partition, hunt.filters, hunt.limit, self.reached)
 
@@ -143,19 +148,19 @@ class _Stream:
         """A step came."""
         rows, following = answer
         for sort, row, value in rows:
-            place = row if self.hunt.kind == "events" else [sort, row]
+            place = row if self.hunt.kind in _LOGS else [sort, row]
             self.rows.append((self._key(sort, row, value), place, value))
         self.reached = following
         self.ended = following is None
         if self.rows:
             self.floor = self.rows[-1][0]
-        elif not self.ended and self.hunt.kind != "events":
+        elif not self.ended and self.hunt.kind not in _LOGS:
             self.floor = self._key(following[0], following[1], None)
 
     def _key(self, sort: Any, row: int, value: Any) -> Any:
-        if self.hunt.kind == "events":  # their order is that of the log: time as it never goes back
-            self._latest = max(self._latest, value["ts"])
-            return self._latest, self.partition, row
+        if self.hunt.kind in _LOGS:  # time as it never goes back
+            self._latest = max(self._latest, self.hunt.sign * value["ts"])
+            return self._latest, self.partition, self.hunt.sign * row
         return self.hunt.sign * sort, self.partition, self.hunt.sign * row
 
     def pop(self) -> Any:

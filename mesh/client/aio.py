@@ -13,7 +13,7 @@ from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as session_plans
 from mesh.client._aio_link import AsyncLink
 from mesh.client._aio_listener import AsyncListener
-from mesh.client._aio_queries import AsyncEvents, AsyncMaintenance, AsyncUsage
+from mesh.client._aio_queries import AsyncAudit, AsyncEvents, AsyncMaintenance, AsyncUsage
 from mesh.client._aio_routes import AsyncAgents, AsyncPartitions, AsyncRoutes
 from mesh.client._aio_runs import AsyncRuns
 from mesh.client._aio_sessions import AsyncSessions
@@ -38,6 +38,7 @@ class AsyncClient:
         self.agents = AsyncAgents(self._link)
         self.events = AsyncEvents(self._link)
         self.usage = AsyncUsage(self._link)
+        self.audit = AsyncAudit(self._link)
         self.maintenance = AsyncMaintenance(self._link)
 
     async def run_once(

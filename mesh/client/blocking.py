@@ -13,7 +13,7 @@ from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as session_plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._blocking_listener import Listener
-from mesh.client._blocking_queries import Events, Maintenance, Usage
+from mesh.client._blocking_queries import Audit, Events, Maintenance, Usage
 from mesh.client._blocking_routes import Agents, Partitions, Routes
 from mesh.client._blocking_runs import Runs
 from mesh.client._blocking_sessions import Sessions
@@ -38,6 +38,7 @@ class Client:
         self.agents = Agents(self._link)
         self.events = Events(self._link)
         self.usage = Usage(self._link)
+        self.audit = Audit(self._link)
         self.maintenance = Maintenance(self._link)
 
     def run_once(

@@ -140,6 +140,13 @@ CATALOGUE: tuple[Op, ...] = (
     Op("agent.reload", "write", "", "the same, after every runner loaded them anew"),
     Op("partition.drain", "wait", "", "[running, waiting], as soon as both are 0", True),
     Op("partition.info", "read", "", "map of counters", True),
+    Op(
+        "audit.search",
+        "read",
+        "filters map, order, limit, nil, reached?",
+        "[[[time, number, entry map], ...], number reached or nil], one step",
+        True,
+    ),
     Op("maintenance.run", "write", "", "report map, when the whole sweep is done", True),
     Op("partition.backup", "write", "folder on the node's machine", "the file's path", True),
 )

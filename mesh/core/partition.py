@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.core import wire
+from mesh.core.audit import AUDITED, entries
 from mesh.core.live import NoRunner
 from mesh.core.receipts import Key, Receipt, Receipts
 from mesh.core.routes import RouteTable
@@ -41,6 +42,7 @@ class Pending:
 
     __slots__ = (
         "answer_bytes",
+        "audited",
         "calls",
         "client",
         "deadline_s",
@@ -66,6 +68,7 @@ class Pending:
         self.answer_bytes = 0
         self.deadline_s = deadline_s
         self.held: set[int] = set()  #: slots of parked calls: what follows there waits behind them
+        self.audited = False  #: one of its calls leaves an entry in the audit log
         self.over = False  #: answered or refused: a late part is of no use
 
     @property
@@ -236,6 +239,8 @@ class Partition:
             elif op in self.writes:
                 if pending.held and _scope(op, args) in pending.held:
                     raise NoRunner
+                if op in AUDITED:
+                    pending.audited = True
                 answer = self.writes[op](args, PartOf(state, pending, index))
             else:
                 answer = self._unknown(op)
@@ -314,6 +319,10 @@ class Partition:
                 answer = wire.failure(_too_much())
             pending.parts[index] = answer
             self._record(pending)
+        for pending in self.complete.values():
+            if pending.audited:
+                state = self.state
+                state.audit += entries(pending.client, pending.calls, pending.parts, state.now)
 
     # --- the two ends of a batch ---
 

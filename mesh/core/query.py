@@ -25,8 +25,10 @@ LIMIT_MAX = 1_000
 IDS_MAX = 1_000
 SESSION_ORDERS = ("updated_at_desc", "updated_at_asc", "created_at_asc", "created_at_desc")
 RUN_ORDERS = ("started_at_desc", "started_at_asc", "token_usage_desc")
+AUDIT_ORDERS = ("newest_first",)
 EVENT_ORDERS = ("sequence_asc", "timestamp_asc", "timestamp_desc")
-ORDERS = {"sessions": SESSION_ORDERS, "runs": RUN_ORDERS, "events": EVENT_ORDERS}
+ORDERS = {"sessions": SESSION_ORDERS, "runs": RUN_ORDERS, "events": EVENT_ORDERS,
+          "audit": AUDIT_ORDERS}
 
 #: (sort value, row number)
 Key = tuple[float, int]
@@ -46,7 +48,7 @@ class Query(NamedTuple):
     @property
     def descending(self) -> bool:
         """Whether greater keys come first."""
-        return self.order.endswith("_desc")
+        return self.order.endswith(("_desc", "newest_first"))
 
     def precedes(self, one: Key, other: Key) -> bool:
         """Whether a key stands before another in this order."""
@@ -221,6 +223,9 @@ _FILTERS: dict[str, dict[str, Check]] = {
     "events": {
         "session_ids": _session_ids, "run_ids": _run_ids, "types": _types, "providers": _texts,
         "since": _time, "until": _time, "correlation_id": _text,
+    },
+    "audit": {
+        "op": _text, "target": _text, "client": _text, "outcome": _text, "since": _time, "until": _time,
     },
     "usage": {
         "session_id": _session_id, "agent_id": _text, "provider": _text, "since": _time, "until": _time,

@@ -45,6 +45,18 @@ class UsageSummary(Record, frozen=True):
     by_status: dict[str, int]
 
 
+class AuditEntry(Record, frozen=True):
+    """A control call and how it ended. ``client`` is the id of the connection that made it, in hex; None when
+    the node did it by itself. ``outcome`` is ok, or the code of the error."""
+
+    id: str
+    ts: float
+    client: str | None
+    op: str
+    target: str
+    outcome: str
+
+
 class MaintenanceReport(Record, frozen=True):
     """What a sweep of retention did, over all partitions. ``missing`` partitions did not answer."""
 
@@ -103,4 +115,6 @@ def _total(rows: list[list[Any]]) -> UsageTotals:
     return UsageTotals(runs, counts, cost, priced, unmapped)
 
 
-__all__ = ["MaintenanceReport", "SessionStats", "UsageSummary", "UsageTotals", "summed", "swept"]
+__all__ = [
+    "AuditEntry", "MaintenanceReport", "SessionStats", "UsageSummary", "UsageTotals", "summed", "swept",
+]

@@ -21,6 +21,7 @@ import msgspec
 
 from mesh.core import events as ev
 from mesh.core import wire
+from mesh.core.audit import Entry
 from mesh.core.run import RunState
 from mesh.core.session import SessionState, handle_map
 from mesh.errors import InvalidArgument, NotFound, shown
@@ -127,6 +128,7 @@ class State:
         self.commands: list[tuple[int, list[Any]]] = []
         self.settled: list[str] = []
         self.resolutions: list[tuple[Any, int, bytes]] = []
+        self.audit: list[Entry] = []
 
     # --- reading ---
 

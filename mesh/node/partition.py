@@ -12,6 +12,7 @@ import traceback
 from typing import Any
 
 from mesh.core import mailbox, wire
+from mesh.core.audit import own_entry
 from mesh.core.live import Live
 from mesh.core.partition import Partition, Pending
 from mesh.core.prices import Prices
@@ -40,7 +41,6 @@ from mesh.node.publishing import Publisher
 from mesh.node.queries import Queries
 from mesh.node.reads import Reads
 from mesh.node.recovery import INCARNATIONS_PER_BOOT, Recovery
-from mesh.node.retention import Retention
 from mesh.node.upkeep import Upkeep
 from mesh.store.sqlite import Store
 
@@ -95,11 +95,6 @@ class PartitionProcess:
                                  boot_id=boot_id, offset_ms=offset_ms)
         self.upkeep = Upkeep(self.store, self.partition, config, child.node_boot)
         self.backups = Backups(self.store, child.index)
-        self.retention = Retention(
-            self.store, self.state, self.partition.ops.keeping, config.retention,
-            share=1 / config.node.partitions, audit_kept=config.retention.audit_kept,
-            owns=self.partition.owns_session,
-        )
         self.dropped = 0
         self.lazy_since: float | None = None
         self.stopping: dict[str, Any] | None = None
@@ -189,8 +184,8 @@ class PartitionProcess:
         if self.inbox.crowded or self.recovery.loading or self.backups.active or upkeep:
             return 0
         due = min(next_tick, self.waiters.next_deadline_s() or next_tick)
-        if self.retention.due_s is not None and self.degraded is None:
-            due = min(due, self.retention.due_s)
+        if self.upkeep.retention.due_s is not None and self.degraded is None:
+            due = min(due, self.upkeep.retention.due_s)
         if self.lazy_since is not None and self.degraded is None:
             due = min(due, self.lazy_since + LAZY_FLUSH_S)
         return max(0, int((due - self.state.mono) * 1000) + 1)
@@ -317,7 +312,7 @@ class PartitionProcess:
             effects, self.partition.effects = self.partition.effects, []
             self.backups.begin([e for e in effects if e[0] == "backup"])  # may resolve: in the next batch
             for _, _, part in (e for e in effects if e[0] == "maintenance"):
-                self.retention.ask(part)
+                self.upkeep.retention.ask(part)
 
     def _failed(self, error: StoreError, dirty: dict[Key, Receipt]) -> None:
         """The transaction failed: the batch never happened."""
@@ -383,7 +378,6 @@ class PartitionProcess:
         self.outboxes.resend(self.state.mono)
         self.health.unless_damaged(lambda: self.publisher.head(self.reads.head()))
         self.health.unless_refused(self.upkeep.tick)
-        self.health.unless_refused(self.retention.tick)
         guarded(lambda: self.health.tell(self.publisher.tell))
 
     def _probe(self) -> None:
@@ -406,10 +400,10 @@ class PartitionProcess:
             self.partition.begin()
             self.backups.step()
             self._commit()
-        due_s = self.retention.due_s
+        due_s = self.upkeep.retention.due_s
         if due_s is not None and self.state.mono >= due_s and self.degraded is None:
             self.partition.begin()
-            self.health.unless_refused(self.retention.step)
+            self.health.unless_refused(self.upkeep.retention.step)
             self._commit()
         self.health.unless_refused(self.upkeep.step)
 
@@ -423,7 +417,10 @@ class PartitionProcess:
         self._batch()
         self.partition.begin()
         self.partition.route_written = True  # what is lazy is written now
-        for session_id in () if self.stopping and self.stopping.get("again") else list(self.state.live):
+        again = bool(self.stopping and self.stopping.get("again"))
+        if again:
+            self.state.audit.append(own_entry("partition.restart", f"partition-{self.index}", self.state.now))
+        for session_id in () if again else list(self.state.live):
             self.live.take_down(self.state.session(session_id), StopReason.SHUTDOWN)
         self._commit()
         self._send(wire.ROUTER_ID + wire.pack(["bye"]))

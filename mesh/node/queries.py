@@ -31,6 +31,7 @@ class Queries:
             "event.search": self.events,
             "event.count": self.count,
             "usage.summary": self.usage,
+            "audit.search": self.audit,
         }
 
     def sessions(self, args: list[Any], now: int) -> bytes:
@@ -71,6 +72,16 @@ class Queries:
             raise InvalidArgument("runs of one session per call", code="session_mismatch")
         filters = {**query.filters, "session_ids": [found[0].session_id], "runs": [run.n for run in found]}
         return query._replace(filters=filters)
+
+    def audit(self, args: list[Any], now: int) -> bytes:
+        return _page(self.search.audit(q.check_query("audit", args)), self._entry)
+
+    def _entry(self, row: Any) -> bytes:
+        number, ts, client, op, target, outcome = row
+        return wire.pack({
+            "id": f"{self.state.partition}-{number}", "ts": ts, "client": client.hex() if client else None,
+            "op": op, "target": target, "outcome": outcome,
+        })
 
     def usage(self, args: list[Any], now: int) -> bytes:
         filters, reached = _exactly(args, 2)

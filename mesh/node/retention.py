@@ -14,6 +14,7 @@ from typing import Any
 
 from mesh.config import RetentionSection
 from mesh.core import wire
+from mesh.core.audit import own_entry
 from mesh.core.events import TYPE_CODE
 from mesh.core.keeping import Keeping
 from mesh.core.partition import PartOf
@@ -40,14 +41,13 @@ class Retention:
 
     def __init__(
         self, store: Store, state: State, keeping: Keeping, policy: RetentionSection, *, share: float,
-        audit_kept: int, owns: Callable[[str], bool],
+        owns: Callable[[str], bool],
     ) -> None:
         self.state = state
         self.keeping = keeping
         self.policy = policy
         self.removing = Removing(store, state)
         self._events_max = ceil(policy.max_total_events * share)
-        self._audit_kept = audit_kept
         self._owns = owns
         self._first = [TYPE_CODE[name] for name in policy.prune_event_types_first]
         self._waiting: list[PartOf] = []
@@ -145,6 +145,7 @@ class Retention:
                 session = self.state.sessions.get(stored.id, stored)
                 if self._may_go(session):
                     self.keeping.hide(self.state.session(session.id))
+                    self._note("retention.delete", session)
                     self.report["sessions_soft_deleted"] += 1
             yield
             if len(rows) < self.policy.batch_size:
@@ -166,10 +167,14 @@ class Retention:
             found = self.removing.deleted_sessions(before, self.policy.batch_size)
             for session in found:
                 self.keeping.erase(self.state.session(session.id))
+                self._note("retention.forget", session)
                 self.report["sessions_hard_deleted"] += 1
             yield
             if len(found) < self.policy.batch_size:
                 return
+
+    def _note(self, what: str, session: SessionState) -> None:
+        self.state.audit.append(own_entry(what, session.id, self.state.now))
 
     def _give_up_imports(self) -> Iterator[None]:
         for session in self.removing.left_imports(self.state.now - IMPORT_S, self.policy.batch_size):
@@ -245,7 +250,7 @@ class Retention:
         return removed
 
     def _trim(self) -> Iterator[None]:
-        self.removing.trim_audit(self._audit_kept)
+        self.removing.trim_audit(self.policy.audit_kept)
         yield
 
 

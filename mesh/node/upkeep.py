@@ -7,6 +7,7 @@ from itertools import islice
 from mesh.config import NodeConfig
 from mesh.core.partition import Partition
 from mesh.core.records import StopReason
+from mesh.node.retention import Retention
 from mesh.store.sqlite import WAL_BYTES_MAX, Store
 
 ROUTES_PER_SWEEP = 2_000
@@ -26,6 +27,10 @@ class Upkeep:
         self.config = config
         self.node_boot = node_boot
         self.sweeping = False
+        self.retention = Retention(
+            store, self.state, partition.ops.keeping, config.retention, share=1 / config.node.partitions,
+            owns=partition.owns_session,
+        )
         self._next_prune_s = self._next_sweep_s = 0.0
 
     def retire_idle(self) -> None:
@@ -44,6 +49,7 @@ class Upkeep:
     def tick(self) -> None:
         """Once a second: begin what is due. Not while the store refuses writes."""
         now = self.state.mono
+        self.retention.tick()
         if now >= self._next_prune_s:
             self.sweeping = True
             self._next_prune_s = now + self.config.routes.prune_interval_ms / 1000

@@ -275,6 +275,37 @@ class Search:
         fragment = checked_record((row[4], row[5]), f"event {row[1]}")
         return row[6], StoredEvent(row[1], row[2], row[3], fragment)
 
+    # --- the audit log ---
+
+    def audit(self, query: Query) -> Found:
+        """Entries, newest first, below the one that was reached (0: from the end)."""
+        return self._store.guarded(lambda: self._audit(query), "search the audit log")
+
+    def _audit(self, query: Query) -> Found:
+        given = query.filters
+        where = _Where("id > 0")
+        for name in ("op", "target", "outcome"):
+            where.add(f"{name} = ?", given.get(name))
+        where.add("client = unhex(?)", given.get("client"))
+        where.add("ts >= ?", given.get("since"))
+        where.add("ts <= ?", given.get("until"))
+        until, below = self._clock() + STEP_S, query.reached or 1 << 62
+        found: list[tuple[float, int, Any]] = []
+        while True:
+            window = f"SELECT id FROM audit WHERE id < ? ORDER BY id DESC LIMIT 1 OFFSET {STEP_ROWS - 1}"
+            end = self._db.execute(window, (below,)).fetchone()
+            sql = ("SELECT id, ts, client, op, target, outcome FROM audit"
+                   f" WHERE id < ? AND id >= ? AND {where} ORDER BY id DESC")
+            for row in self._db.execute(sql, (below, end[0] if end else 0, *where.values)):
+                found.append((row[1], row[0], row))
+                if len(found) == query.limit:
+                    return Found(found, row[0])
+            if end is None:
+                return Found(found, None)
+            below = end[0]
+            if self._clock() > until:
+                return Found(found, below)
+
     # --- how rows are looked at ---
 
     def _indexed(

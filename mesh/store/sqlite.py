@@ -166,6 +166,9 @@ class Store(StoredRows):
             )
         if state.lifecycle:
             db.executemany("INSERT INTO lifecycle VALUES (?, ?, ?)", state.lifecycle)
+        if state.audit:
+            db.executemany(
+                "INSERT INTO audit(ts, client, op, target, outcome) VALUES (?, ?, ?, ?, ?)", state.audit)
         if receipts:
             seen = self.served_s()
             db.executemany("INSERT OR REPLACE INTO receipt VALUES (?, ?, ?, ?, ?)", [

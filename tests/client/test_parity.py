@@ -34,6 +34,7 @@ PAIRS: list[tuple[type[Any], type[Any]]] = [
     (_aio_queries.AsyncStoredRuns, _blocking_queries.StoredRuns),
     (_aio_queries.AsyncEvents, _blocking_queries.Events),
     (_aio_queries.AsyncUsage, _blocking_queries.Usage),
+    (_aio_queries.AsyncAudit, _blocking_queries.Audit),
     (_aio_queries.AsyncMaintenance, _blocking_queries.Maintenance),
 ]
 #: design 5, row by row.
@@ -46,6 +47,7 @@ CONTRACT = {
     "agents": "list reload",
     "events": "search count",
     "usage": "summary",
+    "audit": "list",
     "maintenance": "run",
 }
 

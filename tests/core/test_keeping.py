@@ -111,3 +111,31 @@ def test_deleting_what_is_not_there_is_false(bench: Bench) -> None:
     assert bench.call("session.delete", "nobody") is False
     assert bench.code("session.delete", "nobody", "yes") == "validation_error"
     assert bench.code("session.delete", "~1") == "invalid_id"
+
+
+def test_control_calls_leave_entries_and_work_leaves_none(bench: Bench) -> None:
+    """If a control call is answered, then its entry is in the same commit, with its outcome; once."""
+    bench.call("session.start", "s", "echo", None)
+    bench.call("run.submit", RUN, "s", "x", None)
+    bench.code("session.complete", "s")
+    bench.store.fail_next = True
+    bench.code("session.pause", "s")
+    entries = bench.rows("SELECT client, op, target, outcome FROM audit ORDER BY id")
+    assert entries == [
+        (bench.client, "session.start", "s", "ok"),
+        (bench.client, "session.complete", "s", "invalid_transition"),
+    ]
+
+
+def test_a_call_that_is_answered_later_leaves_its_entry_then(bench: Bench) -> None:
+    """If a stop waits for its run, then the entry comes with the answer, in one piece."""
+    bench.call("session.start", "s", "echo", None)
+    bench.call("run.submit", RUN, "s", "x", None)
+    bench.deliver()
+    bench.post(["session.stop", ["s", None]])
+    assert len(bench.rows("SELECT id FROM audit")) == 1
+    runner = bench.runners[0]
+    assert runner is not None
+    bench.deliver()
+    bench.say(runner, runner.batch(RUN, "cancelled"))
+    assert bench.rows("SELECT op, outcome FROM audit ORDER BY id DESC LIMIT 1") == [("session.stop", "ok")]

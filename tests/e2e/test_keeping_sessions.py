@@ -60,3 +60,20 @@ def test_a_live_session_is_not_deleted(client: mesh.Client) -> None:
     with pytest.raises(mesh.MeshError) as refused:
         client.sessions.delete("s", hard=True)
     assert refused.value.code == "session_busy"
+
+
+def test_the_audit_log_tells_who_did_what(client: mesh.Client, node: mesh.LocalNode) -> None:
+    """If sessions are controlled, then each call is listed with its outcome, newest first."""
+    for n in range(6):
+        client.sessions.create("echo", id=f"s{n}")
+    with node.client() as other, pytest.raises(mesh.MeshError):
+        other.sessions.complete("s3")
+    client.run_once("echo", "no entry")
+    entries = client.audit.list()
+    assert [e.op for e in entries] == ["session.complete", *["session.create"] * 6]
+    assert entries[0].outcome == "invalid_transition" and entries[0].client != entries[1].client
+    assert [e.target for e in entries[1:]] == [f"s{n}" for n in range(5, -1, -1)]
+    assert [e.op for e in client.audit.list(target="s3")] == ["session.complete", "session.create"]
+    assert len(client.audit.list(client=entries[1].client, outcome="ok", op="session.create")) == 6
+    page = client.audit.list(limit=4)
+    assert page[:] + client.audit.list(cursor=page.cursor)[:] == entries[:]

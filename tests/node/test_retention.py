@@ -40,7 +40,7 @@ class Asker:
 def sweep(bench: Bench, **policy: Any) -> dict[str, Any]:
     """One whole sweep, step by step as the partition's loop does it."""
     retention = Retention(
-        bench.store, bench.state, bench.ops.keeping, RetentionSection(**policy), share=1.0, audit_kept=10,
+        bench.store, bench.state, bench.ops.keeping, RetentionSection(**policy), share=1.0,
         owns=lambda _: True,
     )
     asker = Asker()
@@ -161,7 +161,7 @@ def test_a_disk_that_refuses_ends_the_sweep_with_a_report(bench: Bench) -> None:
     fill(bench, "s", *["message_streamed"] * 9)
     retention = Retention(
         bench.store, bench.state, bench.ops.keeping, RetentionSection(max_events_per_session=3), share=1.0,
-        audit_kept=10, owns=lambda _: True,
+        owns=lambda _: True,
     )
     asker = Asker()
     retention.ask(asker)  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ def test_a_kill_in_the_middle_of_a_removal_is_finished_by_the_next_life(bench: B
     fill(bench, "s", *["message_streamed"] * 20)
     bench.call("session.delete", "s", True)
     retention = Retention(
-        bench.store, bench.state, bench.ops.keeping, RetentionSection(batch_size=5), share=1.0, audit_kept=10,
+        bench.store, bench.state, bench.ops.keeping, RetentionSection(batch_size=5), share=1.0,
         owns=lambda _: True,
     )
     retention.tick()

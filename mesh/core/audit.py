@@ -1,0 +1,53 @@
+"""Who did what: control calls leave an entry, written in the transaction of what they did.
+
+An entry has the time, the client's id, the op, its target and the outcome (``ok`` or the error's code). What
+carries the work itself leaves none: routes, prompts, runs and their events have their own log, or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mesh.core import wire
+
+AUDITED = frozenset((
+    "session.create", "session.start", "session.start_or_get", "session.activate", "session.pause",
+    "session.resume", "session.complete", "session.cancel", "session.fail", "session.stop", "session.abort",
+    "session.interrupt", "session.recall", "session.clear", "session.delete", "session.undelete",
+    "session.import", "session.fork", "session.compact", "run.cancel", "agent.reload", "partition.backup",
+    "maintenance.run",
+))
+TARGET_CHARS_MAX = 200
+
+#: (time, client or None when the node did it by itself, op, target, outcome)
+Entry = tuple[float, bytes | None, str, str, str]
+
+
+def entries(
+    client: bytes, calls: Iterable[tuple[str, list[Any]]], answers: Iterable[bytes | None], now: float
+) -> list[Entry]:
+    """What an answered payload leaves."""
+    return [
+        (now, client, op, _target(args), _outcome(answer))
+        for (op, args), answer in zip(calls, answers, strict=True) if op in AUDITED and answer is not None
+    ]
+
+
+def own_entry(op: str, target: str, now: float) -> Entry:
+    """What the node leaves when it does something by itself."""
+    return now, None, op, target[:TARGET_CHARS_MAX], "ok"
+
+
+def _target(args: list[Any]) -> str:
+    return args[0][:TARGET_CHARS_MAX] if args and type(args[0]) is str else ""
+
+
+def _outcome(answer: bytes) -> str:
+    if answer.startswith(wire.OK):
+        return "ok"
+    _, error = wire.unpack(answer)
+    return str(error.get("code", "unknown_error"))
+
+
+__all__ = ["AUDITED", "TARGET_CHARS_MAX", "Entry", "entries", "own_entry"]
