@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
@@ -49,7 +49,7 @@ def session_id_or_new(session_id: Any) -> str:
 def _hex() -> str:
     """32 hex digits: the time in ms, then 80 random bits. Ids of one moment stand side by side in the store's
     index, so a thousand new ones touch a few of its pages and not a thousand."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
 
 
 def new_run_id(session_id: str) -> str:

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mesh.core.wire import array_header, pack
+from mesh.core.wire import array_header, pack, repack
 
 #: A batch is cut when it reaches one of these.
 BATCH_EVENTS_MAX = 1_024
@@ -92,7 +92,7 @@ class RunLog:
         self._open_bytes = 0
         self._settle: bytes | None = None
         self._note: Callable[[], bytes] | None = None
-        self._prefix = _BATCH + pack(key[0]) + pack(key[1])
+        self._prefix = _BATCH + repack(key[0]) + repack(key[1])
 
     @property
     def settled(self) -> bool:
@@ -134,7 +134,7 @@ class RunLog:
         elif last and self._note is not None:
             report, self._note = self._note(), None
         message = b"".join((
-            self._prefix, pack(self.next_n), array_header(len(events)), *events, report,
+            self._prefix, repack(self.next_n), array_header(len(events)), *events, report,
         ))
         self.batches.append(Batch(self.next_n, message, now_s))
         self.next_n += 1
@@ -267,7 +267,7 @@ class Outbox:
 
 def encode_event(code: int, ts: float, fragment: bytes) -> bytes:
     """One ``[type code, ts, fragment]`` of a batch."""
-    return pack((code, ts, fragment))
+    return repack((code, ts, fragment))
 
 
 def join_many(messages: Sequence[bytes]) -> bytes:

@@ -26,7 +26,7 @@ class Actors:
         self.outboxes = outboxes
         self.log = log
         self.router_boot = 0
-        self.answers: list[tuple[int, int, list[Any]]] = []
+        self.answers: dict[tuple[int, int], list[bytes]] = {}  #: by runner and its incarnation
         self.news = False  #: the runners changed: parked calls may find one now
 
     def take(self, frame: bytes, *, writable: bool) -> None:
@@ -46,9 +46,9 @@ class Actors:
             case mailbox.ROUTER, "roster":
                 self._on_roster({row[0]: RunnerEntry(*row[1:]) for row in message[1]}, writable)
             case mailbox.RUNNER, "batch" if writable:
-                self.answers.append((index, incarnation, self.runners.on_batch(index, incarnation, message)))
+                self._answer(index, incarnation, self.runners.on_batch(index, incarnation, message))
             case mailbox.RUNNER, "take" if writable:
-                self.answers.append((index, incarnation, self.runners.on_take(index, incarnation, message)))
+                self._answer(index, incarnation, self.runners.on_take(index, incarnation, message))
             case mailbox.RUNNER, "lost" if writable:
                 self.runners.on_lost(index, incarnation, message[1])
             case mailbox.RUNNER, "left" if writable:
@@ -57,6 +57,9 @@ class Actors:
                 self.outboxes.on_acks(index, incarnation, message[1], message[2])
             case mailbox.RUNNER, "catalogue":
                 self.news |= self.partition.ops.on_catalogue(index, message[1], message[2])
+
+    def _answer(self, index: int, incarnation: int, message: list[Any]) -> None:
+        self.answers.setdefault((index, incarnation), []).append(wire.repack(message))
 
     def _on_roster(self, entries: dict[int, RunnerEntry], writable: bool) -> None:
         self.state.runners = entries

@@ -33,6 +33,10 @@ class Asking:
         self._open[asker.key] = asker
         self._new.append(asker)
 
+    def partitions(self) -> set[int]:
+        """Those that are asked at the end of this turn: what the runs said before leaves first."""
+        return {asker.partition for asker in self._new}
+
     def turn(self) -> None:
         """The run's batches of this turn are on their way: the new questions follow them."""
         for asker in self._new:

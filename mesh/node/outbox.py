@@ -97,7 +97,7 @@ class Outboxes:
         return (run.attempt, run.runner, run.runner_incarnation) != (command[2], index, box.incarnation)
 
     def _put(self, index: int, box: _Outbox, commands: list[Any]) -> None:
-        new = [(box.next + i, wire.pack(command)) for i, command in enumerate(commands)]
+        new = [(box.next + i, wire.repack(command)) for i, command in enumerate(commands)]
         box.next += len(new)
         if not box.unacked:  # else a steady flow of new ones puts off the repetition of a lost one for ever
             box.sent_s = self.state.mono

@@ -20,6 +20,7 @@ from mesh.core.queueing import Queue
 from mesh.core.receipts import Key, Receipt, Receipts
 from mesh.core.records import StopReason
 from mesh.core.routes import RouteTable
+from mesh.core.runner import join_many
 from mesh.core.runners import Runners
 from mesh.core.session_ops import SessionOps
 from mesh.core.state import State
@@ -298,8 +299,8 @@ class PartitionProcess:
     def _perform(self) -> None:
         """What a commit allows: tell runners, publish, wake who waits."""
         state = self.state
-        for runner, incarnation, message in self.actors.answers:
-            self._send(wire.actor_id(mailbox.RUNNER, runner, incarnation) + wire.pack(message))
+        for (runner, incarnation), answers in self.actors.answers.items():
+            self._send(wire.actor_id(mailbox.RUNNER, runner, incarnation) + join_many(answers))
         self.actors.answers.clear()
         if state.commands:
             self.outboxes.add(state.commands)

@@ -18,13 +18,14 @@ from typing import Any
 
 from mesh.core import mailbox, wire
 from mesh.core.admission import Admission, share
-from mesh.core.runner import Inbox, Key, Outbox, RunLog
+from mesh.core.runner import Inbox, Outbox, RunLog
 from mesh.log import Log
 from mesh.node import reaper
 from mesh.node.asking import Asking
 from mesh.node.child import Child
 from mesh.node.drive import Drive
 from mesh.node.ending import cancelled, unstored
+from mesh.node.holding import Holding
 from mesh.node.printing import Marked, install
 from mesh.node.processes import RunProcesses
 from mesh.node.runner_link import Link
@@ -99,8 +100,7 @@ class Runner:
         )
         self._asking = Asking(self._post)
         self._inboxes: dict[int, Inbox] = {}
-        self._to_ack: set[int] = set()
-        self._changed: dict[Key, RunLog] = {}
+        self._holding = Holding(self._link.wake)
         self._waiting: list[asyncio.Future[None]] = []
         self._reloads: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
@@ -159,8 +159,7 @@ class Runner:
 
     def changed(self, log: RunLog) -> None:
         """Send a log's new events at the end of this turn."""
-        self._changed[log.key] = log
-        self._link.wake()
+        self._holding.changed(log)
 
     async def room(self) -> None:
         """Return when the partitions stored enough for more to be produced."""
@@ -189,15 +188,16 @@ class Runner:
     def _turn(self) -> None:
         """The end of a turn: batches from new events, and acknowledgements."""
         now_s = time.monotonic()
-        for key, log in self._changed.items():
-            for message in self.outbox.close(log, now_s) if key in self.outbox.logs else ():
-                self._link.post(log.partition, message)
-        self._changed.clear()
+        for partition in self._asking.partitions():
+            self._holding.release(partition)
+        for partition, logs, acks in self._holding.due():
+            for key, log in logs.items():
+                for message in self.outbox.close(log, now_s) if key in self.outbox.logs else ():
+                    self._link.post(partition, message)
+            if acks:
+                inbox = self._inboxes[partition]
+                self._post(partition, ["acks", inbox.epoch, inbox.done])
         self._asking.turn()
-        for partition in self._to_ack:
-            inbox = self._inboxes[partition]
-            self._post(partition, ["acks", inbox.epoch, inbox.done])
-        self._to_ack.clear()
 
     def _post(self, partition: int, message: list[Any]) -> None:
         self._link.post(partition, wire.pack(message))
@@ -269,6 +269,8 @@ class Runner:
         epoch = message[1] if message[0] == "commands" else incarnation
         if kind == mailbox.PARTITION and self._heard(index, epoch):
             self._messages[message[0]](index, *message[1:])
+            if message[0] != "commands":
+                self._holding.answered(index)
 
     def _welcomed(self, boot: int, slot_map: bytes) -> None:
         self._partitions = max(slot_map, default=0) + 1
@@ -290,14 +292,13 @@ class Runner:
         inbox = self._inboxes[partition]
         if self._stopping.is_set():
             return  # unacknowledged, and so known not to be executed
-        self._to_ack.add(partition)
-        self._link.wake()
         for name, *args in inbox.take(epoch, first, commands):
             try:
                 self._commands[name](partition, *args)
             except Exception as exc:  # noqa: BLE001  one bad command must not take the next ones along
                 why = f"{type(exc).__name__}: {exc}"[:300]
                 self._log.write("a command was refused", command=str(name)[:40], why=why)
+        self._holding.acknowledge(partition)  # behind the runs just begun: what they say leaves with it
 
     def _on_stored(self, partition: int, run_id: str, attempt: int, n: int) -> None:  # noqa: ARG002
         if self.outbox.stored((run_id, attempt), n):
