@@ -40,7 +40,7 @@ def test_the_first_news_leaves_at_once_and_the_next_when_the_partition_answered(
 
 
 def test_news_leave_without_an_answer_after_a_while() -> None:
-    """If a partition does not answer, then what gathered leaves after HOLD_S, and somebody is woken for it."""
+    """If a partition does not answer, then what gathered leaves after HOLD_S, and is woken for."""
 
     async def test(made: Holding, woken: list[int]) -> None:
         made.changed(RunLog(("a", 1), 0))
