@@ -48,9 +48,8 @@ class Record(msgspec.Struct, frozen=True):
         """
         if not isinstance(values, Mapping):
             raise InvalidArgument(f"a {cls.__name__} is read from a map, not {type(values).__name__}")
-        known = {name: values[name] for name in cls.__struct_fields__ if name in values}
         try:
-            return msgspec.convert(known, cls)
+            return msgspec.convert(values if type(values) is dict else dict(values), cls)
         except (msgspec.ValidationError, RecursionError) as exc:
             raise _refusal(cls, str(exc)) from exc
 
