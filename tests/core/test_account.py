@@ -93,8 +93,7 @@ def test_provider_session_is_kept_beside_what_changed_meanwhile(bench: Bench) ->
 
 def test_report_before_the_end_outlives_the_partition(bench: Bench) -> None:
     """If the partition dies after a report, then what was reported is there, and the run goes on."""
-    begun(bench)
-    say(bench)
+    bench.progress(begun(bench), RUN)
     say(bench, token_usage=USED, turn_count=1, about={"provider_session_id": "p1"})
     bench.kill()
     bench.deliver()
