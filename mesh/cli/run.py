@@ -191,7 +191,9 @@ def _verdict(event: Any, record: Any) -> int:
     code = str(stored.get("code") or event.data.get("error_code") or "run_failed")
     error: MeshError = from_wire(code, message, stored.get("details"))
     if event.type == "run_timeout":
+        option = "--idle" if "idle_s" in error.details else "--deadline"
         error = DeadlineExceeded(message, details=error.details)
+        error.details["hint"] = f"allow more time with: {option} SECONDS"
     elif event.type == "run_cancelled":
         error = RunError(message, code="cancelled")
     render.report(error, as_json=shell().json)
