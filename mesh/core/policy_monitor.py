@@ -1,0 +1,181 @@
+"""What a run used so far, held against its policy: a machine that events and a timer drive.
+
+Rules of this file:
+
+1. Each limit is broken once, at the first count that is over it; each call of a tool is judged once,
+   however many events tell of it.
+2. Time is told by the caller: ``due_ms`` says when the next limit on duration breaks, so that a provider
+   that says nothing is stopped in time, too.
+3. What is told are totals, never differences: who counts tokens (``core/usage.py``) knows which is which.
+4. A sum over a session or a tag begins with what others used before (``before``).
+5. A cost that nobody knows breaks no limit; that it is not enforced is said once, in ``warnings``.
+6. ``reserve`` asks before a call whether its most would fit; what was reserved counts until it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mesh.core.policy import LIMITS, Action, Limit, Policy, Verdict, judge
+from mesh.core.records import Record
+
+#: Events of a tool's call: the first one that is seen of a call is judged.
+_TOOL_EVENTS = frozenset(("tool_call_started", "tool_call_completed", "tool_call_failed"))
+#: Calls without an id are told apart by nothing: each of their events is judged, and this many are counted.
+CALLS_MAX = 100_000
+MISSING_RATES = "missing_cost_rates"
+
+
+class Violation(Record, frozen=True):
+    """One thing that a policy forbids and that happened, or was about to."""
+
+    policy: str
+    kind: str  #: ``budget_exceeded`` or ``tool_denied``
+    action: Action
+    details: dict[str, Any]
+
+    def data(self) -> dict[str, Any]:
+        """The data of its ``policy_violation`` event."""
+        data: dict[str, Any] = self.to_map()
+        return data
+
+
+class Monitor:
+    """One run under one policy."""
+
+    __slots__ = (
+        "_before", "_broken", "_counted", "_limits", "_reserved", "_seen", "_timed",
+        "policy", "totals", "violations", "warnings",
+    )
+
+    def __init__(self, policy: Policy, before: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        """``before``: scope (``session``, ``tag:NAME``) -> metric -> what was used there before this run."""
+        self.policy = policy
+        self.totals: dict[str, float] = {kind.metric: 0 for kind in LIMITS.values()}
+        self.violations: list[Violation] = []
+        self.warnings: list[str] = []
+        self._before = before or {}
+        self._limits = [limit for limit in policy.limits if limit.metric != "duration_ms"]
+        self._timed = sorted(
+            (limit for limit in policy.limits if limit.metric == "duration_ms"), key=self._left_ms
+        )
+        self._counted = {row.event: row.metric for row in LIMITS.values() if row.event is not None}
+        self._broken: set[Limit] = set()
+        self._seen: set[str] = set()
+        self._reserved: dict[str, float] = {}
+
+    def _used_before(self, limit: Limit) -> float:
+        return self._before.get(limit.scope, {}).get(limit.metric, 0)
+
+    def _left_ms(self, limit: Limit) -> float:
+        return limit.most - self._used_before(limit)
+
+    @property
+    def due_ms(self) -> float | None:
+        """The run's age at which ``on_time`` has something to say; None when it never will."""
+        return max(0.0, self._left_ms(self._timed[0])) if self._timed else None
+
+    def on_time(self, age_ms: float) -> list[Violation]:
+        """The run is so old now."""
+        self.totals["duration_ms"] = age_ms
+        broken = []
+        while self._timed and age_ms > self._left_ms(self._timed[0]):
+            broken.append(self._exceeded(self._timed.pop(0), age_ms))
+        return broken
+
+    def on_event(self, event_type: str, data: Mapping[str, Any]) -> list[Violation]:
+        """An event of the provider: it may count, and a tool's call is judged."""
+        if event_type in _TOOL_EVENTS:
+            return self._on_tool(event_type, data)
+        metric = self._counted.get(event_type)
+        return [] if metric is None else self._count(metric)
+
+    def _on_tool(self, event_type: str, data: Mapping[str, Any]) -> list[Violation]:
+        call_id = data.get("tool_call_id")
+        if isinstance(call_id, str):
+            if call_id in self._seen:
+                return []
+            if len(self._seen) < CALLS_MAX:
+                self._seen.add(call_id)
+        elif event_type != "tool_call_started":
+            return []
+        broken = self._count("tool_calls")
+        name = data.get("tool_name", data.get("name"))
+        if isinstance(name, str):
+            verdict = judge(self.policy, name, data.get("tool_input"))
+            if verdict.effect == "deny":
+                broken.append(self.denied(name, verdict))
+        return broken
+
+    def _count(self, metric: str) -> list[Violation]:
+        self.totals[metric] += 1
+        return self._check(metric)
+
+    def on_usage(self, total_tokens: float, cost_usd: float | None) -> list[Violation]:
+        """What the run used up to now; a cost of None is unknown."""
+        self._reserved.clear()
+        self.totals["total_tokens"] = max(self.totals["total_tokens"], total_tokens)
+        broken = self._check("total_tokens")
+        if cost_usd is not None:
+            self.totals["cost_usd"] = max(self.totals["cost_usd"], cost_usd)
+            broken += self._check("cost_usd")
+        elif any(limit.metric == "cost_usd" for limit in self._limits) and not self.warnings:
+            self.warnings.append(MISSING_RATES)
+        return broken
+
+    def reserve(self, metric: str, amount: float) -> Violation | None:
+        """Keep ``amount`` free for a call that is about to be made, or say which budget it would exceed.
+
+        The call must not be made then. The next ``on_usage`` replaces what was reserved by what was used.
+        """
+        held = self._reserved.get(metric, 0)
+        for limit in self._limits:
+            if limit.metric == metric:
+                used = self.totals[metric] + self._used_before(limit) + held + amount
+                if used > limit.most:
+                    return self._exceeded(limit, used)
+        self._reserved[metric] = held + amount
+        return None
+
+    def judge(self, tool: str, tool_input: Any) -> Verdict:
+        """May this call be made? For providers that ask before a tool runs."""
+        return judge(self.policy, tool, tool_input)
+
+    def denied(self, tool: str, verdict: Verdict) -> Violation:
+        """A call that a rule forbids, as a violation."""
+        assert verdict.rule is not None
+        rule = verdict.rule
+        listed = [pattern.tool for pattern in rule.tools]
+        details = {"tool_name": tool, "rule": rule.effect, "list": listed}
+        return self._violated("tool_denied", details)
+
+    def _check(self, metric: str) -> list[Violation]:
+        broken = []
+        for limit in self._limits:
+            used = self.totals[metric] + self._used_before(limit)
+            if limit.metric == metric and used > limit.most and limit not in self._broken:
+                broken.append(self._exceeded(limit, used))
+        return broken
+
+    def _exceeded(self, limit: Limit, actual: float) -> Violation:
+        self._broken.add(limit)
+        return self._violated("budget_exceeded", {
+            "metric": limit.metric, "actual": actual, "limit": limit.most, "scope": limit.scope,
+        })
+
+    def _violated(self, kind: str, details: dict[str, Any]) -> Violation:
+        violation = Violation(self.policy.name, kind, self.policy.action, details)
+        self.violations.append(violation)
+        return violation
+
+    def result(self) -> dict[str, Any]:
+        """What a run's result says of its policy."""
+        return {
+            "policy": self.policy.name, "action": self.policy.action.value,
+            "violations": [violation.data() for violation in self.violations],
+            "metadata": {**self.policy.metadata, **({"warnings": self.warnings} if self.warnings else {})},
+        }
+
+
+__all__ = ["CALLS_MAX", "MISSING_RATES", "Monitor", "Violation"]

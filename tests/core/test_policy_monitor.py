@@ -1,0 +1,103 @@
+"""A run held against its policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.core import policy as policies
+from mesh.core.policy import LimitKind, Policy
+from mesh.core.policy_monitor import Monitor
+
+
+def monitor(before: Any = None, **fields: Any) -> Monitor:
+    return Monitor(Policy.from_map(fields), before)
+
+
+def call(call_id: str | None, tool: str = "bash") -> dict[str, Any]:
+    return {"tool_name": tool, **({"tool_call_id": call_id} if call_id else {})}
+
+
+def test_budget_that_is_exceeded_is_one_violation_however_long_the_run_goes_on() -> None:
+    """If usage grows beyond a limit again and again, then that is told once."""
+    watch = monitor(limits={"max_total_tokens": 100})
+    told = [watch.on_usage(tokens, None) for tokens in (100, 101, 150, 400)]
+    assert [len(violations) for violations in told] == [0, 1, 0, 0]
+    assert told[1][0].details == {"metric": "total_tokens", "actual": 101, "limit": 100, "scope": "run"}
+
+
+def test_tool_call_is_judged_once_by_its_id() -> None:
+    """If a denied call is seen as started and completed, then that is one violation and one call."""
+    watch = monitor(tool_rules=[["deny", ["bash"]]])
+    told = [watch.on_event(name, call("t1")) for name in ("tool_call_started", "tool_call_completed")]
+    assert [len(violations) for violations in told] == [1, 0]
+    assert watch.totals["tool_calls"] == 1
+
+
+def test_completed_call_whose_start_was_never_seen_is_judged() -> None:
+    """If a provider tells of a call only when it is over, then it counts and is judged all the same."""
+    watch = monitor(tool_rules=[["deny", ["bash"]]])
+    assert [v.kind for v in watch.on_event("tool_call_completed", call("t1"))] == ["tool_denied"]
+
+
+def test_silent_provider_breaks_its_time_limit_by_the_timer() -> None:
+    """If nothing is heard, then the timer finds the limit on time broken right after its due time, once."""
+    watch = monitor(limits={"max_duration_ms": 500})
+    assert watch.due_ms == 500
+    assert watch.on_time(500) == []
+    assert [v.details["metric"] for v in watch.on_time(501)] == ["duration_ms"]
+    assert watch.due_ms is None
+    assert watch.on_time(900) == []
+
+
+def test_limit_of_a_session_counts_what_was_used_before() -> None:
+    """If a session used most of its budget before, then this run gets the rest."""
+    limits = [{"kind": "max_tool_calls", "most": 3, "scope": "session"}]
+    watch = monitor({"session": {"tool_calls": 2}}, limits=limits)
+    told = [watch.on_event("tool_call_started", call(None)) for _ in range(3)]
+    assert [len(violations) for violations in told] == [0, 1, 0]
+
+
+def test_unknown_cost_is_said_once_and_breaks_nothing() -> None:
+    """If nobody knows the price, then a limit on cost is not broken and the result says so."""
+    watch = monitor(limits={"max_cost_usd": 0.01})
+    assert watch.on_usage(10**9, None) == watch.on_usage(10**10, None) == []
+    assert watch.result()["metadata"] == {"warnings": ["missing_cost_rates"]}
+
+
+def test_reservation_beyond_the_budget_is_refused_and_keeps_nothing() -> None:
+    """If a call may use more than is left, then it is refused; a smaller one behind it may be made."""
+    watch = monitor(limits={"max_total_tokens": 100})
+    watch.on_usage(50, None)
+    assert watch.reserve("total_tokens", 40) is None
+    refused = watch.reserve("total_tokens", 11)
+    assert refused is not None
+    assert refused.details["actual"] == 101
+    assert watch.reserve("total_tokens", 10) is None
+
+
+def test_usage_replaces_what_was_reserved() -> None:
+    """If a call used less than it reserved, then the rest is free again."""
+    watch = monitor(limits={"max_total_tokens": 100})
+    watch.reserve("total_tokens", 100)
+    watch.on_usage(10, None)
+    assert watch.reserve("total_tokens", 90) is None
+
+
+@given(st.lists(st.integers(0, 50), max_size=20), st.integers(0, 60))
+def test_limit_is_broken_exactly_when_the_highest_total_is_over_it(totals: list[int], most: int) -> None:
+    """If totals come in any order, then that is one violation if one of them is over, else none."""
+    watch = monitor(limits={"max_total_tokens": most})
+    told = [v for total in totals for v in watch.on_usage(total, 0.0)]
+    assert len(told) == (max(totals, default=0) > most)
+
+
+def test_new_kind_of_limit_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a row is added to the limits, then policies may name it and the monitor counts it."""
+    monkeypatch.setitem(policies.LIMITS, "max_turns", LimitKind("turns", event="turn_completed"))
+    watch = monitor(limits={"max_turns": 1})
+    told = [watch.on_event("turn_completed", {}) for _ in range(3)]
+    assert [len(violations) for violations in told] == [0, 1, 0]
