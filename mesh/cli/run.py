@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,6 +54,14 @@ CANCEL_WAIT_S = 8.0
     help="Where the command works. For `shell` on this machine the default is here.",
 )
 @click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    callback=values.toml_files,
+    metavar="FILE",
+    help="A policy as a TOML file; may be repeated, each one only forbids more.",
+)
+@click.option(
     "--context",
     multiple=True,
     callback=values.pairs,
@@ -69,6 +77,7 @@ def run(
     idle_s: float | None,
     usage: bool | None,
     cwd: str | None,
+    policies: list[dict[str, Any]],
     context: dict[str, Any],
     config_file: str | None,
 ) -> None:
@@ -80,6 +89,7 @@ def run(
     Example:
       mesh run shell "wc -w README.md"
       mesh run shell "make test" --deadline 600 --idle 60
+      mesh run shell "git log -3" --policy configs/policies/readonly.toml
     """
     words = values.prompt_text(prompt)
     with _signals_heard(), _a_client(config_file) as (client, address):
@@ -87,7 +97,7 @@ def run(
             cwd = "."
         task = Task(
             agent, words, session_id, deadline_s, str(Path(cwd).resolve()) if cwd else None, context or None,
-            idle_s=idle_s, usage=usage,
+            idle_s=idle_s, usage=usage, policies=policies,
         )
         raise click.exceptions.Exit(run_task(client, address, task))
 
@@ -102,6 +112,7 @@ class Task(NamedTuple):
     cwd: str | None
     context: dict[str, Any] | None
     idle_s: float | None = None
+    policies: Sequence[dict[str, Any]] = ()
     usage: bool | None = None  #: None: on a terminal, when there is something to say
 
 
@@ -118,6 +129,7 @@ def run_task(client: mesh.Client, address: str | None, task: Task) -> int:
             {"prompt": task.prompt},
             deadline_s=task.deadline_s,
             idle_s=task.idle_s,
+            policies=task.policies,
             provider_opts={"cwd": task.cwd} if task.cwd else None,
         )
         code = follow_run(client, record.id, given.id, after=record.seq, address=address)

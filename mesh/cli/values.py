@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -42,6 +44,18 @@ def routes(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> 
     return [route(ctx, param, one) for one in given]
 
 
+def toml_files(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> list[dict[str, Any]]:
+    """Option callback: the tables of several TOML files, in order."""
+    return [_toml(path, ctx, param) for path in given]
+
+
+def _toml(path: str, ctx: click.Context, param: click.Parameter) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise click.BadParameter(f"{path}: {exc}", ctx, param) from exc
+
+
 def prompt_text(words: Sequence[str]) -> str:
     """The words joined; a lone ``-`` reads standard input.
 
@@ -54,4 +68,4 @@ def prompt_text(words: Sequence[str]) -> str:
     return text
 
 
-__all__ = ["pairs", "prompt_text", "route", "routes"]
+__all__ = ["pairs", "prompt_text", "route", "routes", "toml_files"]

@@ -62,6 +62,7 @@ def finished(run: Run, events: Sequence[Event]) -> RunResult:
         return RunResult(
             run.output or {}, run.token_usage, run.cost_usd, tuple(events), run.session_id, run.id,
             cost_state=run.cost_state, turn_count=run.turn_count, metadata=run.metadata,
+            policy=run.metadata.get("policy"),
         )
     code = {RunStatus.CANCELLED: "cancelled", RunStatus.TIMEOUT: "timeout"}.get(run.status)
     error = run.error or {}

@@ -15,6 +15,7 @@ from mesh.client._surface import PAGE_MAX, Ask, Pause, Plan, check_timeout, list
 from mesh.client._surface_routes import Linked, list_pages
 from mesh.core.events import type_code
 from mesh.core.plain import plain, plain_map, seconds
+from mesh.core.policy import Policy
 from mesh.core.records import Event, Handle, Run, Session, SessionStatus
 from mesh.core.slots import check_id, run_id_for, run_slot, session_slot
 from mesh.errors import InvalidArgument, MeshError, shown
@@ -166,8 +167,6 @@ def execute_options(
     later = {
         "continuation": continuation,
         "continuation_opts": continuation_opts,
-        "policy": policy,
-        "policies": policies,
         "workspace": workspace,
     }
     for name, value in later.items():
@@ -178,6 +177,11 @@ def execute_options(
                 details={"option": name},
             )
     options: dict[str, Any] = {}
+    layers = listed(policies, "policies") if policies else [] if policy is None else [policy]
+    if layers:
+        options["policies"] = [
+            (layer if isinstance(layer, Policy) else Policy.from_map(layer)).to_map() for layer in layers
+        ]
     if provider_opts is not None:
         options["provider_opts"] = plain_map(provider_opts, "provider_opts")
     for name, limit_s in (("deadline_s", deadline_s), ("idle_s", idle_s)):

@@ -48,7 +48,10 @@ def so_far(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, A
 
 def settled(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, Any]:
     """The fields of a run that its settlement sets."""
-    return {**so_far(run, report, prices), **checked_result(report)}
+    fields = {**so_far(run, report, prices), **checked_result(report)}
+    if type(report.get("policy")) is dict:
+        fields["metadata"] = {**fields["metadata"], "policy": report["policy"]}
+    return fields
 
 
 def _says_nothing(report: dict[str, Any], about: Any) -> bool:

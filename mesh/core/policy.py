@@ -262,6 +262,28 @@ def merged(layers: Sequence[Policy]) -> Policy:
     )
 
 
+def checked_stack(layers: Any) -> Policy:
+    """The one policy of a run's ``policies``, each a map.
+
+    Raises:
+        InvalidArgument: ``validation_error`` names what is wrong; ``capability_not_supported`` what this
+            version cannot keep: it is refused, since a guard that is not there must not look as if it were.
+    """
+    if not isinstance(layers, list | tuple):
+        raise _bad(f"policies must be a list of maps, not {shown(layers)}")
+    policy = merged([Policy.from_map(layer) for layer in layers])
+    scopes = [limit.scope for limit in policy.limits if limit.scope != "run"]
+    missing = (
+        ["on_violation = pause"] * (policy.action == Action.PAUSE)
+        + ["a rule that asks"] * any(rule.effect == "ask" for rule in policy.rules)
+        + [f"a limit over {scope}" for scope in scopes]
+    )
+    if missing:
+        why = f"this version has no approvals and no sums over runs, so {missing[0]} cannot be kept"
+        raise InvalidArgument(f"policy {policy.name!r:.80}: {why}", code="capability_not_supported")
+    return policy
+
+
 def preflight(policy: Policy) -> None:
     """Refuse what cannot do anything, before anything of the run happens.
 
@@ -338,5 +360,5 @@ def judge(policy: Policy, tool: str, tool_input: Any) -> Verdict:
 
 __all__ = [
     "LAYERS_MAX", "LIMITS", "RULES_MAX", "TOOLS_MAX", "Action", "Limit", "LimitKind", "Policy", "Rule",
-    "ToolPattern", "Verdict", "judge", "merged", "preflight", "provider_options",
+    "ToolPattern", "Verdict", "checked_stack", "judge", "merged", "preflight", "provider_options",
 ]

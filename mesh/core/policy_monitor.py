@@ -45,7 +45,7 @@ class Monitor:
     """One run under one policy."""
 
     __slots__ = (
-        "_before", "_broken", "_counted", "_limits", "_reserved", "_seen", "_timed",
+        "_before", "_broken", "_counted", "_judged", "_limits", "_reserved", "_seen", "_timed",
         "policy", "totals", "violations", "warnings",
     )
 
@@ -63,6 +63,7 @@ class Monitor:
         self._counted = {row.event: row.metric for row in LIMITS.values() if row.event is not None}
         self._broken: set[Limit] = set()
         self._seen: set[str] = set()
+        self._judged: set[str] = set()
         self._reserved: dict[str, float] = {}
 
     def _used_before(self, limit: Limit) -> float:
@@ -102,7 +103,7 @@ class Monitor:
             return []
         broken = self._count("tool_calls")
         name = data.get("tool_name", data.get("name"))
-        if isinstance(name, str):
+        if isinstance(name, str) and call_id not in self._judged:
             verdict = judge(self.policy, name, data.get("tool_input"))
             if verdict.effect == "deny":
                 broken.append(self.denied(name, verdict))
@@ -138,9 +139,12 @@ class Monitor:
         self._reserved[metric] = held + amount
         return None
 
-    def judge(self, tool: str, tool_input: Any) -> Verdict:
-        """May this call be made? For providers that ask before a tool runs."""
-        return judge(self.policy, tool, tool_input)
+    def on_request(self, tool: str, tool_input: Any, call_id: str | None) -> Verdict:
+        """May this call be made? For who asks before a tool runs; its events are not judged again."""
+        verdict = judge(self.policy, tool, tool_input)
+        if call_id is not None and len(self._judged) < CALLS_MAX:
+            self._judged.add(call_id)
+        return verdict
 
     def denied(self, tool: str, verdict: Verdict) -> Violation:
         """A call that a rule forbids, as a violation."""

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from mesh.core.manifest import CAPABILITY_TYPES
+from mesh.core.policy import checked_stack
 from mesh.core.records import TERMINAL, CostState, RunStatus
 from mesh.core.wire import check_depth
 from mesh.errors import InvalidArgument, InvalidState, shown
@@ -39,7 +40,7 @@ STATUS_CODE = {
 }
 TERMINAL_CODE = STATUS_CODE[RunStatus.COMPLETED]
 OPTIONS = frozenset((
-    "deadline_s", "idle_s", "provider_opts", "required_capabilities", "optional_capabilities",
+    "deadline_s", "idle_s", "policies", "provider_opts", "required_capabilities", "optional_capabilities",
 ))
 
 
@@ -126,6 +127,8 @@ def checked_options(options: Any) -> dict[str, Any]:
                 code="invalid_capability_type",
                 details={"known": sorted(CAPABILITY_TYPES)},
             )
+    if options.get("policies") is not None:
+        options = {**options, "policies": [checked_stack(options["policies"]).to_map()]}
     given = options.get("provider_opts")
     if given is not None and not (type(given) is dict and all(type(key) is str for key in given)):
         raise InvalidArgument(f"provider_opts must be a map with str keys, not {shown(given, 60)}")

@@ -15,9 +15,12 @@ import asyncio
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from mesh.core.policy import Policy
+from mesh.core.prices import Prices
 from mesh.core.runner import Key
 from mesh.errors import MeshError, RunError
 from mesh.node.ending import Ending, cancelled, error_map, failure, raised, timed_out
+from mesh.node.guard import Guard
 from mesh.node.pieces import Pieces, Sink, is_output
 from mesh.providers.base import Provider, RunContext, SessionInfo
 from mesh.providers.live import Steering
@@ -35,6 +38,7 @@ class Host(Sink, Protocol):
 
     states: dict[str, dict[str, Any]]
     late: int  #: pieces of providers whose run was over
+    prices: Prices
 
     async def room(self) -> None:
         """Return when there is room for more unconfirmed events."""
@@ -63,6 +67,11 @@ class Drive:
             steering=self.steering,
         )
         self.pieces = Pieces(host, key, partition, self.info)
+        if options.get("policies"):
+            policy = Policy.from_map(options["policies"][0])
+            guard = Guard(policy, host.prices, emit=self.pieces.emit, stop=self.stop)
+            self.pieces.guard = guard
+            self.context.guard = guard.permit
         self.ending: Ending | None = None
         self.task: asyncio.Task[None] | None = None
         self._host = host
@@ -141,6 +150,8 @@ class Drive:
         agent = self.info.agent
         provider = host.registry.ready(agent) or await host.registry.provider(agent)
         try:
+            if self.pieces.guard is not None:
+                self.pieces.guard.begin()
             self.pieces.begin(provider, provider.started(self.context))
             await self._pull(provider)
         except (GeneratorExit, asyncio.CancelledError):  # the loop is gone; the run is over

@@ -21,6 +21,7 @@ from mesh.core.runner import Key, Outbox, RunLog, encode_event
 from mesh.core.wire import DEPTH_MAX, pack
 from mesh.errors import InvalidArgument, MeshError, shown
 from mesh.node.ending import Ending, error_map, failure, terminal_data
+from mesh.node.guard import Guard
 from mesh.node.report import Report
 from mesh.providers.base import OUTPUT, Output, Provider, SessionInfo
 from mesh.providers.registry import Registry
@@ -66,6 +67,7 @@ class Pieces:
         self.closed = False  #: the provider said that the run is completed: only its output may follow
         self._completion: dict[str, Any] = {}
         self._report = Report(self.log.note)
+        self.guard: Guard | None = None
 
     def begin(self, provider: Provider | None, data: dict[str, Any]) -> None:
         """Write ``run_started``."""
@@ -153,6 +155,10 @@ class Pieces:
             self._report.count(data)
         self.emit(event_type, data, metadata, correlation_id, ts)
         self._note(event_type, data)
+        if self.guard is not None:
+            self.guard.on_event(event_type, data)
+            if event_type == "token_usage_updated":
+                self.guard.on_usage(self._report.used, self._encoder.provider, self._report.model)
 
     def _note(self, event_type: str, data: dict[str, Any]) -> None:
         """Remember what an event means for the end of the run."""
@@ -253,7 +259,7 @@ class Pieces:
         self._report.end(output, plain_map(output.provider_metadata, "provider_metadata"))
         result = {
             "status": ending.status, "output": output.data or None, "error": ending.error,
-            **self._report.to_map(),
+            **self._report.to_map(), **({} if self.guard is None else {"policy": self.guard.end()}),
         }
         settlement = pack(plain(result, "the result", depth_max=DEPTH_MAX + 2))
         if len(settlement) > 2 * self._sink.output_bytes_max + TEXT_CHARS_MAX:
@@ -263,6 +269,8 @@ class Pieces:
     def drop(self) -> None:
         """Say nothing more, not even an end."""
         self.settled = True
+        if self.guard is not None:
+            self.guard.end()
         self._sink.outbox.drop(self._key)
 
 

@@ -36,6 +36,12 @@ class Report:
         self.tell({"model": data.get("model")})
         self._changed(self.encoded)
 
+    @property
+    def model(self) -> str | None:
+        """The model that answers, as far as the provider said."""
+        model: str | None = self._about.get(TOLD[1])
+        return model
+
     def turn(self) -> None:
         """One more turn is complete."""
         self._turns += 1

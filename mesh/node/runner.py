@@ -18,6 +18,7 @@ from typing import Any
 
 from mesh.core import mailbox, wire
 from mesh.core.admission import Admission, share
+from mesh.core.prices import Prices
 from mesh.core.runner import Inbox, Outbox, RunLog
 from mesh.log import Log
 from mesh.node import reaper
@@ -84,6 +85,7 @@ class Runner:
         )
         self.states: dict[str, dict[str, Any]] = {}
         self.output_bytes_max = limits.output_bytes
+        self.prices = Prices(child.config.prices)
         self.late = 0
         self._child = child
         self._streams = streams

@@ -118,7 +118,7 @@ class RunContext:
     """What an agent is given: ``async def agent(run: mesh.RunContext)``."""
 
     __slots__ = (
-        "_states", "attempt", "cancelled", "input", "late", "options", "paused", "run_id", "session",
+        "_states", "attempt", "cancelled", "guard", "input", "late", "options", "paused", "run_id", "session",
         "steering",
     )
 
@@ -135,6 +135,7 @@ class RunContext:
         self.cancelled = Cancellation()
         self.paused = Paused()
         self.steering = steering or Steering()
+        self.guard: Callable[[str, Any, str | None], None] | None = None
         self.late = late  #: for providers: on the loop, count a word that came after the run's end
         self._states: MutableMapping[str, dict[str, Any]] = {} if states is None else states
 
@@ -160,6 +161,15 @@ class RunContext:
         if isinstance(given, dict) and isinstance(given.get("prompt"), str):
             return str(given["prompt"])
         return "\n".join(message["content"] for message in messages_of(given) if message["role"] == "user")
+
+    async def permit(self, tool: str, tool_input: Any = None, *, tool_call_id: str | None = None) -> None:
+        """Ask whether a tool may be called with this input, before it is called. Returns when it may.
+
+        Raises:
+            RunError: ``tool_permission_denied``: the run's policy forbids it. Do not call the tool.
+        """
+        if self.guard is not None:
+            self.guard(tool, tool_input, tool_call_id)
 
     @property
     def state(self) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class ShellProvider:
     async def run(self, run: RunContext) -> AsyncIterator[Piece]:
         """Stream what the command writes; at the end, or when closed, all its processes are gone."""
         command = self._command(run)
+        await run.permit("bash", {"command": command.shown, "cwd": command.cwd})
         execution = Execution(self._processes, run.run_id, self._bytes_max)
         try:
             await execution.start(command)

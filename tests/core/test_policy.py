@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,3 +138,17 @@ GIT = {"tool": "bash", "args": {"command": ["git *", "ls"]}}
 def test_call_is_judged_by_all_rules_and_in_doubt_no(rules: Any, tool: str, args: Any, effect: str) -> None:
     """If rules are about a call, then the strictest holds, and arguments of a wrong shape loosen nothing."""
     assert judge(policy(tool_rules=rules), tool, args).effect == effect
+
+
+READONLY = Path(__file__).parents[2] / "configs" / "policies" / "readonly.toml"
+
+
+@pytest.mark.parametrize(("command", "effect"), [
+    ("git log -3", "allow"), ("cat README.md", "allow"), ("rm -rf x", "deny"), ("ls; rm x", "deny"),
+    ("cat x > y", "deny"), ("ls `touch x`", "deny"), ("git log && touch x", "deny"), ("ls\ntouch x", "deny"),
+])
+def test_example_of_a_read_only_policy_allows_looking_alone(command: str, effect: str) -> None:
+    """If the example is used as it stands, then commands that look are allowed and others are not."""
+    example = Policy.from_map(tomllib.loads(READONLY.read_text()))
+    preflight(example)
+    assert judge(example, "bash", {"command": command}).effect == effect
