@@ -23,10 +23,11 @@ GARBAGE: dict[str, tuple[str, str | None]] = {
     "object": ("{'type': 'turn_completed', 'data': {'x': [object()]}}", "validation_error"),
     "ring": ("{'type': 'turn_completed', 'data': RING}", "limit_exceeded"),
     "time": ("{'type': 'turn_completed', 'ts': 'noon'}", "validation_error"),
+    "large": ("{'type': 'tool_call_completed', 'data': {'tool_name': 'x', 'tool_output': 'y' * 4**11}}",
+              None),
     "huge": ("{'type': 'tool_call_completed', 'data': {'tool_name': 'x', 'tool_output': 'y' * 10**7}}",
              "limit_exceeded"),
     "shape": ("{'type': 'tool_call_started', 'data': {'tool_name': 7}}", None),
-    "large": ("{'type': 'tool_call_completed', 'data': {'tool_name': 'x', 'tool_output': 'y' * 4**11}}", None),
 }  # fmt: skip
 
 
