@@ -31,8 +31,10 @@ LAYERS: dict[str, frozenset[str]] = {
     "store": frozenset({"errors", "core", "config", "log"}),
     "launch": frozenset({"errors", "core", "config", "log", "proc", "launch_view", "root"}),
     "providers": frozenset({"errors", "core", "config", "log", "proc"}),
+    "workspaces": frozenset({"errors", "core", "proc"}),
     "node": frozenset(
-        {"errors", "core", "config", "log", "proc", "launch", "launch_view", "net", "store", "providers"}
+        {"errors", "core", "config", "log", "proc", "launch", "launch_view", "net", "store", "providers",
+         "workspaces"}
     ),
     "client": frozenset({"errors", "core", "config", "log", "proc", "net"}),
     "root": frozenset({"errors", "core", "config", "client", "providers"}),
@@ -44,6 +46,7 @@ LAYERS: dict[str, frozenset[str]] = {
 #: (file, layer) -> why that one import against the arrows is right.
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("client/_link.py", "launch"): "Client(None) finds the local node by its address file",
+    ("workspaces/exec.py", "providers"): "one runner of processes: the shell agent's",
     ("client/local_node.py", "launch"): "LocalNode starts a supervisor: it knows how, but nothing of node/",
 }
 #: Outside libraries that one layer alone may import.

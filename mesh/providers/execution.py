@@ -218,8 +218,16 @@ class Execution:
 
     async def pieces(self) -> AsyncIterator[tuple[str, str]]:
         """Yield (stream, text) until the command and all its processes are gone and the pipes are empty."""
-        deadline_s = self._began_s + self.command.timeout_s
-        async for piece in self._until(deadline_s, exited=True):
+        async for fd, chunk in self.chunks():
+            if text := self._pipes[fd].take(chunk):
+                yield _STREAMS[fd], text
+        for fd, pipe in self._pipes.items():
+            if text := pipe.take(b"", final=True):
+                yield _STREAMS[fd], text
+
+    async def chunks(self, *, idle: bool = False) -> AsyncIterator[tuple[int, bytes]]:
+        """Yield (1 or 2, bytes) as they come, nothing is kept; ``idle``: the time limit is one of silence."""
+        async for piece in self._until(self._began_s + self.command.timeout_s, exited=True, idle=idle):
             yield piece
         self.timed_out = not self._link.exited
         async for piece in self._until(time.monotonic() + (0 if self.timed_out else DRAIN_S), exited=False):
@@ -227,12 +235,11 @@ class Execution:
         await self._kill(TERM_S if self.timed_out else 0.0)
         async for piece in self._until(time.monotonic() + DRAIN_S, exited=False):
             yield piece
-        for fd, pipe in self._pipes.items():
-            if text := pipe.take(b"", final=True):
-                yield _STREAMS[fd], text
         self.duration_ms = int((time.monotonic() - self._began_s) * 1000)
 
-    async def _until(self, until_s: float, *, exited: bool) -> AsyncIterator[tuple[str, str]]:
+    async def _until(
+        self, until_s: float, *, exited: bool, idle: bool = False
+    ) -> AsyncIterator[tuple[int, bytes]]:
         """Yield what comes until the exit (``exited``) or the end of both pipes, or until the time is over.
 
         What was read is always yielded; time passes only while nothing is there.
@@ -240,9 +247,9 @@ class Execution:
         link = self._link
         while True:
             while link.chunks:
-                fd, chunk = link.take()
-                if text := self._pipes[fd].take(chunk):
-                    yield _STREAMS[fd], text
+                yield link.take()
+                if idle:
+                    until_s = time.monotonic() + self.command.timeout_s
             left_s = until_s - time.monotonic()
             if (link.exited if exited else not link.open) or left_s <= 0:
                 return

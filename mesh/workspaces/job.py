@@ -1,0 +1,334 @@
+"""What one run does with its workspace: take it, look before and after, give it back.
+
+Rules of this file:
+
+1. The folder is the run's alone, from before its first snapshot until its rollback is done.
+2. Before the provider begins it is known whether a rollback is possible, and it is noted on the disk. If the
+   runner dies, the next start (or the next run that wants the folder) finishes it: see ``journal``.
+3. Everything here blocks; it is called in a thread. ``stop`` makes it leave early, except a rollback.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from mesh.core.workspace import PATCH_BYTES, Diff, Snapshot
+from mesh.errors import InvalidArgument, MeshError, StoreError
+from mesh.workspaces import git
+from mesh.workspaces.artifacts import FileStore
+from mesh.workspaces.content import Content
+from mesh.workspaces.files import Stop, storage
+from mesh.workspaces.folder import FolderBackend, digests_kept
+from mesh.workspaces.journal import Journal, Record
+from mesh.workspaces.locks import Lock, try_lock
+
+Backend = git.GitBackend | FolderBackend
+Event = tuple[str, dict[str, Any]]
+
+
+class Base(NamedTuple):
+    """What the runs of a node share. ``folder`` is theirs alone."""
+
+    folder: Path
+    files_max: int
+    content_bytes_max: int
+    end_processes: Callable[[str], None] = lambda _run_id: None  #: what a dead run left is ended
+    tell: Callable[[str, str], None] = lambda _what, _path: None
+
+    @property
+    def journal(self) -> Journal:
+        """The records of all runs."""
+        return Journal(self.folder / "runs")
+
+    @property
+    def content(self) -> Content:
+        """The contents that rollbacks may need."""
+        return Content(self.folder / "content", self.content_bytes_max)
+
+    def artifacts(self, place: Any) -> FileStore:
+        """The node's own store (True), or one in another folder."""
+        return FileStore(place if isinstance(place, str) else self.folder / "artifacts")
+
+    def in_use(self) -> Iterable[str]:
+        """The contents that rollbacks may need."""
+        for path in self.journal.names():
+            yield from digests_kept(path)
+
+    def backend(self, path: str, strategy: str, scratch: Path, stop: Stop, **about: Any) -> Backend:
+        """The backend of a folder.
+
+        Raises:
+            StoreError: ``storage_error``: git was asked for and cannot.
+        """
+        run_id, ignore = about.get("run_id", ""), about.get("ignore")
+        place = self._place(path, strategy, stop)
+        if place is not None:
+            return git.GitBackend(path, place, scratch, stop, run_id)
+        return FolderBackend(
+            path, scratch, stop, content=self.content, files_max=self.files_max, in_use=self.in_use,
+            ignore=ignore,
+        )
+
+    def _place(self, path: str, strategy: str, stop: Stop) -> git.Place | None:
+        if strategy == "hash":
+            return None
+        try:
+            place = git.find(path, stop)
+        except MeshError as exc:
+            if strategy == "auto" and exc.code == "dependency_not_available":
+                return None
+            raise
+        if place is None and strategy == "git":
+            raise StoreError(f"not inside a git repository: {path}", code="storage_error")
+        if place is not None and strategy == "auto" and git.is_ignored(path, place, stop):
+            return None
+        return place
+
+    def recover(self, path: str | None = None) -> None:
+        """Finish what dead runs intended, in all folders or in those that share files with ``path``."""
+        for record in self.journal.dead():
+            if path is None or _overlap(record.path, path):
+                self._finish(record)
+            else:
+                record.release()
+
+    def _finish(self, record: Record) -> None:
+        intent = record.intent
+        lock = None
+        if not intent.get("worktree") and Path(record.path).is_dir():
+            lock = try_lock(record.path)
+            if lock is None:
+                record.release()
+                return
+        try:
+            self._put_back(record, intent)
+            record.close()
+        except MeshError as exc:
+            kept = record.give_up()
+            self.tell(f"a rollback is not possible ({exc}); what it needs is in {kept}", record.path)
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _put_back(self, record: Record, intent: dict[str, Any]) -> None:
+        self.end_processes(intent["run_id"])
+        if intent.get("worktree"):
+            git.drop_worktree(intent["top"], Path(intent["worktree"]))
+        if intent.get("rollback"):
+            stop = Stop()
+            backend = self.backend(
+                record.path, intent["backend"], record.folder, stop, run_id=intent["run_id"],
+                ignore=intent.get("ignore"),
+            )
+            backend.rollback(Snapshot.from_map(intent["before"]))
+            self.tell("rolled back what a dead run had changed", record.path)
+
+
+class Job:
+    """One run's workspace. The methods are called in their order, by one thread at a time."""
+
+    def __init__(self, base: Base, run_id: str, attempt: int, options: dict[str, Any]) -> None:
+        self.base = base
+        self.options = options
+        self.stop = Stop()
+        self.path = options["path"]
+        self.facts: dict[str, Any] = {}
+        self.before: Snapshot | None = None
+        self._run_id = run_id
+        self._name = f"{run_id}-{attempt}"
+        self._lock: Lock | None = None
+        self._record: Record | None = None
+        self._backend: Backend | None = None
+        self._tree: tuple[str, Path] | None = None
+
+    @property
+    def rollback(self) -> bool:
+        """Whether the run's changes are undone unless it completes."""
+        return bool(self.options.get("rollback_on_failure"))
+
+    def take(self) -> bool:
+        """Try to have the folder alone; False while somebody else has it, or has left it half done.
+
+        Raises:
+            InvalidArgument: ``validation_error``: there is no such folder.
+        """
+        self.path = os.path.realpath(self.options["path"])
+        if not os.path.isdir(self.path):  # noqa: PTH112
+            raise InvalidArgument(f"workspace.path: no such folder: {self.options['path']}")
+        lock = try_lock(self.path)
+        if lock is None:
+            return False
+        if any(_overlap(intent["path"], self.path) for _, intent in self.base.journal.intents()):
+            lock.release()
+            return False
+        self._lock = lock
+        return True
+
+    def recover(self) -> None:
+        """Finish what dead runs intended with this folder."""
+        self.base.recover(self.path)
+
+    def open(self) -> list[Event]:
+        """Take the state before the run.
+
+        Raises:
+            MeshError: the run must not begin; the workspace is as it was.
+        """
+        about = {"run_id": self._run_id, "ignore": self.options.get("ignore")}
+        self._record = self.base.journal.begin(self._name, {"path": self.path, "run_id": self._run_id})
+        backend = self.base.backend(
+            self.path, self.options.get("strategy", "auto"), self._record.folder, self.stop, **about
+        )
+        if self.options.get("worktree"):
+            backend = self._open_worktree(backend)
+        self._backend = backend
+        keep = self.rollback and self._tree is None
+        self.before = before = backend.snapshot("before", keep=keep)
+        if keep:
+            self._record.note(
+                rollback=True, backend=backend.name, before=before.to_map(), ignore=about["ignore"]
+            )
+        self.facts = {
+            "backend": backend.name, "path": self.path, "before_ref": before.ref, "after_ref": None,
+            "before_snapshot": _shown(before), "after_snapshot": None, "diff": None,
+        }
+        return [_taken(before)]
+
+    def _open_worktree(self, backend: Backend) -> git.GitBackend:
+        """A working tree of the run's own, with the files as they are; the folder itself is free again."""
+        if not isinstance(backend, git.GitBackend):
+            raise StoreError("a worktree needs a git repository", code="storage_error")
+        assert self._record is not None
+        place = backend.place
+        folder = self.base.folder / "trees" / self._record.folder.name
+        with storage("cannot make a worktree"):
+            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        snapshot = backend.snapshot("before")
+        self._tree = (place.top, folder)
+        self._record.note(path=str(folder), worktree=str(folder), top=place.top)
+        git.worktree(place, folder, snapshot.ref, self.stop)
+        self.path = str(folder / place.prefix).rstrip("/")
+        Path(self.path).mkdir(parents=True, exist_ok=True)
+        self._release_lock()
+        scratch = self._record.folder / "tree"
+        scratch.mkdir()
+        own = git.find(self.path, self.stop)
+        assert own is not None
+        return git.GitBackend(self.path, own, scratch, self.stop, self._run_id)
+
+    def look(self, label: str) -> list[Event]:
+        """Take the state after the run, compare, keep the patch.
+
+        Raises:
+            MeshError: what the run did to its workspace cannot be told.
+        """
+        assert self._backend is not None and self.before is not None
+        if not os.path.isdir(self.path):  # noqa: PTH112
+            raise StoreError(f"the workspace is gone: {self.path}", code="storage_error")
+        after = self._backend.snapshot(label)
+        self.facts |= {"after_ref": after.ref, "after_snapshot": _shown(after)}
+        wanted = self.options.get("max_patch_bytes", PATCH_BYTES)
+        diff, patch = self._backend.diff(
+            self.before, after, patch_bytes=wanted if self.options.get("capture_patch", True) else None
+        )
+        diff = self._with_patch(diff, patch)
+        self.facts["diff"] = diff.to_map()
+        return [_taken(after), ("workspace_diff_computed", {
+            "files_changed": diff.files_changed, "insertions": diff.insertions, "deletions": diff.deletions,
+            "has_patch": bool(diff.patch or diff.patch_ref),
+        })]
+
+    def _with_patch(self, diff: Diff, patch: bytes) -> Diff:
+        if not patch:
+            return diff
+        place = self.options.get("artifact_store")
+        if place:
+            key = f"patch_{diff.from_ref}_{diff.to_ref}_{os.urandom(16).hex()}"
+            self.base.artifacts(place).put(key, patch)
+            return msgspec.structs.replace(diff, patch_ref=key)
+        text = patch.decode(errors="replace")
+        exact = {} if text.encode() == patch else {"patch_exact": False}
+        return msgspec.structs.replace(diff, patch=text, metadata={**diff.metadata, **exact})
+
+    def undo(self) -> None:
+        """Put the workspace back.
+
+        Raises:
+            MeshError: it cannot be done; what it needs is kept.
+        """
+        self.facts["rollback"] = {"done": False}
+        done: dict[str, Any] = {}
+        if self._tree is None:
+            assert self._backend is not None and self.before is not None
+            done = self._backend.rollback(self.before)
+        self.facts["rollback"] = {"done": True, **done}
+
+    def end(self, *, undone: bool) -> None:
+        """Give everything back. Of a worktree that was not undone a ref of its own remains."""
+        try:
+            if self._tree is not None:
+                self._end_worktree(undone)
+            elif isinstance(self._backend, git.GitBackend) and self.rollback:
+                self._backend.release()
+        finally:
+            if self._record is not None:
+                self._record.close()
+            self._release_lock()
+
+    def _end_worktree(self, undone: bool) -> None:
+        assert self._tree is not None
+        after = self.facts.get("after_ref")
+        if isinstance(self._backend, git.GitBackend) and after and not undone:
+            self._backend.protect(after)
+            self.facts["worktree_ref"] = self._backend.ref_name
+        git.drop_worktree(*self._tree)
+
+    def leave(self) -> None:
+        """The rollback failed: what it needs stays for people."""
+        if self._record is not None:
+            where = self._record.give_up()
+            self.facts["rollback"] = {"done": False, "kept": str(where)}
+        self._release_lock()
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def _overlap(one: str, other: str) -> bool:
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
+
+
+def _taken(snapshot: Snapshot) -> Event:
+    data = {"label": snapshot.label, "backend": snapshot.backend, "ref": snapshot.ref}
+    return "workspace_snapshot_taken", data
+
+
+def _shown(snapshot: Snapshot) -> dict[str, Any]:
+    """A snapshot for the run's record, without what only a rollback reads."""
+    shown = snapshot.to_map()
+    shown["metadata"] = {key: value for key, value in shown["metadata"].items() if key != "folders"}
+    return shown
+
+
+def sweep(base: Base) -> None:
+    """At a runner's start: finish what dead runs intended; remove what nobody made ready."""
+    base.journal.sweep()
+    base.recover()
+    trees = base.folder / "trees"
+    if trees.is_dir():
+        found = list(trees.iterdir())  # before the names: a tree is made behind its record
+        known = {path.name for path in base.journal.names()}
+        for path in found:
+            if path.name not in known:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+__all__ = ["Base", "Job", "sweep"]
