@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from os import PathLike
 
+from mesh.client import _surface_export as exports
 from mesh.client import _surface_queries as plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._protocol import WRITE
@@ -93,6 +95,39 @@ class StoredSessions:
         if status:
             raise failure(value)
         return Session.from_map(value)
+
+
+    def export(self, id: str, *, timeout_s: float | None = None) -> Iterator[str]:
+        """The session as JSON lines: itself, its runs, its events, an end; in pages, however long its log is.
+
+        What is appended meanwhile is left out. ``timeout_s`` holds for each page.
+
+        Raises:
+            NotFound: ``session_not_found``.
+        """
+        exporter = exports.Export(id, timeout_s)
+        while not exporter.done:
+            yield from self._link.drive(exporter.page(), timeout_s)
+
+    def import_(
+        self,
+        lines: Iterable[str] | str | PathLike[str],
+        *,
+        new_id: str | bool | None = None,
+        timeout_s: float | None = None,
+    ) -> Session:
+        """Take in an export: its lines, or the path of a file of them. It appears whole, or not at all.
+
+        ``new_id``: another id, or True for a new one; runs get new ids too then. A run that executed when it
+        was exported is failed (``outcome_unknown``). An import that was cut off may simply be repeated.
+
+        Raises:
+            InvalidState: ``already_exists``, there is a session of that id.
+            InvalidArgument: ``validation_error``, names the line that is wrong.
+        """
+        plan = exports.import_session(lines, new_id, timeout_s)
+        session: Session = self._link.drive(plan, timeout_s)
+        return session
 
 
 class StoredRuns:

@@ -30,13 +30,19 @@ def entries(
     """What an answered payload leaves."""
     return [
         (now, client, op, _target(args), _outcome(answer))
-        for (op, args), answer in zip(calls, answers, strict=True) if op in AUDITED and answer is not None
+        for (op, args), answer in zip(calls, answers, strict=True)
+        if op in AUDITED and answer is not None and not _middle(op, args)
     ]
 
 
 def own_entry(op: str, target: str, now: float) -> Entry:
     """What the node leaves when it does something by itself."""
     return now, None, op, target[:TARGET_CHARS_MAX], "ok"
+
+
+def _middle(op: str, args: list[Any]) -> bool:
+    """A piece of an import that neither begins nor ends it."""
+    return op == "session.import" and type(args[-1]) is dict and bool({"runs", "events"} & set(args[-1]))
 
 
 def _target(args: list[Any]) -> str:

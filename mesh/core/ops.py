@@ -67,6 +67,12 @@ CATALOGUE: tuple[Op, ...] = (
     Op("session.clear", "write", "session_id", "int: waiting prompts that were cancelled"),
     Op("session.interrupt", "write", "session_id, if_version?", "[run_id, ...] that are told to stop"),
     Op("session.delete", "write", "session_id, hard?", "bool: whether it was there"),
+    Op(
+        "session.import",
+        "write",
+        "session_id, {session: map} or {runs: [...]} or {events: [...]} or {end: map}",
+        "nil; behind the end the session map",
+    ),
     Op("session.undelete", "write", "session_id", "session map"),
     Op("session.get", "read", "session_id", "session map"),
     Op(

@@ -137,7 +137,7 @@ class Partition:
         self.writes = {**ops.writes, "partition.backup": self._backup,
                        "maintenance.run": self._maintenance}
         routes.check_owner, routes.on_bug = self._check_owner, self.bug
-        ops.owns = self.owns_session
+        ops.owns = ops.importing.owns = self.owns_session
 
     # --- reads ---
 

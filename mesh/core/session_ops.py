@@ -17,6 +17,7 @@ from mesh.core import wire
 from mesh.core.agents import Agents, Part
 from mesh.core.control import ControlOps
 from mesh.core.error_map import checked_error
+from mesh.core.importing import Importing
 from mesh.core.keeping import Keeping
 from mesh.core.prompts import PromptOps
 from mesh.core.records import SessionStatus
@@ -44,6 +45,7 @@ class SessionOps:
         self.runs = RunOps(self.queue, self.agents, self.settling, input_bytes_max=input_bytes_max)
         self.prompts = PromptOps(self.runs, self.settling)
         self.keeping = Keeping(self.state)
+        self.importing = Importing(self.keeping)
         self.owns: Callable[[str], bool] = lambda _: True
         runners.idempotent = {name for name, table in agents.items() if table.get("idempotent") is True}
         self.writes: dict[str, Callable[[list[Any], Part], bytes | None]] = {
@@ -64,6 +66,7 @@ class SessionOps:
             **self.prompts.writes,
             **ControlOps(self.runs, self.settling).writes,
             **self.keeping.writes,
+            "session.import": self.importing.take,
         }
 
     def _wire(self, session: SessionState) -> bytes:

@@ -83,6 +83,9 @@ class Loader(Protocol):
     def has_run(self, run_id: str) -> bool:
         """Whether it is stored."""
 
+    def is_left_over(self, run_id: str) -> bool:
+        """Whether it is stored, of a session that is being removed."""
+
 
 _IDLE = Work()
 

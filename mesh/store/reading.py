@@ -121,6 +121,11 @@ class StoredRows:
         sql = "SELECT 1 FROM run WHERE id = ?"
         return self.guarded(lambda: self._one(sql, run_id), "look for a run") is not None
 
+    def is_left_over(self, run_id: str) -> bool:
+        """Whether a run is stored that belongs to a session that is being removed."""
+        sql = "SELECT 1 FROM run r JOIN session s ON s.n = r.session WHERE r.id = ? AND s.deleted = ?"
+        return self.guarded(lambda: self._one(sql, run_id, sessions.ERASED), "look for a run") is not None
+
     def run(self, run_id: str) -> RunState | None:
         """The stored run."""
 

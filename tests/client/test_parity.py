@@ -75,7 +75,9 @@ def test_asyncio_methods_are_coroutines_and_streams_are_async_iterators(
     """If a method waits, then it is a coroutine function in one client and a plain one in the other."""
     for name, method in public(other).items():
         assert (
-            inspect.isasyncgenfunction(method) if name == "stream" else inspect.iscoroutinefunction(method)
+            inspect.isasyncgenfunction(method)
+            if name in ("stream", "export")
+            else inspect.iscoroutinefunction(method)
         ), name
         assert not inspect.iscoroutinefunction(public(blocking)[name])
 

@@ -1,0 +1,173 @@
+"""Plans of export and import: a session as JSON lines, in pages, so that nobody holds a whole log."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mesh.client._answers import plain_of
+from mesh.client._protocol import READ, WRITE
+from mesh.client._surface import Ask, Pause, Plan, value_of
+from mesh.client._surface_sessions import session_call, session_id_or_new
+from mesh.core import export, wire
+from mesh.core.records import TERMINAL, RunStatus, Session
+from mesh.core.slots import check_id, run_id_for, session_slot
+from mesh.errors import InvalidArgument, Overloaded, shown
+
+RUNS_PER_PAGE = 100
+EVENTS_PER_PAGE = 1_000
+#: What an import sends at once.
+PIECE_BYTES = 256 * 1024
+#: How long an import waits for the rows of a deleted session of its id to be gone.
+WAIT_S, WAITS_MAX = 0.2, 150
+_LOCAL = frozenset(("row", "handle", "deleted_at"))
+
+
+class Export:
+    """The lines of one session, page by page: what is in its log now; what comes later is left out."""
+
+    def __init__(self, session_id: Any, timeout_s: float | None) -> None:
+        self.session_id = check_id(session_id)
+        self.timeout_s = timeout_s
+        self.done = False
+        self._seq = self._after = self._runs = self._events = 0
+        self._cursor: Any = None
+        self._step = self._header
+        self._lost: list[str] = []
+
+    def page(self) -> Plan:
+        """The next lines."""
+        return (yield from self._step())
+
+    def _ask(self, op: str, *args: Any) -> Plan:
+        slot, call = session_call(op, self.session_id, *args)
+        [answer] = yield [Ask(READ, slot, call, self.timeout_s)]
+        return plain_of(value_of(answer))
+
+    def _header(self) -> Plan:
+        session = yield from self._ask("session.get")
+        self._seq, self._kept = session["seq"], session["seq"] - session["pruned"]
+        self._step = self._page_of_runs
+        known = {name: value for name, value in session.items() if name not in _LOCAL}
+        return [export.encode_line(export.HEADER, known)]
+
+    def _page_of_runs(self) -> Plan:
+        rows, self._cursor = yield from self._ask("session.runs", RUNS_PER_PAGE, self._cursor)
+        if self._cursor is None:
+            self._step = self._page_of_events
+        self._runs += len(rows)
+        for row in rows:
+            if RunStatus(row["status"]) not in TERMINAL and row["status"] != RunStatus.PENDING:
+                self._lost.append(row["id"])
+        return [export.encode_line(export.RUN, _without_row(row)) for row in rows]
+
+    def _page_of_events(self) -> Plan:
+        filters = {"after": self._after, "before": self._seq + 1, "limit": EVENTS_PER_PAGE}
+        rows, *_ = yield from self._ask("session.events", filters)
+        self._events += len(rows)
+        lines = [export.encode_line(export.EVENT, row) for row in rows]
+        if rows:
+            self._after = rows[-1]["seq"]
+            return lines
+        end = {"runs": self._runs, "events": self._events, "seq": self._seq, "lost": self._lost}
+        self.done = True
+        return [export.encode_line(export.END, end)]
+
+
+def _without_row(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "row"}
+
+
+def lines_of(source: Any) -> Iterator[str]:
+    """The lines of a file, of its path, or of any iterable of texts.
+
+    Raises:
+        InvalidArgument: none of them, or a file that cannot be read.
+    """
+    if isinstance(source, str | os.PathLike):
+        try:
+            with Path(source).open(encoding="utf-8") as file:
+                yield from file
+        except (OSError, ValueError) as exc:
+            raise InvalidArgument(f"{shown(source)}: {exc}", code="invalid_argument") from exc
+    elif isinstance(source, Iterable):
+        yield from source
+    else:
+        raise InvalidArgument(f"lines or a path, not {type(source).__name__}", code="invalid_argument")
+
+
+def import_session(source: Any, new_id: Any, timeout_s: float | None) -> Plan:
+    """Send an export piece by piece; the session appears with the last one."""
+    numbered = ((n, line) for n, line in enumerate(lines_of(source), 1) if line != "\n")
+    number, line = next(numbered, (1, ""))
+    kind, session = _decoded(line, number)
+    if kind != export.HEADER:
+        raise InvalidArgument("line 1: an export begins with its session")
+    old = check_id(session.get("id"))
+    sid = session_id_or_new(None) if new_id is True else old if new_id in (None, False) else check_id(new_id)
+    place = _Place(old, sid)
+    slot = session_slot(sid)
+
+    def send(piece: dict[str, Any]) -> Plan:
+        for _ in range(WAITS_MAX):
+            [answer] = yield [Ask(WRITE, slot, ("session.import", (sid, piece)), timeout_s)]
+            if not isinstance(answer, Overloaded):
+                break
+            yield Pause(WAIT_S)  # what a deleted session of that id left is still being removed
+        return value_of(answer)
+
+    yield from send({"session": session})
+    pieces: dict[str, list[Any]] = {"runs": [], "events": []}
+    size = 0
+    for number, line in numbered:
+        kind, value = _decoded(line, number)
+        if kind == export.END:
+            for name, piece in pieces.items():
+                if piece:
+                    yield from send({name: piece})
+            value["lost"] = [place.run(run) for run in value.get("lost") or ()]
+            return Session.from_map((yield from send({"end": value})))
+        name = "runs" if kind == export.RUN else "events"
+        if kind == export.HEADER or (name == "runs" and pieces["events"]):
+            raise InvalidArgument(f"line {number}: runs stand before events, and one session in an export")
+        if name == "events" and pieces["runs"]:
+            yield from send({"runs": pieces["runs"]})
+            pieces["runs"] = []
+        pieces[name].append(place.moved(value))
+        size += len(wire.pack(value))
+        if size > PIECE_BYTES:
+            yield from send({name: pieces[name]})
+            pieces[name], size = [], 0
+    raise InvalidArgument(f"the export ends behind line {number} without its end: it was cut off")
+
+
+def _decoded(line: Any, number: int) -> tuple[str, dict[str, Any]]:
+    if not isinstance(line, str):
+        raise InvalidArgument(f"line {number} is a {type(line).__name__}, not a text")
+    return export.decode_line(line, number)
+
+
+class _Place:
+    """The ids under which a session is imported: a run's id carries the slot of its session."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self.old, self.new = old, new
+
+    def run(self, run_id: Any) -> Any:
+        """A run's id there; the same each time."""
+        if self.old == self.new or not isinstance(run_id, str):
+            return run_id
+        return run_id_for(self.new, hashlib.sha256(f"{run_id}:{self.new}".encode()).hexdigest()[:32])
+
+    def moved(self, value: dict[str, Any]) -> dict[str, Any]:
+        """A run or an event of the session there."""
+        if self.old == self.new:
+            return value
+        name = "run_id" if "seq" in value else "id"
+        return {**value, name: self.run(value.get(name)), "session_id": self.new}
+
+
+__all__ = ["Export", "import_session", "lines_of"]

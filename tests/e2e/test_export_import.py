@@ -1,0 +1,91 @@
+"""A session leaves a node as JSON lines and comes back, here or elsewhere, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mesh
+
+
+def story(client: mesh.Client, sid: str) -> tuple[Any, ...]:
+    """What there is to know of a session."""
+    session = client.sessions.get(sid).to_map()
+    for name in ("updated_at", "deleted_at", "version"):
+        del session[name]
+    return session, client.sessions.runs(sid), client.sessions.events(sid)
+
+
+@pytest.fixture
+def told(client: mesh.Client) -> str:
+    """A session with runs, and data that JSON does not have."""
+    metadata = {"raw": b"\x00\xff", "$bytes": 1, "at": float("inf")}
+    client.sessions.start("counter", id="told", tags=["t"], agent_id="a", metadata=metadata)
+    for count in ("3", "2500"):
+        client.runs.wait(client.runs.submit("told", {"prompt": count, "bytes": b"\x01"}).id)
+    client.sessions.stop("told")
+    return "told"
+
+
+def test_an_export_comes_back_as_it_was(client: mesh.Client, told: str, tmp_path: Path) -> None:
+    """If a session is exported, forgotten and imported, then it is as before and can go on."""
+    before = story(client, told)
+    file = tmp_path / "told.jsonl"
+    file.write_text("".join(f"{line}\n" for line in client.sessions.export(told)), encoding="utf-8")
+    with pytest.raises(mesh.MeshError) as refused:
+        client.sessions.import_(file)
+    assert refused.value.code == "already_exists"
+    client.sessions.delete(told, hard=True)
+    client.maintenance.run()
+    assert client.sessions.import_(file).id == told
+    assert story(client, told) == before
+    client.sessions.resume(told)
+    assert client.runs.wait(client.runs.submit(told, "2").id).output["content"] == "0 1 "
+    assert client.maintenance.run().imports_given_up == 0
+
+
+def test_an_import_under_a_new_id_has_runs_of_its_own(client: mesh.Client, told: str) -> None:
+    """If an export is imported under another id, then both are there, with the same events."""
+    lines = list(client.sessions.export(told))
+    copy = client.sessions.import_(lines, new_id="copy")
+    assert copy.id == "copy" and copy.tags == ("t",)
+    one, other = client.sessions.events(told), client.sessions.events("copy")
+    assert [(e.seq, e.type, e.ts, e.data) for e in one] == [(e.seq, e.type, e.ts, e.data) for e in other]
+    runs = [{run.id for run in client.sessions.runs(sid)} for sid in (told, "copy")]
+    assert len(runs[0]) == len(runs[1]) == 2 and not runs[0] & runs[1]
+    assert {e.run_id for e in other if e.run_id} == runs[1]
+    assert client.sessions.import_(lines, new_id=True).id not in (told, "copy")
+
+
+def test_half_an_import_is_seen_by_nobody_and_can_be_repeated(client: mesh.Client, told: str) -> None:
+    """If lines are missing or wrong, then the session is not there, and the whole export can be imported."""
+    lines = list(client.sessions.export(told))
+    wrong = [
+        lines[:-1], lines[1:], [*lines[:5], "{", *lines[6:]], [*lines[:5], *lines[6:]],
+        [*lines[:4], lines[3]],
+        [lines[0].replace('"created_at":', '"created":'), *lines[1:]], [], [lines[0], lines[-1]],
+        [line.replace('"type":"run_started"', '"type":"nothing"') for line in lines], [5], 5, "/nowhere",
+    ]
+    for source in wrong:
+        with pytest.raises(mesh.MeshError) as refused:
+            client.sessions.import_(source, new_id="half")
+        assert refused.value.code in ("validation_error", "invalid_argument", "invalid_event_type"), source
+        assert [s.id for s in client.sessions.search(include_deleted=True)] == [told]
+        assert client.events.count() == client.sessions.stats(told).event_count
+    with pytest.raises(mesh.MeshError):
+        client.sessions.activate("half")
+    assert client.sessions.import_(lines, new_id="half").seq == client.sessions.get(told).seq
+
+
+def test_a_run_that_executes_is_failed_where_it_is_imported(client: mesh.Client) -> None:
+    """If a session is exported while a run executes, then in its copy that run is failed, with its event."""
+    client.sessions.start("sleeper", id="busy")
+    run = client.runs.submit("busy", "60")
+    next(client.sessions.stream("busy", type="message_streamed"))
+    copy = client.sessions.import_(client.sessions.export("busy"), new_id="copy")
+    [lost] = client.sessions.runs(copy.id)
+    assert lost.status == "failed" and lost.error is not None and lost.error["code"] == "outcome_unknown"
+    assert client.sessions.events(copy.id)[-1].type == "run_failed"
+    client.runs.cancel(run.id)
