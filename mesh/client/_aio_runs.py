@@ -49,8 +49,9 @@ class AsyncRuns(AsyncStoredRuns):
         run_id: str,
         *,
         on_event: Callable[[Event], Any] | None = None,
-        continuation: Any = False,
-        continuation_opts: Any = None,
+        agent: str | None = None,
+        continuation: str | bool | None = None,
+        continuation_opts: Mapping[str, Any] | None = None,
         provider_opts: Mapping[str, Any] | None = None,
         policy: Any = None,
         policies: Any = None,
@@ -63,6 +64,8 @@ class AsyncRuns(AsyncStoredRuns):
         """Start a pending run and wait for its end.
 
         ``on_event`` gets its events live and in order; what it raises is raised here, and the run goes on.
+        ``agent`` executes this run in place of the session's. ``continuation`` gives the agent what was said
+        before: "auto", "replay" or "native" (see README), within the limits of ``continuation_opts``.
         ``deadline_s`` (in all) and ``idle_s`` (without a word of the agent) are the run's own limits, kept
         by the node. ``timeout_s`` None waits as long as it takes; when it passes (or the caller is
         cancelled) the run goes on.
@@ -71,6 +74,7 @@ class AsyncRuns(AsyncStoredRuns):
             MeshError: the run's error (``cancelled``, ``timeout``, ``provider_error`` ...), details name it.
         """
         options = plans.execute_options(
+            agent=agent,
             continuation=continuation,
             continuation_opts=continuation_opts,
             provider_opts=provider_opts,
@@ -93,8 +97,9 @@ class AsyncRuns(AsyncStoredRuns):
         *,
         required_capabilities: Sequence[str] = (),
         optional_capabilities: Sequence[str] = (),
-        continuation: Any = False,
-        continuation_opts: Any = None,
+        agent: str | None = None,
+        continuation: str | bool | None = None,
+        continuation_opts: Mapping[str, Any] | None = None,
         provider_opts: Mapping[str, Any] | None = None,
         policy: Any = None,
         policies: Any = None,
@@ -105,6 +110,7 @@ class AsyncRuns(AsyncStoredRuns):
     ) -> Run:
         """Create and dispatch in one step: queued or running. Does not wait for its end."""
         options = plans.create_options(required_capabilities, optional_capabilities) | plans.execute_options(
+            agent=agent,
             continuation=continuation,
             continuation_opts=continuation_opts,
             provider_opts=provider_opts,

@@ -10,13 +10,14 @@ from mesh.client import _surface_prompts as prompt_plans
 from mesh.client import _surface_sessions as plans
 from mesh.client._aio_link import AsyncLink
 from mesh.client._aio_queries import AsyncStoredSessions
+from mesh.client._aio_transcripts import AsyncTranscripts
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
 from mesh.client._surface import check_function, failure
 from mesh.core.records import Event, Handle, Page, Prompted, QueuedPrompt, Run, Session
 
 
-class AsyncSessions(AsyncStoredSessions):
+class AsyncSessions(AsyncStoredSessions, AsyncTranscripts):
     """Conversations: stored with their log, live while an actor hosts them."""
 
     def __init__(self, link: AsyncLink) -> None:

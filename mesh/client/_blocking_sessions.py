@@ -10,13 +10,14 @@ from mesh.client import _surface_prompts as prompt_plans
 from mesh.client import _surface_sessions as plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._blocking_queries import StoredSessions
+from mesh.client._blocking_transcripts import Transcripts
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
 from mesh.client._surface import check_function, failure
 from mesh.core.records import Event, Handle, Page, Prompted, QueuedPrompt, Run, Session
 
 
-class Sessions(StoredSessions):
+class Sessions(StoredSessions, Transcripts):
     """Conversations: stored with their log, live while an actor hosts them."""
 
     def __init__(self, link: BlockingLink) -> None:

@@ -13,6 +13,7 @@ from mesh.client._payload import Call
 from mesh.client._protocol import READ, WAIT
 from mesh.client._surface import PAGE_MAX, Ask, Pause, Plan, check_timeout, listed, park_limit, value_of
 from mesh.client._surface_routes import Linked, list_pages
+from mesh.core.continuation import checked_budget, checked_mode
 from mesh.core.events import type_code
 from mesh.core.plain import plain, plain_map, seconds
 from mesh.core.policy import Policy
@@ -150,7 +151,8 @@ def create_options(required: Sequence[str], optional: Sequence[str]) -> dict[str
 
 def execute_options(
     *,
-    continuation: Any = False,
+    agent: Any = None,
+    continuation: Any = None,
     continuation_opts: Any = None,
     provider_opts: Any = None,
     policy: Any = None,
@@ -165,8 +167,6 @@ def execute_options(
         InvalidArgument: ``capability_not_supported`` names an option this version cannot honour.
     """
     later = {
-        "continuation": continuation,
-        "continuation_opts": continuation_opts,
         "workspace": workspace,
     }
     for name, value in later.items():
@@ -182,6 +182,15 @@ def execute_options(
         options["policies"] = [
             (layer if isinstance(layer, Policy) else Policy.from_map(layer)).to_map() for layer in layers
         ]
+    if agent is not None:
+        if type(agent) is not str or not agent:
+            raise InvalidArgument(f"agent must be the name of an agent, not {shown(agent, 60)}")
+        options["agent"] = agent
+    if continuation is not None:
+        options["continuation"] = checked_mode(continuation) or False
+    if continuation_opts is not None:
+        checked_budget(continuation_opts)
+        options["continuation_opts"] = dict(continuation_opts)
     if provider_opts is not None:
         options["provider_opts"] = plain_map(provider_opts, "provider_opts")
     for name, limit_s in (("deadline_s", deadline_s), ("idle_s", idle_s)):

@@ -23,6 +23,7 @@ CHARS_PER_TOKEN = 4.0
 #: What a provider declares that can go on with a session of its own (``run.resume``).
 SESSION_RESUME = {"name": "session_resume", "type": "resource"}
 _COUNTS = ("max_messages", "max_chars", "max_tokens_approx", "after", "before")
+_COUNT_MAX, _NUMBER_MAX = 1 << 62, 10**12
 _KNOWN = (*_COUNTS, "chars_per_token", "since", "run_id")
 
 
@@ -93,13 +94,13 @@ def checked_budget(given: Any) -> Budget:
 
 def _check(name: str, value: Any) -> None:
     if name in _COUNTS:
-        if type(value) is not int or value < 0:
+        if type(value) is not int or not 0 <= value <= _COUNT_MAX:
             code = "invalid_cursor" if name in ("after", "before") else "validation_error"
             raise InvalidArgument(f"{name} must be a whole number from 0, not {shown(value, 40)}", code=code)
     elif name == "run_id":
         if type(value) is not str:
             raise InvalidArgument(f"run_id must be a str, not {shown(value, 40)}", code="invalid_id")
-    elif type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+    elif type(value) not in (int, float) or not 0 < value < _NUMBER_MAX:
         raise InvalidArgument(f"{name} must be a number more than 0, not {shown(value, 40)}")
 
 

@@ -65,7 +65,7 @@ EVENTS: tuple[EventType, ...] = (
     EventType("tool_call_completed", "tool", "agent", True, _TOOL),
     EventType("tool_call_failed", "tool", "agent", True, _TOOL),
     EventType("error_occurred", "error", "both", True, {"error_message": str}),
-    EventType("error_recovered", "error", "agent", True, {}),
+    EventType("error_recovered", "error", "both", True, {}),
     EventType("token_usage_updated", "usage", "agent", True, _TOKENS),
     EventType("turn_completed", "usage", "agent", True, {}),
     EventType("workspace_snapshot_taken", "workspace", "both", True, {}),

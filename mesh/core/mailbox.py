@@ -40,16 +40,20 @@ incarnation) from 1 and resent until acknowledged; batches are numbered per (run
                           ["close", session_id]               the live session ended; release its instance
                           ["reload", token]
                           ["known", [[run_id, attempt], ...]] what this epoch believes is running there
+                          ["answer", token, encoded answer]   of a read of the catalogue
     runner -> partition   ["acks", epoch, n]
                           ["batch", run_id, attempt, n, [[type code, ts, fragment], ...], report or nil]
                           ["take", run_id, attempt, n]        the n-th that finds some: give it what waits;
                                                               resent until answered
+                          ["read", token, op, args]           asked again until it is answered
                           ["catalogue", token or nil, [{name, provider, capabilities, problem, ...}, ...]]
                           ["lost", [[run_id, attempt], ...]]  answer to "known": I do not have these
                           ["left", [[run_id, attempt], ...]]  the last word of one that was told to stop:
                                                               nothing but these ever began here
 
-    session map of a run  {id, agent, agent_id, incarnation, context, metadata, tags}
+    session map of a run  {id, agent, agent_id, incarnation, context, metadata, tags, seq, fork?}
+                          agent is the run's; seq is that of the session at the dispatch; fork is
+                          [session_id, seq] of what its transcript begins with
     report                {token_usage, turn_count, provider_metadata} of this attempt so far, when that
                           changed; with {status, output, error} it is the settlement: status is completed,
                           failed, cancelled or timeout, its batch ends with the run's terminal event.

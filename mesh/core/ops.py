@@ -45,8 +45,8 @@ CATALOGUE: tuple[Op, ...] = (
     ),
     Op("route.prune", "write", "", "int: entries removed", True),
     Op("route.config", "read", "", "map of the route settings"),
-    # sessions: fields is a map with agent_id?, context?, metadata?, tags?, slots?,
-    # parent_session_id?; if_version refuses with version_conflict when the record changed meanwhile
+    # sessions: fields is a map with agent_id?, context?, metadata?, tags?, slots?, parent_session_id?,
+    # fork_seq?; if_version refuses with version_conflict when the record changed meanwhile
     Op("session.create", "write", "session_id, agent, fields?", "session map"),
     Op("session.start", "write", "session_id, agent, fields?", "session map, active"),
     Op("session.start_or_get", "write", "session_id, agent, fields?", "session map"),
@@ -74,6 +74,8 @@ CATALOGUE: tuple[Op, ...] = (
         "nil; behind the end the session map",
     ),
     Op("session.undelete", "write", "session_id", "session map"),
+    Op("session.compact", "write", "session_id, summary, up_to seq?", "int: the seq of the event"),
+    Op("session.pin", "write", "session_id, seq, pinned?: bool", "int: the seq of the event"),
     Op("session.get", "read", "session_id", "session map"),
     Op(
         "session.list",
@@ -106,6 +108,12 @@ CATALOGUE: tuple[Op, ...] = (
     Op("run.execute", "write", "run_id, options?, if_version?", "run map, queued or running"),
     Op("run.submit", "write", "run_id, session_id, input, options?", "run map, queued or running"),
     Op("run.once", "write", "run_id, session_id, agent, input, fields?, options?", "run map"),
+    Op(
+        "run.summarise",
+        "write",
+        "run_id, session_id, up_to seq?, instructions?, options?",
+        "run map; its output becomes the summary when it completes",
+    ),
     Op("run.cancel", "write", "run_id, if_version?", "run_id, when the run is settled"),
     Op("run.interrupt", "write", "run_id, if_version?", "run_id, when the run is settled"),
     Op("run.pause", "write", "run_id, if_version?", "run map"),

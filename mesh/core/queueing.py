@@ -47,6 +47,7 @@ class Queue:
         self.queue_max = queue_max
         self.slots = slots
         self.on_settled: Callable[[RunState], None] = lambda _: None
+        self.on_completed: Callable[[RunState], None] = lambda _: None
 
     def add_run(
         self, run_id: str, session: SessionState, run_input: Any, options: Any, *, once: bool = False
@@ -215,15 +216,19 @@ class Queue:
     def run_command(self, run: RunState, session: SessionState) -> list[Any]:
         """The command that makes a runner execute."""
         return ["run", run.id, run.attempt, {
-            "id": session.id, "agent": session.agent, "agent_id": session.agent_id,
+            "id": session.id, "agent": runs.agent_of(run, session.agent), "agent_id": session.agent_id,
             "incarnation": session.incarnation, "context": session.context, "metadata": session.metadata,
-            "tags": session.tags,
+            "tags": session.tags, "seq": self.state.sessions[session.id].seq,
+            **({} if session.fork_seq is None else {
+                "fork": [session.parent_session_id, session.fork_seq]}),
         }, run.input, run.options]
 
     def _end(self, run: RunState, status: RunStatus, **result: Any) -> RunState:
         """The run is over: its record, and its place in the session's work."""
         run = self.state.put_run(runs.step(run, status, ended_at=self.state.now, **result))
         self.state.settled.append(run.id)
+        if status == RunStatus.COMPLETED:
+            self.on_completed(run)
         self.state.put_work(run.session_id, self.state.work_of(run.session_id).without(run.id))
         self.state.touch(run.session_id)
         self.on_settled(run)

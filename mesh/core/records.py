@@ -207,6 +207,7 @@ class Session(Record, frozen=True):
     deleted_at: float | None = None  #: hidden from lists since then
     pruned: int = 0  #: events of its log that retention removed
     pruned_to: int = 0  #: what is missing up to this seq was removed, and is no loss
+    fork_seq: int | None = None  #: its transcript begins with that of ``parent_session_id`` up to this seq
 
     @property
     def created(self) -> datetime | None:

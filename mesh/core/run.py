@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from mesh.core.continuation import checked_budget, checked_mode
 from mesh.core.manifest import CAPABILITY_TYPES
 from mesh.core.policy import checked_stack
 from mesh.core.records import TERMINAL, CostState, RunStatus
@@ -41,7 +42,10 @@ STATUS_CODE = {
 TERMINAL_CODE = STATUS_CODE[RunStatus.COMPLETED]
 OPTIONS = frozenset((
     "deadline_s", "idle_s", "policies", "provider_opts", "required_capabilities", "optional_capabilities",
+    "continuation", "continuation_opts", "agent",
 ))
+#: The option of a run that makes a summary: up to which seq. Only the node sets it.
+COMPACT = "compact"
 
 
 class RunState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -133,7 +137,17 @@ def checked_options(options: Any) -> dict[str, Any]:
     if given is not None and not (type(given) is dict and all(type(key) is str for key in given)):
         raise InvalidArgument(f"provider_opts must be a map with str keys, not {shown(given, 60)}")
     check_depth(given)
+    checked_mode(options.get("continuation"))
+    checked_budget(options.get("continuation_opts"))
+    agent = options.get("agent")
+    if agent is not None and (type(agent) is not str or not agent):
+        raise InvalidArgument(f"agent must be the name of an agent, not {shown(agent, 60)}")
     return {name: value for name, value in options.items() if value is not None}
+
+
+def agent_of(run: RunState, session_agent: str) -> str:
+    """Who executes the run: the session's agent, unless the run names another one."""
+    return run.options.get("agent") or session_agent
 
 
 def checked_result(settle: dict[str, Any]) -> dict[str, Any]:
@@ -197,10 +211,12 @@ def decode(data: bytes) -> RunState:
 
 
 __all__ = [
+    "COMPACT",
     "OPTIONS",
     "STATUS_CODE",
     "TERMINAL_CODE",
     "RunState",
+    "agent_of",
     "checked_options",
     "checked_result",
     "decode",

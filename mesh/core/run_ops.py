@@ -72,15 +72,17 @@ class RunOps:
         if options or type(value) is not str or 4 * len(value) > self.input_bytes_max:
             self.bounded([value, options], "input and options have")
         run = self.queue.add_run(self._run_id(run_id, session.id), session, value, options, once=once)
-        self.agents.check(session.agent)
-        self.agents.check_capabilities(session.agent, run.options)
+        agent = runs.agent_of(run, session.agent)
+        self.agents.check(agent)
+        self.agents.check_capabilities(agent, run.options)
         return run
 
     def queue_up(self, run: RunState, session: SessionState, *, first: bool = False) -> RunState:
         """Queue a stored run; it starts at once when the session is free."""
         sessions.require_active(session)
-        self.agents.check(session.agent, ready=True)
-        self.agents.check_capabilities(session.agent, run.options)
+        agent = runs.agent_of(run, session.agent)
+        self.agents.check(agent, ready=True)
+        self.agents.check_capabilities(agent, run.options)
         return self.queue.submit(run, session, first=first)
 
     def wire_of(self, run: RunState) -> bytes:

@@ -24,7 +24,7 @@ from mesh.core.error_map import failure_data
 from mesh.core.prices import Prices
 from mesh.core.queueing import EXECUTING, Queue
 from mesh.core.records import TERMINAL, RunStatus, StopReason
-from mesh.core.run import RunState
+from mesh.core.run import RunState, agent_of
 from mesh.core.session import SessionState
 from mesh.core.state import RunnerEntry
 from mesh.errors import NotFound
@@ -184,7 +184,7 @@ class Runners:
             self.live.take_down(session, StopReason.RESTART_EXHAUSTED)
         elif run.cancelling:
             self.queue.settle_here(run, RunStatus.CANCELLED, {**error, "code": "cancelled"})
-        elif session.agent in self.idempotent and run.status == RunStatus.RUNNING:
+        elif agent_of(run, session.agent) in self.idempotent and run.status == RunStatus.RUNNING:
             self.queue.requeue(run)
         else:
             self.queue.settle_here(run, RunStatus.FAILED, error)

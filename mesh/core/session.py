@@ -39,6 +39,7 @@ VERBS: dict[str, tuple[frozenset[SessionStatus], SessionStatus, str]] = {
     "fail": (frozenset((_PENDING, _ACTIVE, _PAUSED)), SessionStatus.FAILED, "session_failed"),
 }
 
+_FIELDS = {"agent_id", "context", "metadata", "tags", "parent_session_id", "slots", "fork_seq"}
 #: Order is the code in the store: append only.
 STATUS_CODE = {status: code for code, status in enumerate(SessionStatus)}
 
@@ -71,6 +72,7 @@ class SessionState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     pruned_to: int = 0  #: the highest seq of those: up to there, what is missing is no loss
     version: int = 1
     slots: int = 0  #: runs at a time; 0: the node's setting
+    fork_seq: int | None = None  #: its transcript begins with that of ``parent_session_id`` up to here
 
     @property
     def live(self) -> bool:
@@ -166,7 +168,7 @@ def new_session(n: int, session_id: Any, agent: Any, fields: Any, now: float) ->
     fields = {} if fields is None else fields
     if type(fields) is not dict:
         raise InvalidArgument(f"fields must be a map, not {type(fields).__name__}")
-    unknown = set(fields) - {"agent_id", "context", "metadata", "tags", "parent_session_id", "slots"}
+    unknown = set(fields) - _FIELDS
     if unknown:
         raise InvalidArgument(f"unknown session field {shown(min(map(str, unknown)))}")
     if type(agent) is not str or not agent:
@@ -182,12 +184,18 @@ def new_session(n: int, session_id: Any, agent: Any, fields: Any, now: float) ->
     slots = fields.get("slots")
     if slots is not None and (type(slots) is not int or not 1 <= slots <= SLOTS_MAX):
         raise InvalidArgument(f"slots must be a whole number from 1 to {SLOTS_MAX}, not {shown(slots, 60)}")
-    parent = fields.get("parent_session_id")
+    parent, fork_seq = fields.get("parent_session_id"), fields.get("fork_seq")
+    if fork_seq is not None and (type(fork_seq) is not int or fork_seq < 0 or parent in (None, session_id)):
+        raise InvalidArgument(
+            f"fork_seq must be a seq of another session, parent_session_id, not {shown(fork_seq, 40)}",
+            code="invalid_cursor",
+        )
     return SessionState(
         n=n, id=check_id(session_id), agent=agent, agent_id=agent_id, status=_PENDING, created_at=now,
         updated_at=now, parent_session_id=None if parent is None else check_id(parent, "parent_session_id"),
         metadata=checked_map(fields.get("metadata"), "metadata"),
         context=checked_map(fields.get("context"), "context"), tags=tuple(tags), slots=slots or 0,
+        fork_seq=fork_seq,
     )
 
 
@@ -216,7 +224,7 @@ def to_wire(state: SessionState, pid: int | None) -> dict[str, Any]:
         "tags": state.tags, "created_at": state.created_at, "updated_at": state.updated_at, "seq": state.seq,
         "error": state.error, "handle": handle_map(state, pid), "row": state.n,
         "deleted_at": state.deleted_at, "pruned": state.pruned, "pruned_to": state.pruned_to,
-        "version": state.version, "slots": state.slots or None,
+        "version": state.version, "slots": state.slots or None, "fork_seq": state.fork_seq,
     }
 
 

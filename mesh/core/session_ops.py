@@ -27,6 +27,7 @@ from mesh.core.runners import Runners
 from mesh.core.session import SessionState
 from mesh.core.settling import Settling
 from mesh.core.slots import check_id
+from mesh.core.transcript_ops import TranscriptOps
 from mesh.errors import InvalidArgument, InvalidState, NotFound
 
 LIST_MAX = 1_000
@@ -67,6 +68,7 @@ class SessionOps:
             **ControlOps(self.runs, self.settling).writes,
             **self.keeping.writes,
             "session.import": self.importing.take,
+            **TranscriptOps(self.queue, self.runs).writes,
         }
 
     def _wire(self, session: SessionState) -> bytes:
@@ -96,7 +98,9 @@ class SessionOps:
         provider = self.agents.provider(agent)
         metadata = {**session.metadata, "provider": provider}
         self.state.put_session(msgspec.structs.replace(session, metadata=metadata))
-        self.state.append(session.id, "session_created", {"provider": provider})
+        forked = {} if session.fork_seq is None else {
+            "parent_session_id": session.parent_session_id, "fork_seq": session.fork_seq}
+        self.state.append(session.id, "session_created", {"provider": provider, **forked})
         return self.state.sessions[session.id]
 
     def create(self, args: list[Any], part: Part) -> bytes | None:

@@ -22,7 +22,7 @@ import msgspec
 from mesh.core import events as ev
 from mesh.core import wire
 from mesh.core.audit import Entry
-from mesh.core.run import RunState
+from mesh.core.run import RunState, agent_of
 from mesh.core.session import SessionState, handle_map
 from mesh.errors import InvalidArgument, NotFound, shown
 
@@ -76,6 +76,9 @@ class Loader(Protocol):
 
     def run(self, run_id: str) -> RunState | None:
         """The stored run, or None."""
+
+    def event_type(self, session: int, seq: int) -> int | None:
+        """The type's code of a stored event, or None."""
 
     def has_session(self, session_id: str) -> bool:
         """Whether it is stored."""
@@ -173,6 +176,13 @@ class State:
         """Whether the id was ever used."""
         return run_id in self.runs or self.loader.has_run(run_id)
 
+    def event_type(self, session: SessionState, seq: int) -> int | None:
+        """The type's code of an event of the log, this batch included; None when there is none."""
+        for row in self.events:
+            if row.session == session.n and row.seq == seq:
+                return row.type
+        return self.loader.event_type(session.n, seq) if 0 < seq <= session.seq else None
+
     def work_of(self, session_id: str) -> Work:
         """What the session has to do."""
         return self.work.get(session_id, _IDLE)
@@ -243,7 +253,7 @@ class State:
             run.id if run else None,
             data,
             ts=self.now,
-            provider=provider or self.provider_of(session.agent),
+            provider=provider or self.provider_of(agent_of(run, session.agent) if run else session.agent),
             correlation_id=_text(session.metadata.get("correlation_id")),
         )
         self.append_fragment(session_id, ev.TYPE_CODE[event_type], self.now, fragment, run)

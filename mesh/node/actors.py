@@ -12,6 +12,7 @@ from mesh.core.state import RunnerEntry
 from mesh.errors import RemoteProtocolError
 from mesh.log import Log
 from mesh.node.outbox import Outboxes
+from mesh.node.questions import Questions
 
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ class Actors:
         self.log = log
         self.router_boot = 0
         self.answers: dict[tuple[int, int], list[bytes]] = {}  #: by runner and its incarnation
+        self.questions = Questions(partition)
         self.news = False  #: the runners changed: parked calls may find one now
 
     def take(self, frame: bytes, *, writable: bool) -> None:
@@ -55,6 +57,8 @@ class Actors:
                 self.runners.on_left(index, incarnation, message[1])
             case mailbox.RUNNER, "acks":
                 self.outboxes.on_acks(index, incarnation, message[1], message[2])
+            case mailbox.RUNNER, "read":
+                self.questions.take(index, incarnation, message)
             case mailbox.RUNNER, "catalogue":
                 self.news |= self.partition.ops.on_catalogue(index, message[1], message[2])
 

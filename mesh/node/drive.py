@@ -12,17 +12,20 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 from mesh.core.policy import Policy
 from mesh.core.prices import Prices
+from mesh.core.run import COMPACT
 from mesh.core.runner import Key
 from mesh.errors import MeshError, RunError
+from mesh.node.continuing import Transcripts, able, begin_run, close
 from mesh.node.ending import Ending, cancelled, error_map, failure, raised, timed_out
 from mesh.node.guard import Guard
 from mesh.node.pieces import Pieces, Sink, is_output
-from mesh.providers.base import Provider, RunContext, SessionInfo
+from mesh.providers.base import Piece, Provider, RunContext, SessionInfo
 from mesh.providers.live import Steering
 
 #: How long a cancelled provider may clean up; the callers of ``cancel`` are promised 5 s.
@@ -39,6 +42,7 @@ class Host(Sink, Protocol):
     states: dict[str, dict[str, Any]]
     late: int  #: pieces of providers whose run was over
     prices: Prices
+    transcripts: Transcripts
 
     async def room(self) -> None:
         """Return when there is room for more unconfirmed events."""
@@ -75,6 +79,8 @@ class Drive:
         self.ending: Ending | None = None
         self.task: asyncio.Task[None] | None = None
         self._host = host
+        self._session = session
+        self._options = options
         self._loop = asyncio.get_running_loop()
         self._deadline_s: float | None = options.get("deadline_s")
         self._idle_s: float | None = options.get("idle_s")
@@ -152,28 +158,50 @@ class Drive:
         try:
             if self.pieces.guard is not None:
                 self.pieces.guard.begin()
-            self.pieces.begin(provider, provider.started(self.context))
-            await self._pull(provider)
+            stream, first = await self._begin(provider)
+            await self._pull(stream, first)
         except (GeneratorExit, asyncio.CancelledError):  # the loop is gone; the run is over
             raise
         except BaseException as exc:  # noqa: BLE001  rule 3
             return failure(exc) if isinstance(exc, RunError) else raised(exc)
         return self.ending or self.pieces.completed()
 
-    async def _pull(self, provider: Provider) -> None:
+    async def _begin(self, provider: Provider) -> tuple[AsyncIterator[Piece], Piece | None]:
+        """Write ``run_started``; what the provider yields, and its first word when that was heard already."""
+        context, registry = self.context, self._host.registry
+        about = provider.started(context)
+        mode, opts = registry.continuation(context.session.agent)
+        if "continuation" in self._options:
+            mode = self._options["continuation"] or None
+        if mode is None and not able(provider):
+            self.pieces.begin(provider, about)
+            return provider.run(context), None
+        opts = self._options.get("continuation_opts") or opts
+        begun = await begin_run(self._host.transcripts, context, self._session, provider, mode, opts)
+        if COMPACT in self._options:
+            about = about | {"purpose": "compaction"}
+        try:
+            self.pieces.begin(provider, about | begun.said)
+        except BaseException:
+            await close(begun.stream)
+            raise
+        if begun.why is not None:
+            self.pieces.emit("error_recovered", {"error_message": begun.why, "recovered_by": "replay"})
+        self._heard_s = self._loop.time()
+        return begun.stream, begun.first
+
+    async def _pull(self, stream: AsyncIterator[Piece], first: Piece | None) -> None:
         """Take every piece the provider yields, as fast as they are stored elsewhere."""
-        stream = provider.run(self.context)
         outbox = self._host.outbox
         count = 0
         try:
+            if first is not None and not self._taken(first):
+                return
             async for piece in stream:
                 if self.ending is not None or (self.pieces.closed and not is_output(piece)):
                     self._late()
                     return
-                try:
-                    self.pieces.take(piece)
-                except MeshError as exc:
-                    self._give_up(failure(exc))
+                if not self._taken(piece):
                     return
                 count += 1
                 if count % PIECES_PER_TURN == 0:
@@ -183,9 +211,15 @@ class Drive:
                 if self._idle_s is not None:
                     self._heard_s = self._loop.time()
         finally:
-            close = getattr(stream, "aclose", None)
-            if close is not None:
-                await close()
+            await close(stream)
+
+    def _taken(self, piece: Piece) -> bool:
+        try:
+            self.pieces.take(piece)
+        except MeshError as exc:
+            self._give_up(failure(exc))
+            return False
+        return True
 
     # --- the end ---
 

@@ -120,6 +120,7 @@ class PartitionProcess:
         self.parking = Parking(self.waiters, self.reads, self.partition, self._reply_wait)
         self.outboxes = Outboxes(self.state, lambda peer, message: self._send(peer + message))
         self.actors = Actors(self.partition, self.outboxes, self.log)
+        self.questions = self.actors.questions
         self.actor_frames: list[bytes] = []
         self.writes: list[tuple[Pending, int]] = []
 
@@ -182,7 +183,7 @@ class PartitionProcess:
 
     def _timeout_ms(self, next_tick: float) -> int:
         upkeep = self.upkeep.busy and self.degraded is None
-        if self.inbox.crowded or self.recovery.loading or self.backups.active or upkeep:
+        if self.inbox.crowded or self.recovery.loading or self.backups.active or upkeep or self.questions:
             return 0
         due = min(next_tick, self.waiters.next_deadline_s() or next_tick)
         if self.upkeep.retention.due_s is not None and self.degraded is None:
@@ -210,6 +211,7 @@ class PartitionProcess:
         self._commit()
         self.parking.take_in()
         self.parking.expire(self.state.mono)
+        self.questions.answer(self._send)
         self._housekeeping()
 
     def _on_client(self, frame: bytes) -> None:

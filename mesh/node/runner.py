@@ -24,11 +24,13 @@ from mesh.log import Log
 from mesh.node import reaper
 from mesh.node.asking import Asking
 from mesh.node.child import Child
+from mesh.node.continuing import Transcripts
 from mesh.node.drive import Drive
 from mesh.node.ending import cancelled, unstored
 from mesh.node.holding import Holding
 from mesh.node.printing import Marked, install
 from mesh.node.processes import RunProcesses
+from mesh.node.questions import Asker
 from mesh.node.runner_link import Link
 from mesh.node.watch import Watch
 from mesh.providers.registry import Registry
@@ -94,6 +96,8 @@ class Runner:
         self._link = Link(
             child, self._log, on_message=self._on_message, on_turn=self._turn, on_wake=self._woken
         )
+        self._log_reads = Asker(self._link.post)
+        self.transcripts = Transcripts(self._log_reads.ask, lambda: self._slot_map)
         self._watch = Watch(child, self._log, on_stop=self.stop, on_unblocked=self._unblocked)
         self._runs: dict[str, Drive] = {}  # until the settlement is stored
         # Until the provider is done, also those that were dropped.
@@ -107,7 +111,7 @@ class Runner:
         self._reloads: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
         self._boot: int | None = None
-        self._partitions = max(child.slot_map, default=0) + 1
+        self._partitions, self._slot_map = max(child.slot_map, default=0) + 1, child.slot_map
         self._stopping = asyncio.Event()
         self._quiet = asyncio.Event()
         self._told_s = 0.0
@@ -115,6 +119,7 @@ class Runner:
         self._messages: dict[str, Callable[..., None]] = {
             "commands": self._on_commands, "stored": self._on_stored, "expected": self._on_expected,
             "fenced": self._on_fenced, "taken": self._on_taken,
+            "answer": lambda _, token, body: self._log_reads.answered(token, body),
         }
         self._commands: dict[str, Callable[..., None]] = {
             "run": self._do_run, "cancel": self._do_cancel, "close": self._do_close, "known": self._do_known,
@@ -209,6 +214,7 @@ class Runner:
         self._tell_router()
         if not self._link.blocked:
             self._tell_catalogue()
+            self._log_reads.again(time.monotonic())
             for partition, messages in self.outbox.overdue(time.monotonic()):
                 for message in messages:
                     self._link.post(partition, message)
@@ -257,6 +263,7 @@ class Runner:
     def _resend(self, partition: int | None) -> None:
         """What a partition (None: any) was sent and did not store may have been lost with its mailbox."""
         self._asking.again(partition)
+        self._log_reads.again(time.monotonic(), partition, everything=partition is None)
         for index, messages in self.outbox.of_partition(partition, time.monotonic()):
             for message in messages:
                 self._link.post(index, message)
@@ -275,7 +282,7 @@ class Runner:
                 self._holding.answered(index)
 
     def _welcomed(self, boot: int, slot_map: bytes) -> None:
-        self._partitions = max(slot_map, default=0) + 1
+        self._partitions, self._slot_map = max(slot_map, default=0) + 1, slot_map
         if boot != self._boot:
             self._boot = boot
             self._tell_router()
@@ -392,6 +399,7 @@ class Runner:
 
     def _do_close(self, partition: int, session_id: str) -> None:  # noqa: ARG002
         self.states.pop(session_id, None)
+        self.transcripts.forget(session_id)
 
     def _do_known(self, partition: int, pairs: list[list[Any]]) -> None:
         lost = [[r, a] for r, a in pairs if r not in self._runs or self._runs[r].key[1] != a]

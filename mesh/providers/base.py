@@ -29,7 +29,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from mesh.core.continuation import SESSION_RESUME, checked_budget, checked_mode
 from mesh.core.manifest import CAPABILITY_TYPES, Capability
+from mesh.core.message import Transcript
 from mesh.core.provider_error import ProviderError
 from mesh.core.record import Record
 from mesh.core.usage import UsageMode
@@ -40,6 +42,7 @@ from mesh.providers.live import Paused, Steering
 OUTPUT = "output"
 #: Capability types (spec 1.7).
 STREAMING = {"name": "streaming", "type": "sampling"}
+_BY_NAME: dict[str, Mapping[str, Any]] = {"streaming": STREAMING, "session_resume": SESSION_RESUME}
 
 
 class SessionInfo(Record, frozen=True):
@@ -118,8 +121,8 @@ class RunContext:
     """What an agent is given: ``async def agent(run: mesh.RunContext)``."""
 
     __slots__ = (
-        "_states", "attempt", "cancelled", "guard", "input", "late", "options", "paused", "run_id", "session",
-        "steering",
+        "_states", "attempt", "cancelled", "guard", "input", "late", "options", "paused", "resume", "run_id",
+        "session", "steering", "transcript",
     )
 
     def __init__(
@@ -136,6 +139,10 @@ class RunContext:
         self.paused = Paused()
         self.steering = steering or Steering()
         self.guard: Callable[[str, Any, str | None], None] | None = None
+        #: The conversation before this run, when the run continues it; else without messages.
+        self.transcript = Transcript(session.id)
+        #: The provider's own session to go on with, for one that declares ``session_resume``, or None.
+        self.resume: str | None = None
         self.late = late  #: for providers: on the loop, count a word that came after the run's end
         self._states: MutableMapping[str, dict[str, Any]] = {} if states is None else states
 
@@ -145,10 +152,10 @@ class RunContext:
         return self.session.context
 
     @property
-    def transcript(self) -> list[dict[str, Any]]:
+    def messages(self) -> list[dict[str, Any]]:
         """The messages of THIS run's input, ``[{"role", "content"}, ...]``; a prompt is one user message.
 
-        Earlier runs of the session are not in it.
+        What was said in earlier runs is in ``transcript``.
         """
         return messages_of(self.input)
 
@@ -230,7 +237,7 @@ def capabilities_of(table: Mapping[str, Any], default: Sequence[dict[str, Any]])
 
 def _capability(item: Any) -> dict[str, Any]:
     if isinstance(item, str):
-        item = {"name": item, "type": "tool"} if item != "streaming" else STREAMING
+        item = _BY_NAME.get(item, {"name": item, "type": "tool"})
     if not isinstance(item, Mapping):
         raise ConfigError(f"capability {shown(item)}: expected a name, or a map with name and type")
     try:
@@ -242,8 +249,25 @@ def _capability(item: Any) -> dict[str, Any]:
         raise ConfigError(message, code=exc.code) from exc
 
 
+def continuation_of(table: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
+    """How an agent's runs continue their session when they do not say so themselves: mode and options.
+
+    Raises:
+        ConfigError: no mode, or a wrong option.
+    """
+    try:
+        given = table.get("continuation_opts") or {}
+        checked_budget(given)
+        return checked_mode(table.get("continuation")), given
+    except InvalidArgument as exc:
+        raise ConfigError(exc.message) from exc
+
+
 #: Keys of an agent's table that any provider accepts.
-COMMON_KEYS = ("provider", "capabilities", "idempotent", "description", "usage_mode")
+COMMON_KEYS = (
+    "provider", "capabilities", "idempotent", "description", "usage_mode", "continuation",
+    "continuation_opts",
+)
 
 
 def check_keys(table: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -321,6 +345,6 @@ def provider_error(
 __all__ = [
     "COMMON_KEYS", "OUTPUT", "STREAMING", "Cancellation", "Output",
     "Piece", "Provider", "ProviderFailure", "RunContext", "SessionInfo", "as_failure", "capabilities_of",
-    "check_keys", "check_options", "checked", "messages_of", "nearest_name", "provider_error",
-    "usage_mode_of",
+    "check_keys", "check_options", "checked", "continuation_of", "messages_of", "nearest_name",
+    "provider_error", "usage_mode_of",
 ]

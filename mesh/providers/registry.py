@@ -15,7 +15,7 @@ from typing import Any
 
 from mesh.config import load_agents
 from mesh.errors import ConfigError, MeshError, RunError
-from mesh.providers.base import Provider, nearest_name
+from mesh.providers.base import Provider, continuation_of, nearest_name
 from mesh.providers.echo import EchoProvider
 from mesh.providers.execution import Processes
 from mesh.providers.python import PythonProvider
@@ -88,6 +88,10 @@ class Registry:
         """The name of the provider behind an agent, whether it can be loaded or not."""
         return str(self._tables.get(agent, {}).get("provider") or agent)
 
+    def continuation(self, agent: str) -> tuple[str | None, Mapping[str, Any]]:
+        """How the agent's runs continue their session unless they say it themselves."""
+        return continuation_of(self._tables.get(agent, {}))
+
     def ready(self, agent: str) -> Provider | None:
         """The agent's provider, when it is there."""
         return self._providers.get(agent)
@@ -134,6 +138,12 @@ class Registry:
 
     def _build(self, name: str, *, fresh: bool) -> None:
         table = self._tables[name]
+        try:
+            continuation_of(table)
+        except ConfigError as exc:
+            self._providers.pop(name, None)
+            self._problems[name] = exc.message
+            return
         if table.get("provider") == PythonProvider.name:
             self._load(name, fresh)
             return

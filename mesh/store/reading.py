@@ -143,6 +143,12 @@ class StoredRows:
                 return _replace_batch(state, at[1])
         return state
 
+    def event_type(self, session: int, seq: int) -> int | None:
+        """The type's code of an event, None when there is none."""
+        sql = "SELECT type FROM event WHERE session = ? AND seq = ?"
+        found: int | None = self.guarded(lambda: self._one(sql, session, seq), "read an event's type")
+        return found
+
     def live_sessions(self) -> list[SessionState]:
         """Sessions that were live at the last commit."""
         rows = self.guarded(lambda: self._db.execute(

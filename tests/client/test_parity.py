@@ -15,10 +15,12 @@ from mesh.client import (
     _aio_routes,
     _aio_runs,
     _aio_sessions,
+    _aio_transcripts,
     _blocking_queries,
     _blocking_routes,
     _blocking_runs,
     _blocking_sessions,
+    _blocking_transcripts,
 )
 from mesh.client.aio import AsyncClient
 from mesh.client.blocking import Client
@@ -29,6 +31,7 @@ PAIRS: list[tuple[type[Any], type[Any]]] = [
     (_aio_routes.AsyncPartitions, _blocking_routes.Partitions),
     (_aio_routes.AsyncAgents, _blocking_routes.Agents),
     (_aio_sessions.AsyncSessions, _blocking_sessions.Sessions),
+    (_aio_transcripts.AsyncTranscripts, _blocking_transcripts.Transcripts),
     (_aio_runs.AsyncRuns, _blocking_runs.Runs),
     (_aio_queries.AsyncStoredSessions, _blocking_queries.StoredSessions),
     (_aio_queries.AsyncStoredRuns, _blocking_queries.StoredRuns),
@@ -42,7 +45,7 @@ CONTRACT = {
     "routes": "set get resolve delete list prune config set_many get_many resolve_many",
     "partitions": "count of pid info list restart prune",
     "sessions": "create start start_or_get activate pause resume complete cancel fail stop abort prompt get "
-    "list handle id_of stop_by_handle runs events stream",
+    "list handle id_of stop_by_handle runs events stream transcript fork compact pin",
     "runs": "create execute submit wait get cancel",
     "agents": "list reload",
     "events": "search count",

@@ -30,6 +30,9 @@ class Shelf:
     def run(self, run_id: str) -> RunState | None:
         return self.runs.get(run_id)
 
+    def event_type(self, session: int, seq: int) -> int | None:
+        return None
+
     def has_session(self, session_id: str) -> bool:
         return session_id in self.sessions
 

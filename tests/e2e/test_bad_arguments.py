@@ -107,6 +107,7 @@ GOOD: dict[str, Any] = {
     "queue": "follow_up",
     "handle": {"session_id": SESSION, "runner": 0, "pid": 1, "incarnation": 1},
     "folder": "relative",
+    "seq": 1,
 }
 
 

@@ -140,6 +140,9 @@ class Memory:
     def run(self, run_id: str) -> None:
         return None
 
+    def event_type(self, session: int, seq: int) -> int | None:
+        return None
+
     def has_session(self, session_id: str) -> bool:
         return False
 

@@ -194,7 +194,7 @@ def test_context_holds_what_the_contract_names(tmp_path: Path) -> None:
 def agent(run):
     return {"input": run.input, "prompt": run.prompt, "id": run.session.id, "agent": run.session.agent,
             "incarnation": run.session.incarnation, "tags": list(run.session.tags), "context": run.context,
-            "transcript": run.transcript, "cancelled": bool(run.cancelled), "options": run.options,
+            "transcript": run.messages, "cancelled": bool(run.cancelled), "options": run.options,
             "attempt": run.attempt}
 """
     given = {
@@ -232,7 +232,7 @@ def agent(run):
 def test_prompt_of_every_input_shape(given: Any, prompt: str, count: int) -> None:
     """If the input has any of the known shapes, then the prompt is its text; else it is empty."""
     context = RunContext("run_1", SessionInfo("ses_1"), given)
-    assert (context.prompt, len(context.transcript)) == (prompt, count)
+    assert (context.prompt, len(context.messages)) == (prompt, count)
 
 
 def test_state_lives_from_run_to_run_of_a_session(tmp_path: Path) -> None:
