@@ -137,13 +137,13 @@ def _event(session_id: str, filters: dict[str, Any], run_id: str | None, timeout
     found: Event | None = None
     while True:
         [answer] = yield [Ask(READ, slot, ("session.events", (session_id, dict(filters))), timeout_s)]
-        events, complete = events_of(value_of(answer))
-        for event in events:
+        page = events_of(value_of(answer))
+        for event in page.events:
             if run_id is None or event.data.get("run_id") == run_id:
                 found = event
-        if complete or not events:
+        if page.complete or not page.events:
             break
-        filters["after"] = events[-1].seq
+        filters["after"] = page.events[-1].seq
     if found is None:
         raise RunError("the agent gave no summary; nothing was replaced", code="provider_error",
                        details={"run_id": run_id, "session_id": session_id})

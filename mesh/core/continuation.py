@@ -107,7 +107,8 @@ def _check(name: str, value: Any) -> None:
 def transcript_of(fold: Fold, budget: Budget = NO_LIMIT, *, without_run: str | None = None) -> Transcript:
     """What the fold holds, as far as it is wanted. The messages are the caller's own copies.
 
-    ``metadata["omitted"]`` counts the messages that a limit left out, when there are any.
+    ``metadata["omitted"]`` counts the messages that a limit left out, and ``metadata["pruned_to"]`` says up
+    to which seq retention removed events of the log, when there are any.
     """
     units = [
         unit for unit in (*fold.units(), *fold.under_way())
@@ -115,10 +116,11 @@ def transcript_of(fold: Fold, budget: Budget = NO_LIMIT, *, without_run: str | N
     ]
     kept = within(units, budget)
     omitted = fold.omitted + sum(u.count for u in units) - sum(u.count for u in kept)
+    about = {"omitted": omitted, "pruned_to": fold.pruned_to}
     return Transcript(
         fold.session_id,
         tuple(_copy(m) for unit in kept for m in unit.messages(over=fold.over(unit.run_id))),
-        fold.seq or None, fold.ts, {"omitted": omitted} if omitted else {},
+        fold.seq or None, fold.ts, {name: value for name, value in about.items() if value},
     )
 
 

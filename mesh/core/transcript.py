@@ -105,6 +105,7 @@ class Fold:
         self.ts: float | None = None
         self.chars = 0
         self.omitted = 0  #: messages left out because of ``chars_max``
+        self.pruned_to = 0  #: up to this seq, retention removed events of the log
         #: (provider, agent, the provider's own session id) that knows all of this, when one does
         self.known_to: tuple[str, str, str] | None = None
         self._chars_max = chars_max
@@ -152,6 +153,7 @@ class Fold:
             for message in unit.messages():
                 message.metadata.setdefault("session_id", self.session_id)
         self.session_id, self.seq, self.ts, self.known_to = session_id, 0, None, None
+        self.pruned_to = 0
 
     # --- what events do ---
 
