@@ -185,8 +185,7 @@ class Pieces:
         event = encode_event(
             TYPE_CODE[event_type], ts, self._encoder.encode(event_type, data, ts, metadata, correlation_id)
         )
-        if len(event) > 2 * self._sink.output_bytes_max + TEXT_CHARS_MAX:
-            raise InvalidArgument(f"an event of {len(event)} bytes is too large", code="limit_exceeded")
+        self._bounded(len(event), "an event")
         self._sink.outbox.add(self.log, event)
         self._sink.changed(self.log)
 
@@ -262,9 +261,17 @@ class Pieces:
             **self._report.to_map(), **({} if self.guard is None else {"policy": self.guard.end()}),
         }
         settlement = pack(plain(result, "the result", depth_max=DEPTH_MAX + 2))
-        if len(settlement) > 2 * self._sink.output_bytes_max + TEXT_CHARS_MAX:
-            raise InvalidArgument(f"an output of {len(settlement)} bytes is too large", code="limit_exceeded")
+        self._bounded(len(settlement), "an output")
         return settlement
+
+    def _bounded(self, size: int, what: str) -> None:
+        """Refuse what is too large to be kept and to travel."""
+        most = 2 * self._sink.output_bytes_max + TEXT_CHARS_MAX
+        if size > most:
+            raise InvalidArgument(
+                f"{what} of {size} bytes is too large: at most {most} (twice limits.output_bytes and a bit)",
+                code="limit_exceeded", details={"bytes": size, "most": most},
+            )
 
     def drop(self) -> None:
         """Say nothing more, not even an end."""

@@ -29,6 +29,13 @@ async def working(run):
     yield "answer"
     await asyncio.sleep(1000)
 
+async def dies(run):
+    import os
+    yield {"type": "token_usage_updated", "data": {"input_tokens": 5, "output_tokens": 1}}
+    while not os.path.exists(run.prompt):
+        await asyncio.sleep(0.01)
+    os._exit(3)
+
 async def wrong(run):
     yield "before"
     yield {"type": "turn_completed", "data": {"x": object()}}
@@ -40,7 +47,7 @@ def node_config(tmp_path: Path) -> dict[str, Any]:
     """Agents of this file, and prices for one of them."""
     path = tmp_path / "run_agents.py"
     path.write_text(RUN_AGENTS)
-    names = ("counted", "working", "wrong")
+    names = ("counted", "working", "dies", "wrong")
     return {
         "agents": {name: {"provider": "python", "target": f"{path}:{name}"} for name in names},
         "prices": {"python": {"models": {"small": {"input": 1e-6, "output": 1e-5}}}},
@@ -105,6 +112,37 @@ def test_a_callback_that_raises_leaves_the_run_alone(
         asyncio.run(execute()) if asynchronous else client.runs.execute(run.id, on_event=explode)
     assert run.id in raised.value.__notes__[0]
     assert client.runs.wait(run.id).output == {"content": "a b c"}
+
+
+def test_each_event_comes_once_over_the_death_of_the_partition(client: mesh.Client) -> None:
+    """If the partition is killed while the run executes, then on_event gets each event once, in order."""
+    seen: list[mesh.Event] = []
+
+    def look(event: mesh.Event) -> None:
+        seen.append(event)
+        if event.type == "message_streamed" and event.data["content"].strip() == "b":
+            os.kill(pids(client, "partition")[client.partitions.of(session.id)], signal.SIGKILL)
+
+    session = client.sessions.start("echo")
+    run = client.runs.create(session.id, "a b c d e f")
+    result = client.runs.execute(run.id, on_event=look, provider_opts={"delay_s": 0.1})
+    assert result.output == {"content": "a b c d e f"}
+    assert seen == list(result.events)
+
+
+def test_what_a_run_used_outlives_its_runner(client: mesh.Client, tmp_path: Path) -> None:
+    """If an agent's process dies between two events, then the run is outcome_unknown, its log has no hole,
+    and what it used until then is known."""
+    session = client.sessions.start("dies")
+    run = client.runs.submit(session.id, str(tmp_path / "now"))
+    wait_for(lambda: client.runs.get(run.id).token_usage, "its usage")
+    (tmp_path / "now").touch()
+    with pytest.raises(mesh.RunError) as lost:
+        client.runs.wait(run.id)
+    assert lost.value.code == "outcome_unknown"
+    assert client.runs.get(run.id).token_usage == {"input_tokens": 5, "output_tokens": 1}
+    seqs = [event.seq for event in client.sessions.events(session.id)]
+    assert seqs == list(range(1, len(seqs) + 1))
 
 
 @pytest.mark.parametrize("limit", ["idle_s", "deadline_s"])
