@@ -267,8 +267,9 @@ class Bench:
                 return
             for pending, body in self.partition.finish():
                 self.replies[pending.request_id] = wire.unpack(body)
-        for index, incarnation, message in self.actors.answers:
-            self._answered(index, incarnation, message)
+        for (index, incarnation), answers in self.actors.answers.items():
+            for answer in answers:
+                self._answered(index, incarnation, wire.unpack(answer))
         self.actors.answers.clear()
         if state.commands:
             self.outboxes.add(state.commands)
