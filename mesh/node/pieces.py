@@ -11,6 +11,7 @@ Rules of this file:
 from __future__ import annotations
 
 import time
+from math import inf
 from typing import Any, Protocol
 
 from mesh.core import usage
@@ -71,6 +72,7 @@ class Pieces:
 
     def begin(self, provider: Provider | None, data: dict[str, Any]) -> None:
         """Write ``run_started``."""
+        data = plain_map(data, "run_started")
         name = self._encoder.provider
         if provider is not None and provider.name != name:
             name = provider.name
@@ -81,7 +83,7 @@ class Pieces:
         self._report.tell(data)
         self.emit("run_started", {
             "agent": self._info.agent, "provider": name, "attempt": self._key[1],
-            **plain_map(data, "run_started"),
+            **data,
         })
 
     def _encoder_for(self, provider: str) -> FragmentEncoder:
@@ -100,7 +102,7 @@ class Pieces:
             if piece:
                 self._say(piece)
         elif isinstance(piece, Output):
-            self._output = piece
+            self._output = _checked_output(piece)
         elif not isinstance(piece, dict):
             raise InvalidArgument(f'an agent yields str or {{"type", "data"}}, not {type(piece).__name__}')
         elif piece.get("type") == OUTPUT:
@@ -284,6 +286,18 @@ class Pieces:
 def _call_of(data: dict[str, Any]) -> str:
     """What tells one tool call of a run from the others."""
     return str(data.get("tool_call_id") or data.get("tool_name"))[:200]
+
+
+def _checked_output(given: Output) -> Output:
+    """What a provider's code says of its result, of the types that the rest relies on."""
+    cost = given.cost_usd
+    if cost is not None and not (type(cost) in (int, float) and 0 <= cost < inf):
+        raise InvalidArgument(f"cost_usd must be a number from 0, not {shown(cost)}")
+    maps = {
+        name: plain_map(getattr(given, name), name)
+        for name in ("data", "token_usage", "provider_metadata", "completion")
+    }
+    return Output(cost_usd=cost, **maps)
 
 
 def _type_of(piece: dict[str, Any]) -> str:
