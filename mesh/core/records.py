@@ -272,7 +272,7 @@ class Run(Record, frozen=True):
 TERMINAL = frozenset((RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.TIMEOUT))
 
 
-class Event(Record, frozen=True):
+class Event(Record, frozen=True, gc=False):
     """One fact of a session's log. ``seq`` counts from 1 without holes."""
 
     id: Text

@@ -251,9 +251,7 @@ def encode_events(
 
 def encode_rows(session_id: str, rows: Sequence[EventRow | StoredEvent]) -> bytes:
     """``[event map, ...]``, encoded."""
-    encode = ev.encode_stored
-    maps = [encode(row.fragment, session_id, row.seq) for row in rows]
-    return wire.array_header(len(maps)) + b"".join(maps)
+    return wire.array_header(len(rows)) + ev.encode_log(session_id, rows)
 
 
 def checked_filters(filters: Any) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class StoredEvent(NamedTuple):
     seq: int
     type: int
     fragment: bytes
+    sum: int = 0  #: as stored; checked before anybody sees the row
 
 
 class StoredRows:
@@ -225,7 +226,7 @@ class StoredRows:
         types: Iterable[int] = (), since: float | None = None, limit: int = 1000, bytes_max: int = 1 << 20,
     ) -> tuple[list[StoredEvent], bool]:
         """(events after a seq that match, whether these are all)."""
-        sql = f"SELECT {_EVENT_COLUMNS} FROM event e WHERE e.session = ? AND e.seq > ?"
+        sql = "SELECT e.pos, e.seq, e.type, e.fragment, e.sum FROM event e WHERE e.session = ? AND e.seq > ?"
         args: list[Any] = [session, after]
         for clause, value in (("e.seq < ?", before), ("e.run = ?", run), ("e.ts >= ?", since)):
             if value is not None:
@@ -241,19 +242,27 @@ class StoredRows:
     def _take_events(
         self, sql: str, args: tuple[Any, ...], limit: int, bytes_max: int
     ) -> tuple[list[StoredEvent], bool]:
-        found: list[StoredEvent] = []
+        found: list[Any] = []
         size = 0
-        for row in self._db.execute(sql, args):
-            if len(found) == limit or (size > bytes_max and found):
-                return found, False
-            size += len(row[6])
-            found.append(self._stored_event(row))
-        return found, True
+        rows = self._db.execute(sql, args)
+        for row in rows:
+            fragment = row[3]
+            if checksum(fragment) != row[4]:
+                raise self._damaged_event(row[0])
+            found.append(row)
+            size += len(fragment)
+            if size > bytes_max:
+                break
+        complete = len(found) <= limit and next(rows, None) is None
+        return list(map(StoredEvent._make, found[:limit])), complete
 
     def _stored_event(self, row: Any) -> StoredEvent:
         if checksum(row[6]) != row[7]:
-            raise StoreError(f"event {row[0]} of {self.path.name} is damaged", code="storage_read_failed")
+            raise self._damaged_event(row[0])
         return StoredEvent(row[0], row[2], row[3], row[6])
+
+    def _damaged_event(self, pos: int) -> StoreError:
+        return StoreError(f"event {pos} of {self.path.name} is damaged", code="storage_read_failed")
 
     def ends_of_log(self, session: int) -> tuple[Any, Any]:
         """(seq, ts) of the first and of the last event that is kept, None when there is none."""
