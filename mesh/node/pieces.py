@@ -63,7 +63,7 @@ class Pieces:
         self._received = 0  # of the pieces of text: how many a message_received stands for
         self._truncated = False
         self._unreceived = True  # text, or nothing at all, that no message_received stands for yet
-        self._open_calls: dict[str, Any] = {}
+        self._open_calls: dict[str, dict[str, str]] = {}
         self._output: Output | None = None
         self.closed = False  #: the provider said that the run is completed: only its output may follow
         self._completion: dict[str, Any] = {}
@@ -167,7 +167,8 @@ class Pieces:
         if event_type == "message_received":
             self._unreceived, self._received = False, len(self._text)
         elif event_type == "tool_call_started":
-            self._open_calls[_call_of(data)] = data
+            names = {key: data[key] for key in ("tool_call_id", "tool_name") if type(data.get(key)) is str}
+            self._open_calls[_call_of(data)] = names
             if len(self._open_calls) > OPEN_CALLS_MAX:
                 raise InvalidArgument(f"{OPEN_CALLS_MAX} tool calls are open", code="limit_exceeded")
         elif event_type in _TOOL_ENDS:
@@ -226,9 +227,8 @@ class Pieces:
         if partial:
             cut = {"truncated": True} if self._truncated else {}
             self.emit("message_received", {"role": "assistant", "content": partial}, {"partial": True, **cut})
-        for data in self._open_calls.values():
-            ended = {key: data[key] for key in ("tool_call_id", "tool_name") if key in data}
-            self.emit("tool_call_failed", {**ended, "error": ABORTED})
+        for names in self._open_calls.values():
+            self.emit("tool_call_failed", {**names, "error": ABORTED})
 
     def settle(self, ending: Ending) -> None:
         """Write the terminal event and the settlement, once."""

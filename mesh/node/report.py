@@ -76,4 +76,5 @@ class Report:
         """The report so far, for a batch that does not settle the run."""
         return pack(self.to_map())
 
+
 __all__ = ["Report"]
