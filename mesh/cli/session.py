@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mesh.cli import render, values
+from mesh.cli import render, transcript, values
 from mesh.cli.app import group, shell
 
 STATUSES = ("pending", "active", "paused", "completed", "cancelled", "failed")
@@ -291,5 +291,8 @@ def _done(session_id: str, what: str) -> None:
     else:
         render.say(f"{session_id}: {what}")
 
+
+for _command in transcript.COMMANDS:
+    session.add_command(_command)
 
 __all__ = ["session"]
