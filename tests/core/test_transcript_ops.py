@@ -124,7 +124,7 @@ def test_only_messages_of_the_log_are_pinned(bench: Bench) -> None:
     bench.call("session.pin", "s", sent, None)
     bench.call("session.pin", "s", sent, False)
     assert said(bench, "message_pinned") == [{"seq": sent, "pinned": True}, {"seq": sent, "pinned": False}]
-    for seq in (1, 0, -3, 1 << 70, 999):
+    for seq in (1, 0, -3, 1 << 63, 999):
         assert bench.code("session.pin", "s", seq, None) == "not_found"
     for wrong in ("1", None, 1.0, True):
         assert bench.code("session.pin", "s", wrong, None) == "invalid_cursor"
