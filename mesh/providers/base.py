@@ -3,9 +3,10 @@
 A provider turns one run into a stream of *pieces*:
 
 - ``str``: a piece of the answer's text. It becomes one ``message_streamed`` event.
-- a map ``{"type": event type, "data": {...}}`` (and, if wanted, ``metadata`` and ``correlation_id``): one
-  event of that type. ``token_usage_updated`` states the run's totals so far, or what was used since the last
-  one: ``data["mode"]`` (or the agent's ``usage_mode``) is "total" or "delta".
+- a map ``{"type": event type, "data": {...}}`` (and, if wanted, ``metadata``, ``correlation_id`` and ``ts``,
+  when it happened): one event of that type. Its values become plain data (``core/plain.py``).
+  ``token_usage_updated`` states the run's totals so far, or what was used since the last one:
+  ``data["mode"]`` (or the agent's ``usage_mode``) is "total" or "delta".
 - ``Output`` or ``{"type": "output", "data": {...}}``: what the run gives. Without it the output is the
   joined text. The map may hold ``token_usage`` too.
 - ``{"type": "run_started", "data": {"provider_session_id", "model"}}``: how the provider calls itself, and
