@@ -13,7 +13,7 @@ from mesh.client._protocol import WRITE
 from mesh.client._surface import failure
 from mesh.client._surface_sessions import session_call
 from mesh.core.records import Event, Page, Run, Session
-from mesh.core.reports import AuditEntry, MaintenanceReport, SessionStats, UsageSummary
+from mesh.core.reports import AuditEntry, CheckReport, MaintenanceReport, SessionStats, UsageSummary
 
 Time = float | datetime
 Some = str | Sequence[str]
@@ -271,6 +271,15 @@ class Maintenance:
     def run(self, *, timeout_s: float | None = None) -> MaintenanceReport:
         """Do now what ``[retention]`` does in the background, and wait for it, an hour at most by default."""
         report: MaintenanceReport = self._link.drive(plans.maintenance_run(timeout_s), timeout_s)
+        return report
+
+    def check(self, *, timeout_s: float | None = None) -> CheckReport:
+        """Look at everything that is stored, window by window, while the node serves: does it fit together?
+
+        Raises:
+            DeadlineExceeded: not everything could be looked at in time; an hour by default.
+        """
+        report: CheckReport = self._link.drive(plans.maintenance_check(timeout_s), timeout_s)
         return report
 
 

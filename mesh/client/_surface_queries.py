@@ -25,6 +25,9 @@ from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError
 
 #: How long a sweep by hand is waited for, unless the caller says otherwise.
 SWEEP_S = 3_600.0
+#: One step of a check may meet a slow disk.
+CHECK_S = 10.0
+PROBLEMS_MAX = 1_000
 _FAR = (1 << 63) - 1
 _OPS = {
     "sessions": "session.search", "runs": "run.search", "events": "event.search", "audit": "audit.search",
@@ -356,6 +359,30 @@ def maintenance_run(timeout_s: float | None) -> Plan:
     return reports.swept(found, [p for p in answers if p not in found])
 
 
+def maintenance_check(timeout_s: float | None) -> Plan:
+    """Have every partition look at all it has stored, window by window."""
+    facts: Facts = yield FACTS
+    places: dict[int, Any] = dict.fromkeys(range(facts.partitions))
+    found: list[reports.Problem] = []
+    missing: list[int] = []
+    until = monotonic() + (SWEEP_S if timeout_s is None else timeout_s)
+    while places and len(found) < PROBLEMS_MAX:
+        if monotonic() > until:
+            raise DeadlineExceeded("not everything could be looked at in time: give more timeout_s")
+        asked = list(places)
+        answers = yield [Ask(READ, ~p, ("maintenance.check", (places[p],)), CHECK_S) for p in asked]
+        for partition, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, MeshError):
+                missing.append(partition)
+                del places[partition]
+                continue
+            rows, places[partition] = answer
+            found += [reports.Problem(*row) for row in rows]
+            if places[partition] is None:
+                del places[partition]
+    return reports.CheckReport(tuple(found), not places, tuple(missing))
+
+
 def session_stats(link: Linked, session_id: Any, timeout_s: float | None) -> Plan:
     """What a session's log and runs add up to."""
     until = monotonic() + (link.timeout_s if timeout_s is None else timeout_s)
@@ -371,4 +398,7 @@ def session_stats(link: Linked, session_id: Any, timeout_s: float | None) -> Pla
     )
 
 
-__all__ = ["SWEEP_S", "count_events", "maintenance_run", "search", "session_stats", "usage_summary"]
+__all__ = [
+    "SWEEP_S", "count_events", "maintenance_check", "maintenance_run", "search", "session_stats",
+    "usage_summary",
+]

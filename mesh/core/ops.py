@@ -161,6 +161,10 @@ CATALOGUE: tuple[Op, ...] = (
         "[[[time, number, entry map], ...], number reached or nil], one step",
         True,
     ),
+    Op(
+        "maintenance.check", "read", "place?",
+        "[[[partition, kind, subject, text], ...], next place or nil], one step", True,
+    ),
     Op("maintenance.run", "write", "", "report map, when the whole sweep is done", True),
     Op("partition.backup", "write", "folder on the node's machine", "the file's path", True),
 )

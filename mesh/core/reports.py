@@ -57,6 +57,24 @@ class AuditEntry(Record, frozen=True):
     outcome: str
 
 
+class Problem(Record, frozen=True):
+    """What does not fit together. ``kind``: damaged, orphan_run, orphan_event, hole (events that are missing
+    and that retention did not remove), lost_run (it says that it executes, and nobody works on it)."""
+
+    partition: int
+    kind: str
+    subject: str
+    text: str
+
+
+class CheckReport(Record, frozen=True):
+    """What a check found; ``missing`` partitions did not answer. Not ``complete``: there are more."""
+
+    problems: tuple[Problem, ...] = ()
+    complete: bool = True
+    missing: tuple[int, ...] = ()
+
+
 class MaintenanceReport(Record, frozen=True):
     """What a sweep of retention did, over all partitions. ``missing`` partitions did not answer."""
 
@@ -116,5 +134,6 @@ def _total(rows: list[list[Any]]) -> UsageTotals:
 
 
 __all__ = [
-    "AuditEntry", "MaintenanceReport", "SessionStats", "UsageSummary", "UsageTotals", "summed", "swept",
+    "AuditEntry", "CheckReport", "MaintenanceReport", "Problem", "SessionStats", "UsageSummary",
+    "UsageTotals", "summed", "swept",
 ]

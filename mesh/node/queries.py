@@ -10,9 +10,12 @@ from mesh.core import query as q
 from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core import wire
+from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.core.state import State
-from mesh.errors import InvalidArgument
+from mesh.errors import InvalidArgument, StoreError
+from mesh.store import consistency
+from mesh.store.file import DAMAGED
 from mesh.store.query import Found, Search
 from mesh.store.sqlite import Store
 
@@ -32,6 +35,7 @@ class Queries:
             "event.count": self.count,
             "usage.summary": self.usage,
             "audit.search": self.audit,
+            "maintenance.check": self.check,
         }
 
     def sessions(self, args: list[Any], now: int) -> bytes:
@@ -83,6 +87,27 @@ class Queries:
             "op": op, "target": target, "outcome": outcome,
         })
 
+    def check(self, args: list[Any], now: int) -> bytes:
+        place = _place(args[0] if args else None)
+        try:
+            found = self.store.guarded(lambda: consistency.look(self.store.connection, place), "check")
+        except StoreError as error:
+            if error.code != DAMAGED:
+                raise
+            phase = place[0] + 1  # the rest of it stands behind a page that cannot be read
+            problem = consistency.Problem("damaged", consistency.PHASES[place[0]], error.message)
+            following = consistency.begin(phase) if phase < len(consistency.PHASES) else None
+            found = consistency.Window([problem], following, [])
+        problems = found.problems + [
+            consistency.Problem("lost_run", run.id, f"it is {run.status}, and nobody works on it")
+            for run in found.active if not self._worked_on(run)
+        ]
+        return wire.ok([[[self.state.partition, *problem] for problem in problems], found.next])
+
+    def _worked_on(self, run: RunState) -> bool:
+        work = self.state.work_of(run.session_id)
+        return run.id in work.running or run.id in work.waiting
+
     def usage(self, args: list[Any], now: int) -> bytes:
         filters, reached = _exactly(args, 2)
         query = q.Query("started_at_asc", q.check_filters("usage", filters), 1, None, q.check_row(reached))
@@ -105,6 +130,18 @@ def _page(found: Found, encode: Callable[[Any], bytes]) -> bytes:
     for sort, row, value in found.rows:
         parts.append(b"\x93" + wire.pack(sort) + wire.pack(row) + encode(value))
     return b"".join((*parts, wire.pack(found.next)))
+
+
+def _place(value: Any) -> consistency.Place:
+    if value is None:
+        return consistency.START
+    if type(value) is list and len(value) == 3 and value[0] in range(len(consistency.PHASES)):
+        phase, at, seq = value
+        by_key = consistency.PHASES[phase] == "route"
+        fits = type(at) is str if by_key else type(at) is int and 0 <= at < 1 << 63
+        if fits and type(seq) is int and 0 <= seq < 1 << 63:
+            return phase, at, seq
+    raise InvalidArgument("not a place of a check", code="invalid_cursor")
 
 
 def _exactly(args: list[Any], count: int) -> list[Any]:

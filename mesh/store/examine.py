@@ -10,16 +10,9 @@ from pathlib import Path
 import apsw
 
 from mesh.errors import StoreError
-from mesh.store import wal
-from mesh.store.file import DAMAGED, checksum, header, page_checksums, refused
+from mesh.store import consistency, wal
+from mesh.store.file import DAMAGED, header, page_checksums, refused
 
-#: table -> (what names a row, its blob), where each row has a checksum of its own.
-_SUMMED = {
-    "route": ("key", "record"),
-    "session": ("id", "record"),
-    "run": ("id", "record"),
-    "event": ("pos", "fragment"),
-}
 FINDINGS_MAX = 20
 
 
@@ -69,15 +62,14 @@ def _damage(what: str, exc: apsw.Error) -> str:
 
 
 def _rows(db: apsw.Connection) -> Iterator[str]:
-    """Rows whose own checksum is wrong, each table as far as it can be read."""
+    """Rows whose own checksum is wrong, and what does not fit together, as far as it can be read."""
     present = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    for table, (key, blob) in _SUMMED.items():
-        if table not in present:
+    for phase, table in enumerate(consistency.PHASES):
+        if {"log": "event"}.get(table, table) not in present:
             continue
         try:
-            for name, data, total in db.execute(f"SELECT {key}, {blob}, sum FROM {table}"):
-                if checksum(data) != total:
-                    yield f"{table} {name}: its checksum is wrong"
+            for problem in consistency.of_phase(db, phase):
+                yield f"{problem.subject}: {problem.text}"
         except apsw.Error as exc:
             yield _damage(f"table {table} cannot be read whole", exc)
 

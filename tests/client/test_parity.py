@@ -51,7 +51,7 @@ CONTRACT = {
     "events": "search count",
     "usage": "summary",
     "audit": "list",
-    "maintenance": "run",
+    "maintenance": "run check",
 }
 
 

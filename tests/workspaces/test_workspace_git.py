@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from folders import backend, git, head_of, repository, state
 
 from mesh.errors import MeshError
 from mesh.workspaces.git import GitBackend
-from folders import backend, git, head_of, repository, state
 
 
 @pytest.fixture
