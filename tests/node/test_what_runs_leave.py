@@ -29,7 +29,7 @@ PIECES = st.one_of(
     st.just({"type": "turn_completed"}),
     st.just({"type": "run_started", "data": {"session_id": "p", "model": "m"}}),
     st.just({"type": "message_received", "data": {"role": "assistant", "content": "own"}}),
-    st.sampled_from([None, 3, {}, {"type": "run_failed"}, {"type": "no"}, {"type": "turn_completed", "x": 1}]),
+    st.sampled_from([None, {}, {"type": "run_failed"}, {"type": "no"}, {"type": "error_recovered", "x": 1}]),
 )
 ENDS = st.sampled_from(["completed", "cancelled", "timeout", "unstored"])
 
