@@ -351,7 +351,7 @@ def test_run_in_a_named_session_leaves_it_open(cli: Cli, fake: FakeClient) -> No
     cli("run", "echo", "x", "--session", "s1", "--address", "a", "--timeout", "3", "--idle", "2")
     assert fake.named("sessions.start_or_get")[0][0] == ("s1", "echo")
     assert fake.named("runs.submit") == [
-        (("s1", {"prompt": "x"}), {"deadline_s": 3.0, "idle_s": 2.0, "provider_opts": None})
+        (("s1", {"prompt": "x"}), {"deadline_s": 3.0, "idle_s": 2.0, "policies": [], "provider_opts": None})
     ]
     assert not fake.named("sessions.complete")
 

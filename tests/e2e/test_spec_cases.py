@@ -292,6 +292,23 @@ def test_h06_cancel_of_unknown_and_of_finished(spec: mesh.Client) -> None:
         assert caught.value.code == "run_not_found"
 
 
+def test_i01_next_run_sees_the_conversation_so_far(spec: mesh.Client) -> None:
+    """If a run continues, then its agent sees what was said before, not its own input, and the context."""
+    session = spec.sessions.start("recalling", context={"system_prompt": "be brief"})
+    spec.runs.wait(spec.runs.submit(session.id, "first").id)
+    result = spec.runs.wait(spec.runs.submit(session.id, "next", continuation="auto").id)
+    assert result.output["transcript"] == [["user", "first"], ["assistant", "second"]]
+    assert result.output["system"] == "be brief"
+
+
+def test_i03_streamed_and_received_text_is_one_message(spec: mesh.Client) -> None:
+    """If a text was streamed and then received whole, then the transcript holds it once."""
+    session = spec.sessions.start("streaming")
+    spec.runs.wait(spec.runs.submit(session.id, "x").id)
+    said = [(m.role, m.content) for m in spec.sessions.transcript(session.id).messages]
+    assert said == [("user", "x"), ("assistant", "Hello world")]
+
+
 def test_k01_event_of_a_wrong_shape_is_kept_with_warnings(spec: mesh.Client) -> None:
     """If an event lacks what its type should hold, then it is stored, with warnings."""
     result = spec.run_once("shapeless", "x")
