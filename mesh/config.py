@@ -114,6 +114,8 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     runner_unacked_bytes: int = 16 * 1024 * 1024
     output_bytes: int = 4 * 1024 * 1024  #: of one run's joined text
     unstored_s: float = 60.0  #: a run whose events cannot be stored for so long is stopped
+    workspace_files: int = 200_000  #: of a workspace that is a plain folder
+    workspace_bytes: int = 1024 * 1024 * 1024  #: contents kept for rollbacks of plain folders, all together
     log_bytes: int = 4 * 1024 * 1024  #: per log file; one older file is kept
 
 

@@ -278,6 +278,7 @@ CODES: dict[str, tuple[type[MeshError], str, bool]] = {
     "unknown_op": (InvalidArgument, "validation", False),
     "version_conflict": (InvalidState, "state", False),
     "validation_error": (InvalidArgument, "validation", False),
+    "workspace_busy": (RunError, "concurrency", True),
 }
 
 RETRYABLE = frozenset(code for code, (_, _, retryable) in CODES.items() if retryable)

@@ -23,6 +23,7 @@ from mesh.client._surface_sessions import (
 from mesh.core.events import RUN_TERMINAL_EVENT
 from mesh.core.records import Event, Run, RunResult, RunStatus
 from mesh.core.slots import run_slot, session_slot
+from mesh.core.workspace import result_of
 from mesh.errors import MeshError, NotFound, RunError, from_wire
 
 #: Pause before a waiting read that found no room is parked again.
@@ -63,6 +64,7 @@ def finished(run: Run, events: Sequence[Event]) -> RunResult:
             run.output or {}, run.token_usage, run.cost_usd, tuple(events), run.session_id, run.id,
             cost_state=run.cost_state, turn_count=run.turn_count, metadata=run.metadata,
             policy=run.metadata.get("policy"),
+            workspace=result_of(run.metadata),
         )
     code = {RunStatus.CANCELLED: "cancelled", RunStatus.TIMEOUT: "timeout"}.get(run.status)
     error = run.error or {}

@@ -13,6 +13,7 @@ from mesh.client._payload import Call
 from mesh.client._protocol import READ, WAIT
 from mesh.client._surface import PAGE_MAX, Ask, Pause, Plan, check_timeout, listed, park_limit, value_of
 from mesh.client._surface_routes import Linked, list_pages
+from mesh.client._workspace import workspace_option
 from mesh.core.continuation import checked_budget, checked_mode
 from mesh.core.events import type_code
 from mesh.core.plain import plain, plain_map, seconds
@@ -164,18 +165,8 @@ def execute_options(
     """Options of ``runs.execute``.
 
     Raises:
-        InvalidArgument: ``capability_not_supported`` names an option this version cannot honour.
+        InvalidArgument: names the option.
     """
-    later = {
-        "workspace": workspace,
-    }
-    for name, value in later.items():
-        if value is not None and value is not False:
-            raise InvalidArgument(
-                f"{name} is not supported by this version",
-                code="capability_not_supported",
-                details={"option": name},
-            )
     options: dict[str, Any] = {}
     layers = listed(policies, "policies") if policies else [] if policy is None else [policy]
     if layers:
@@ -193,6 +184,8 @@ def execute_options(
         options["continuation_opts"] = dict(continuation_opts)
     if provider_opts is not None:
         options["provider_opts"] = plain_map(provider_opts, "provider_opts")
+    if workspace is not None and workspace is not False:
+        options["workspace"] = workspace_option(workspace)
     for name, limit_s in (("deadline_s", deadline_s), ("idle_s", idle_s)):
         if limit_s is not None:
             if not isinstance(limit_s, int | float) or isinstance(limit_s, bool) or not limit_s > 0:

@@ -51,6 +51,8 @@ def settled(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, 
     fields = {**so_far(run, report, prices), **checked_result(report)}
     if type(report.get("policy")) is dict:
         fields["metadata"] = {**fields["metadata"], "policy": report["policy"]}
+    if workspace := _map(report.get("workspace")):
+        fields["metadata"] = {**fields["metadata"], "workspace": _text_keys(workspace)}
     return fields
 
 

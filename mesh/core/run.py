@@ -21,6 +21,7 @@ from mesh.core.manifest import CAPABILITY_TYPES
 from mesh.core.policy import checked_stack
 from mesh.core.records import TERMINAL, CostState, RunStatus
 from mesh.core.wire import check_depth
+from mesh.core.workspace import checked_workspace
 from mesh.errors import InvalidArgument, InvalidState, shown
 
 _STEPS: dict[RunStatus, frozenset[RunStatus]] = {
@@ -42,7 +43,7 @@ STATUS_CODE = {
 TERMINAL_CODE = STATUS_CODE[RunStatus.COMPLETED]
 OPTIONS = frozenset((
     "deadline_s", "idle_s", "policies", "provider_opts", "required_capabilities", "optional_capabilities",
-    "continuation", "continuation_opts", "agent",
+    "continuation", "continuation_opts", "agent", "workspace",
 ))
 #: The option of a run that makes a summary: up to which seq. Only the node sets it.
 COMPACT = "compact"
@@ -142,6 +143,8 @@ def checked_options(options: Any) -> dict[str, Any]:
     agent = options.get("agent")
     if agent is not None and (type(agent) is not str or not agent):
         raise InvalidArgument(f"agent must be the name of an agent, not {shown(agent, 60)}")
+    if options.get("workspace") is not None:
+        options = {**options, "workspace": checked_workspace(options["workspace"])}
     return {name: value for name, value in options.items() if value is not None}
 
 

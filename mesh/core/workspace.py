@@ -6,6 +6,7 @@ A workspace is a folder that a run works in. Its state is taken before and after
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mesh.core.records import Record
@@ -18,8 +19,9 @@ PATCH_BYTES = 1_048_576
 PATCH_BYTES_MAX = 4 * 1_048_576
 #: How long a run waits for another one that has the folder.
 LOCK_WAIT_S = 60.0
-#: Paths of one diff that are kept; ``files_changed`` counts all.
+#: Paths of one diff that are kept, and their characters; ``files_changed`` counts all.
 PATHS_MAX = 10_000
+PATHS_CHARS_MAX = 524_288
 IGNORES_MAX = 1_000
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -112,6 +114,18 @@ def _check_ignore(ignore: dict[str, Any]) -> None:
             raise InvalidArgument(f"workspace.ignore.{name}: at most {IGNORES_MAX}", code="limit_exceeded")
 
 
+def kept_paths(paths: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The paths that a diff keeps, as text that travels, and what to say when that is not all."""
+    kept: list[str] = []
+    left = PATHS_CHARS_MAX
+    for path in sorted(paths):
+        left -= len(path)
+        if left < 0 or len(kept) == PATHS_MAX:
+            return tuple(kept), {"paths_truncated": True}
+        kept.append(path.encode(errors="replace").decode())
+    return tuple(kept), {}
+
+
 def result_of(metadata: dict[str, Any]) -> dict[str, Any] | None:
     """``RunResult.workspace`` of a run, from what its metadata keep."""
     kept = metadata.get("workspace")
@@ -119,6 +133,6 @@ def result_of(metadata: dict[str, Any]) -> dict[str, Any] | None:
 
 
 __all__ = [
-    "LOCK_WAIT_S", "PATCH_BYTES", "PATCH_BYTES_MAX", "PATHS_MAX", "STRATEGIES", "Diff", "Snapshot",
-    "checked_workspace", "result_of",
+    "LOCK_WAIT_S", "PATCH_BYTES", "PATCH_BYTES_MAX", "PATHS_CHARS_MAX", "PATHS_MAX", "STRATEGIES", "Diff",
+    "Snapshot", "checked_workspace", "kept_paths", "result_of",
 ]

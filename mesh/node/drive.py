@@ -25,6 +25,7 @@ from mesh.node.continuing import Transcripts, able, begin_run, close
 from mesh.node.ending import Ending, cancelled, error_map, failure, raised, timed_out
 from mesh.node.guard import Guard
 from mesh.node.pieces import Pieces, Sink, is_output
+from mesh.node.ws_drive import RunWorkspace, Workspaces
 from mesh.providers.base import Piece, Provider, RunContext, SessionInfo
 from mesh.providers.live import Steering
 
@@ -40,6 +41,7 @@ class Host(Sink, Protocol):
     """What a drive needs of its runner."""
 
     states: dict[str, dict[str, Any]]
+    workspaces: Workspaces
     late: int  #: pieces of providers whose run was over
     prices: Prices
     transcripts: Transcripts
@@ -76,6 +78,8 @@ class Drive:
             guard = Guard(policy, host.prices, emit=self.pieces.emit, stop=self.stop)
             self.pieces.guard = guard
             self.context.guard = guard.permit
+        given = options.get("workspace")
+        self.workspace = None if given is None else host.workspaces.begin(key, given)
         self.ending: Ending | None = None
         self.task: asyncio.Task[None] | None = None
         self._host = host
@@ -106,7 +110,8 @@ class Drive:
 
     def _look(self, idle_s: float) -> None:
         """Stop a provider that said nothing for its time; what it waits for us does not count."""
-        if self._host.outbox.full or self.context.paused:
+        opening = self.workspace is not None and self.workspace.opening
+        if self._host.outbox.full or self.context.paused or opening:
             self._heard_s = self._loop.time()
         left_s = self._heard_s + idle_s - self._loop.time()
         if left_s <= 0:
@@ -144,12 +149,19 @@ class Drive:
     async def _main(self) -> None:
         RUN_TAG.set(f"{self.info.id} {self.key[0]}")
         try:
-            ending = await self._execute()
+            ending = await (self._execute() if self.workspace is None else self._execute_in(self.workspace))
         except asyncio.CancelledError:
             ending = Ending("failed", error_map("provider_error", "the agent cancelled its own task"))
         except MeshError as exc:
             ending = failure(exc)
+        if self.workspace is not None:  # now it is decided how the run ends; its folder is looked at first
+            self.ending = self.ending or ending
+            self.ending = await self.workspace.close(self.ending, self.pieces)
         self._settle(ending)
+
+    async def _execute_in(self, workspace: RunWorkspace) -> Ending:
+        self.context.workspace = await workspace.open(self.pieces)
+        return await self._execute()
 
     async def _execute(self) -> Ending:
         host = self._host
@@ -159,6 +171,8 @@ class Drive:
             if self.pieces.guard is not None:
                 self.pieces.guard.begin()
             stream, first = await self._begin(provider)
+            if self.workspace is not None:
+                self.workspace.tell(self.pieces)
             await self._pull(stream, first)
         except (GeneratorExit, asyncio.CancelledError):  # the loop is gone; the run is over
             raise

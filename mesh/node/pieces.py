@@ -54,6 +54,7 @@ class Pieces:
         self.log = sink.outbox.begin(key, partition)
         self.begun = False
         self.settled = False
+        self.workspace: dict[str, Any] | None = None  #: what the run's record says of its folder
         self._sink = sink
         self._key = key
         self._info = info
@@ -264,7 +265,7 @@ class Pieces:
         }
         settlement = pack(plain(result, "the result", depth_max=DEPTH_MAX + 2))
         self._bounded(len(settlement), "an output")
-        return settlement
+        return settlement if self.workspace is None else pack({**result, "workspace": dict(self.workspace)})
 
     def _bounded(self, size: int, what: str) -> None:
         """Refuse what is too large to be kept and to travel."""

@@ -33,6 +33,7 @@ from mesh.node.processes import RunProcesses
 from mesh.node.questions import Asker
 from mesh.node.runner_link import Link
 from mesh.node.watch import Watch
+from mesh.node.ws_drive import Workspaces
 from mesh.providers.registry import Registry
 
 #: How often the router and the partitions are told what they may have forgotten.
@@ -85,6 +86,7 @@ class Runner:
             child.config.agents, processes=self.processes, on_change=self._tell_catalogue,
             source=child.config.source,
         )
+        self.workspaces = Workspaces(child.data_dir, limits, self.processes, Log(child.name))
         self.states: dict[str, dict[str, Any]] = {}
         self.output_bytes_max = limits.output_bytes
         self.prices = Prices(child.config.prices)
@@ -129,6 +131,7 @@ class Runner:
 
     def start(self) -> None:
         """Load the agents, say that we are here, and serve."""
+        self.workspaces.recover()
         self.registry.start()
         self._watch.start()
         self._child.control.send("ready", epoch=self._child.incarnation, pid=os.getpid())

@@ -123,7 +123,7 @@ class RunContext:
 
     __slots__ = (
         "_states", "attempt", "cancelled", "guard", "input", "late", "options", "paused", "resume", "run_id",
-        "session", "steering", "transcript",
+        "session", "steering", "transcript", "workspace",
     )
 
     def __init__(
@@ -145,6 +145,7 @@ class RunContext:
         #: The provider's own session to go on with, for one that declares ``session_resume``, or None.
         self.resume: str | None = None
         self.late = late  #: for providers: on the loop, count a word that came after the run's end
+        self.workspace: str | None = None  #: the folder of the run, when it was given one
         self._states: MutableMapping[str, dict[str, Any]] = {} if states is None else states
 
     @property

@@ -115,7 +115,8 @@ class ShellProvider:
         check_options(run.options, _CALL_KEYS)
         given = run.input if isinstance(run.input, dict) and run.input.get("command") is not None else {}
         placed = {key: run.options[key] for key in _CALL_KEYS if key in run.options}
-        placed = self._defaults | _placed(placed | {key: given[key] for key in _CALL_KEYS if key in given})
+        asked = _placed(placed | {key: given[key] for key in _CALL_KEYS if key in given})
+        placed = self._defaults | asked
         line = given.get("command", run.prompt)
         if not isinstance(line, str) or not line.strip():
             raise ConfigError("a command line is needed: a prompt, or {\"command\": ...}")
@@ -124,10 +125,17 @@ class ShellProvider:
             raise ConfigError("a command line has no NUL characters")
         return Command(
             argv=argv, shown=" ".join(argv) if given else line,
-            cwd=str(Path(placed.get("cwd") or Path.cwd()).expanduser()),
+            cwd=_folder(placed.get("cwd"), run.workspace, by_call=bool(asked.get("cwd"))),
             env={**os.environ, **self._defaults.get("env", {}), **placed.get("env", {}), MARK: run.run_id},
             timeout_s=float(placed.get("timeout_s", TIMEOUT_S)), direct=bool(given),
         )
+
+
+def _folder(asked: str | None, workspace: str | None, *, by_call: bool) -> str:
+    """What the call says, seen from its workspace; else the workspace; else the agent's; else the node's."""
+    if workspace is None:
+        return str(Path(asked or Path.cwd()).expanduser())
+    return str(Path(workspace, Path(asked).expanduser())) if asked and by_call else workspace
 
 
 def _placed(table: Mapping[str, Any]) -> dict[str, Any]:

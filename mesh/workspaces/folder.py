@@ -22,7 +22,7 @@ from mesh.core.folder_state import (
     ref_of,
     steps_back,
 )
-from mesh.core.workspace import PATHS_MAX, Diff, Snapshot
+from mesh.core.workspace import PATHS_MAX, Diff, Snapshot, kept_paths
 from mesh.errors import InvalidArgument, StoreError
 from mesh.workspaces.content import Content, digest_of, link_digest
 from mesh.workspaces.files import Stop, Tree, storage, write_atomically
@@ -88,11 +88,8 @@ class FolderBackend:
         if (before.backend, before.path) != (after.backend, after.path):
             raise InvalidArgument("two snapshots of different workspaces cannot be compared")
         paths = changed_paths(self._seen[before.ref], self._seen[after.ref])
-        shown = [path.encode(errors="replace").decode() for path in paths[:PATHS_MAX]]
-        metadata = {"paths_truncated": True} if len(paths) > PATHS_MAX else {}
-        return Diff(
-            self.name, before.ref, after.ref, len(paths), 0, 0, tuple(shown), metadata=metadata
-        ), b""
+        kept, metadata = kept_paths(paths)
+        return Diff(self.name, before.ref, after.ref, len(paths), 0, 0, kept, metadata=metadata), b""
 
     def _scan(self) -> dict[str, Entry]:
         began_ns = time.time_ns()

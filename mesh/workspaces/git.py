@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mesh.core.workspace import PATHS_MAX, Diff, Snapshot
+from mesh.core.workspace import Diff, Snapshot, kept_paths
 from mesh.errors import InvalidArgument, StoreError
 from mesh.workspaces.files import STAGED, Stop, Tree, storage
 from mesh.workspaces.gitcmd import Git, Said, failed
@@ -280,14 +280,15 @@ def _diff_of(said: Said, before: Snapshot, after: Snapshot, patch_bytes: int | N
         added, deleted, path = said.out[at:end].split(b"\t", 2)
         insertions += 0 if added == b"-" else int(added)
         deletions += 0 if deleted == b"-" else int(deleted)
-        paths.append(os.fsdecode(path).encode(errors="replace").decode())
+        paths.append(os.fsdecode(path))
         at = end + 1
     patch = said.out[at + 1:]
     size = len(patch) + said.dropped
     truncated = patch_bytes is not None and size > patch_bytes
+    kept, metadata = kept_paths(paths)
     return Diff(
-        "git", before.ref, after.ref, len(paths), insertions, deletions, tuple(sorted(paths)[:PATHS_MAX]),
-        None, size, truncated, None, {"paths_truncated": True} if len(paths) > PATHS_MAX else {},
+        "git", before.ref, after.ref, len(paths), insertions, deletions, kept, None, size, truncated, None,
+        metadata,
     ), b"" if truncated else patch
 
 

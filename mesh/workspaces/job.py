@@ -29,7 +29,6 @@ from mesh.workspaces.journal import Journal, Record
 from mesh.workspaces.locks import Lock, try_lock
 
 Backend = git.GitBackend | FolderBackend
-Event = tuple[str, dict[str, Any]]
 
 
 class Base(NamedTuple):
@@ -138,7 +137,8 @@ class Job:
         self.options = options
         self.stop = Stop()
         self.path = options["path"]
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}  #: for the run's record; one map from the beginning to the end
+        self.events: list[tuple[str, dict[str, Any]]] = []
         self.before: Snapshot | None = None
         self._run_id = run_id
         self._name = f"{run_id}-{attempt}"
@@ -164,17 +164,14 @@ class Job:
         lock = try_lock(self.path)
         if lock is None:
             return False
-        if any(_overlap(intent["path"], self.path) for _, intent in self.base.journal.intents()):
+        if any(_overlap(intent["path"], self.path) for intent in self.base.journal.intents()):
             lock.release()
+            self.base.recover(self.path)
             return False
         self._lock = lock
         return True
 
-    def recover(self) -> None:
-        """Finish what dead runs intended with this folder."""
-        self.base.recover(self.path)
-
-    def open(self) -> list[Event]:
+    def open(self) -> None:
         """Take the state before the run.
 
         Raises:
@@ -194,11 +191,11 @@ class Job:
             self._record.note(
                 rollback=True, backend=backend.name, before=before.to_map(), ignore=about["ignore"]
             )
-        self.facts = {
+        self.facts |= {
             "backend": backend.name, "path": self.path, "before_ref": before.ref, "after_ref": None,
             "before_snapshot": _shown(before), "after_snapshot": None, "diff": None,
         }
-        return [_taken(before)]
+        self.events.append(_taken(before))
 
     def _open_worktree(self, backend: Backend) -> git.GitBackend:
         """A working tree of the run's own, with the files as they are; the folder itself is free again."""
@@ -222,27 +219,48 @@ class Job:
         assert own is not None
         return git.GitBackend(self.path, own, scratch, self.stop, self._run_id)
 
-    def look(self, label: str) -> list[Event]:
-        """Take the state after the run, compare, keep the patch.
+    def close(self, completed: bool) -> MeshError | None:
+        """Look at what the run did, put it back where that was asked for, give the folder back.
 
-        Raises:
-            MeshError: what the run did to its workspace cannot be told.
+        Returns why a run that completed has failed after all.
         """
+        self.stop.clear()
+        problem, undone = None, False
+        try:
+            if self.before is not None:
+                problem = self._looked("after" if completed else "after_failure")
+                if self.rollback and (problem is not None or not completed):
+                    undone = self._undo()
+        finally:
+            self._end(undone=undone)
+        return problem
+
+    def _looked(self, label: str) -> MeshError | None:
+        try:
+            self._look(label)
+        except MeshError as exc:
+            self.facts["problem"] = exc.to_map()
+            return exc
+        return None
+
+    def _look(self, label: str) -> None:
+        """Take the state after the run, compare, keep the patch."""
         assert self._backend is not None and self.before is not None
         if not os.path.isdir(self.path):  # noqa: PTH112
             raise StoreError(f"the workspace is gone: {self.path}", code="storage_error")
         after = self._backend.snapshot(label)
         self.facts |= {"after_ref": after.ref, "after_snapshot": _shown(after)}
+        self.events.append(_taken(after))
         wanted = self.options.get("max_patch_bytes", PATCH_BYTES)
         diff, patch = self._backend.diff(
             self.before, after, patch_bytes=wanted if self.options.get("capture_patch", True) else None
         )
         diff = self._with_patch(diff, patch)
         self.facts["diff"] = diff.to_map()
-        return [_taken(after), ("workspace_diff_computed", {
+        self.events.append(("workspace_diff_computed", {
             "files_changed": diff.files_changed, "insertions": diff.insertions, "deletions": diff.deletions,
             "has_patch": bool(diff.patch or diff.patch_ref),
-        })]
+        }))
 
     def _with_patch(self, diff: Diff, patch: bytes) -> Diff:
         if not patch:
@@ -256,25 +274,27 @@ class Job:
         exact = {} if text.encode() == patch else {"patch_exact": False}
         return msgspec.structs.replace(diff, patch=text, metadata={**diff.metadata, **exact})
 
-    def undo(self) -> None:
-        """Put the workspace back.
-
-        Raises:
-            MeshError: it cannot be done; what it needs is kept.
-        """
+    def _undo(self) -> bool:
+        """Put the workspace back. What a rollback that fails needs stays for people."""
         self.facts["rollback"] = {"done": False}
-        done: dict[str, Any] = {}
-        if self._tree is None:
-            assert self._backend is not None and self.before is not None
-            done = self._backend.rollback(self.before)
+        assert self._backend is not None and self.before is not None
+        try:
+            done = {} if self._tree is not None else self._backend.rollback(self.before)
+        except MeshError as exc:
+            where = None if self._record is None else str(self._record.give_up())
+            self._record = None
+            self.facts["rollback"] = {"done": False, "error": exc.to_map(), "kept": where}
+            self.base.tell(f"a rollback is not possible ({exc}); what it needs is in {where}", self.path)
+            return False
         self.facts["rollback"] = {"done": True, **done}
+        return True
 
-    def end(self, *, undone: bool) -> None:
+    def _end(self, *, undone: bool) -> None:
         """Give everything back. Of a worktree that was not undone a ref of its own remains."""
         try:
             if self._tree is not None:
                 self._end_worktree(undone)
-            elif isinstance(self._backend, git.GitBackend) and self.rollback:
+            elif isinstance(self._backend, git.GitBackend) and self.rollback and self._record is not None:
                 self._backend.release()
         finally:
             if self._record is not None:
@@ -289,13 +309,6 @@ class Job:
             self.facts["worktree_ref"] = self._backend.ref_name
         git.drop_worktree(*self._tree)
 
-    def leave(self) -> None:
-        """The rollback failed: what it needs stays for people."""
-        if self._record is not None:
-            where = self._record.give_up()
-            self.facts["rollback"] = {"done": False, "kept": str(where)}
-        self._release_lock()
-
     def _release_lock(self) -> None:
         if self._lock is not None:
             self._lock.release()
@@ -306,7 +319,7 @@ def _overlap(one: str, other: str) -> bool:
     return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
-def _taken(snapshot: Snapshot) -> Event:
+def _taken(snapshot: Snapshot) -> tuple[str, dict[str, Any]]:
     data = {"label": snapshot.label, "backend": snapshot.backend, "ref": snapshot.ref}
     return "workspace_snapshot_taken", data
 

@@ -118,9 +118,9 @@ class Journal:
             else:
                 yield Record(path, lock, intent)
 
-    def intents(self) -> list[tuple[Path, dict[str, Any]]]:
+    def intents(self) -> list[dict[str, Any]]:
         """What all records say, also those of living runs."""
-        return [(path, intent) for path in self.names() if (intent := _read(path)) is not None]
+        return [intent for path in self.names() if (intent := _read(path)) is not None]
 
     def sweep(self) -> None:
         """Remove what was never finished making."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mesh.config import LimitsSection
 from mesh.core import wire
 from mesh.core.events import EVENT_TYPES
 from mesh.core.runner import Outbox, RunLog
+from mesh.log import Log
 from mesh.node.drive import Drive
 from mesh.node.ending import cancelled as cancelled_with
 from mesh.node.processes import RunProcesses
+from mesh.node.ws_drive import Workspaces
 from mesh.providers.registry import Registry
 
 LIMIT_S = 20.0
@@ -57,6 +61,9 @@ class Bench:
         self.done: dict[str, asyncio.Event] = {}
         self.spoke = asyncio.Event()
         self.stored: dict[str, list[Any]] = {}
+        self.workspaces = Workspaces(
+            Path(tempfile.gettempdir()) / "unused", LimitsSection(), self.processes, Log("test")
+        )
         self.registry.start()
 
     def changed(self, log: RunLog) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from folders import backend, git, head_of, repository, state
+from workspace_folders import backend, git, head_of, repository, state
 
 from mesh.errors import MeshError
 from mesh.workspaces.git import GitBackend
@@ -43,7 +43,7 @@ def test_a_dirty_tree_is_a_commit_that_no_branch_has(repo: Path, tmp_path: Path)
 
 
 def test_a_change_of_equal_size_in_the_tick_of_the_index_is_seen(repo: Path, tmp_path: Path) -> None:
-    """If a file changes without its size and time changing visibly, then the copied index must not hide it."""
+    """If a file changes without its size and time changing visibly, then the copied index does not hide it."""
     for i in range(20):
         text = f"{i:04}\n"
         (repo / "racy.txt").write_text("aaaa\n")
@@ -135,7 +135,7 @@ def test_ignored_files_are_left_alone(repo: Path, tmp_path: Path) -> None:
 
 
 def test_a_workspace_in_a_subfolder_is_all_that_is_touched(repo: Path, tmp_path: Path) -> None:
-    """If the workspace is a part of a repository, then paths are relative to it and nothing outside changes."""
+    """If the workspace is a part of a repository, then paths are relative to it, nothing outside changes."""
     work = backend(tmp_path / "b", repo / "sub")
     before = work.snapshot("before", keep=True)
     (repo / "sub" / "deep.bin").write_bytes(b"x")

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from folders import backend, plain, state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from workspace_folders import backend, plain, state
 
 from mesh.errors import MeshError
 from mesh.workspaces.content import Content
@@ -51,7 +51,9 @@ def test_the_diff_names_what_changed_and_nothing_else(tmp_path: Path) -> None:
 
 
 NAMES = st.sampled_from(["a", "b", "d", "d/a", "d/e", "d/e/f", "link", "ü\udcff"])
-DEEDS = st.tuples(st.sampled_from(["write", "remove", "folder", "link", "fifo", "mode"]), NAMES, st.binary(max_size=4))
+DEEDS = st.tuples(
+    st.sampled_from(["write", "remove", "folder", "link", "fifo", "mode"]), NAMES, st.binary(max_size=4)
+)
 
 
 def _do(folder: Path, deed: str, name: str, data: bytes) -> None:
@@ -94,7 +96,7 @@ def test_whatever_a_run_does_a_rollback_undoes(tmp_path: Path, before: list, dur
 
 
 def test_links_and_special_files_are_neither_followed_nor_opened(tmp_path: Path) -> None:
-    """If a folder holds a FIFO, a socket-like special file and links out of itself, then nothing hangs or leaks."""
+    """If a folder holds a FIFO and links out of itself, then nothing hangs or leaks."""
     folder = plain(tmp_path / "w")
     outside = plain(tmp_path / "outside")
     os.mkfifo(folder / "fifo")
@@ -140,7 +142,7 @@ def test_more_than_may_be_kept_is_refused_at_the_start(tmp_path: Path) -> None:
 
 
 def test_old_contents_make_room_and_needed_ones_do_not(tmp_path: Path) -> None:
-    """If the store is full, then what no run needs goes, and what one needs makes the next one wait its turn."""
+    """If the store is full, then what no run needs goes, and what one needs does not."""
     content = Content(tmp_path / "c", 600)
     first, second = plain(tmp_path / "w1"), plain(tmp_path / "w2")
     (second / "sub" / "deep.bin").write_bytes(b"2" * 500)
