@@ -158,7 +158,7 @@ def test_runs_in_worktrees_work_at_the_same_time_and_leave_the_folder_alone(
 def test_a_workspace_that_cannot_be_is_refused_before_the_provider(
     client: mesh.Client, tmp_path: Path, make: Any, option: dict[str, Any], code: str
 ) -> None:
-    """If the folder is missing, a file, no repository or has no commit, then the code says so, nothing ran."""
+    """If there is no folder, repository or commit, then the code says so, nothing ran"""
     make(tmp_path / "w")
     with pytest.raises(mesh.MeshError) as caught:
         client.run_once("shell", f"touch {tmp_path}/ran", workspace={"path": tmp_path / "w", **option})

@@ -43,7 +43,7 @@ def test_a_dirty_tree_is_a_commit_that_no_branch_has(repo: Path, tmp_path: Path)
 
 
 def test_a_change_of_equal_size_in_the_tick_of_the_index_is_seen(repo: Path, tmp_path: Path) -> None:
-    """If a file changes without its size and time changing visibly, then the copied index does not hide it."""
+    """If a file changes without its size and time changing, then the copied index does not hide it."""
     for i in range(20):
         text = f"{i:04}\n"
         (repo / "racy.txt").write_text("aaaa\n")
