@@ -55,6 +55,7 @@ class SessionsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     durability: str = "power"
     idle_timeout_s: float = 900.0
+    native_idle_timeout_s: float = 14_400.0  #: of agents that keep a native process between runs
     max_live: int = 10_000
     queue_max: int = 100  #: runs that may wait in one session
     slots: int = 1  #: runs that one session executes at a time, unless it was made with another number
@@ -150,6 +151,7 @@ _RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("node", "partitions"): (1, PARTITIONS_MAX),
     ("node", "runners"): (1, 64),
     ("sessions", "idle_timeout_s"): (0, 10**9),
+    ("sessions", "native_idle_timeout_s"): (0, 10**9),
     ("sessions", "queue_max"): (0, 10**6),
     ("sessions", "slots"): (1, SLOTS_MAX),
     ("retention", "max_session_age_days"): (0, 10**6),

@@ -37,6 +37,7 @@ class Live:
     def __init__(self, state: State, *, max_live: int) -> None:
         self.state = state
         self.max_live = max_live
+        self.native: set[str] = set()  #: agents whose sessions keep a native process between their runs
 
     def bring_up(self, session: SessionState) -> SessionState:
         """Make the session live if it is not: a new incarnation on a runner, announced.

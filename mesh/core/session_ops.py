@@ -201,6 +201,7 @@ class SessionOps:
         """A runner says what it can run; whether that is news."""
         news = self.agents.on_catalogue(runner, token, entries)
         self.runners.idempotent = {entry["name"] for entry in entries if entry.get("idempotent")}
+        self.live.native = {entry["name"] for entry in entries if entry.get("native_process")}
         return news
 
 

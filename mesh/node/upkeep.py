@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
+from math import inf
 
 from mesh.config import NodeConfig
 from mesh.core.partition import Partition
@@ -34,17 +36,25 @@ class Upkeep:
         self._next_prune_s = self._next_sweep_s = 0.0
 
     def retire_idle(self) -> None:
-        """End the actors of sessions that did nothing for long; ``live`` is in order of last use."""
-        idle_s = self.config.sessions.idle_timeout_s
-        if idle_s <= 0:
-            return
-        for session_id, at in list(islice(self.state.live.items(), IDLE_PER_TICK)):
-            if self.state.mono - at < idle_s:
-                return
+        """End the actors of sessions that did nothing for long, some at a time."""
+        for session_id in list(islice(self._idle(), IDLE_PER_TICK)):
             if session_id in self.state.work:
                 self.state.touch(session_id)
             else:
                 self.partition.live.take_down(self.state.session(session_id), StopReason.IDLE)
+
+    def _idle(self) -> Iterator[str]:
+        """Those that were used last longer ago than they may; ``live`` is in order of last use."""
+        limits, live = self.config.sessions, self.partition.live
+        usual_s = limits.idle_timeout_s or inf
+        native_s = limits.native_idle_timeout_s or inf
+        for session_id, at in self.state.live.items():
+            idle_s = self.state.mono - at
+            if idle_s < min(usual_s, native_s):
+                return
+            native = self.state.session(session_id).agent in live.native
+            if idle_s >= (native_s if native else usual_s):
+                yield session_id
 
     def tick(self) -> None:
         """Once a second: begin what is due. Not while the store refuses writes."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from mesh.config import load_agents
 from mesh.errors import ConfigError, MeshError, RunError
-from mesh.providers.base import Provider, continuation_of, nearest_name
+from mesh.providers.base import Provider, checked, continuation_of, nearest_name
 from mesh.providers.echo import EchoProvider
 from mesh.providers.execution import Processes
 from mesh.providers.python import PythonProvider
@@ -134,12 +134,14 @@ class Registry:
             "capabilities": [] if provider is None else provider.capabilities,
             "problem": LOADING if loading else self._problems.get(name),
             "idempotent": table.get("idempotent") is True if provider is None else provider.idempotent,
+            "native_process": table.get("native_process") is True,
         }
 
     def _build(self, name: str, *, fresh: bool) -> None:
         table = self._tables[name]
         try:
             continuation_of(table)
+            checked(table, "native_process", (bool,), False)
         except ConfigError as exc:
             self._providers.pop(name, None)
             self._problems[name] = exc.message

@@ -250,6 +250,22 @@ def test_idle_session_goes_down_and_the_next_prompt_revives_it(
         assert client.sessions.handle("lazy").incarnation == 2
 
 
+def test_a_session_with_a_native_process_is_idle_later(node_config: dict[str, dict[str, object]]) -> None:
+    """If an agent declares a native process, then its sessions have an idle time of their own, also when they
+    did nothing for longer than the others."""
+    agents = {**node_config["agents"], "warm": {"provider": "echo", "native_process": True}}
+    limits = {"idle_timeout_s": 0.4, "native_idle_timeout_s": 600.0}
+    with (
+        mesh.LocalNode(config={**node_config, "agents": agents, "sessions": limits}) as node,
+        node.client(timeout_s=20.0) as client,
+        client.listen("lifecycle.stopped.") as feed,
+    ):
+        client.sessions.start("warm", id="warm")
+        client.sessions.start("echo", id="lazy")
+        assert next(iter(feed)).data["session_id"] == "lazy"
+        assert client.sessions.get("warm").handle is not None and client.sessions.get("lazy").handle is None
+
+
 def test_node_restart_keeps_everything_and_tells_who_was_lost(tmp_path, node_config) -> None:  # type: ignore[no-untyped-def]
     """If a node is stopped in order, then live sessions get one stopped (shutdown), and all state is kept."""
     with mesh.LocalNode(tmp_path / "d", config=node_config) as node, node.client() as client:
