@@ -31,6 +31,7 @@ COMMANDS = {
     "status": "mesh.cli.node:status",
     "run": "mesh.cli.run:run",
     "session": "mesh.cli.session:session",
+    "control": "mesh.cli.control:control",
     "route": "mesh.cli.route:route",
     "partition": "mesh.cli.partition:partition",
     "agent": "mesh.cli.agent:agent",

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mesh.cli import render, transcript, values
+from mesh.cli import prompting, render, transcript, values
 from mesh.cli.app import group, shell
 
 STATUSES = ("pending", "active", "paused", "completed", "cancelled", "failed")
@@ -44,6 +44,9 @@ def _creation(command: Any) -> Any:
             help="Stored with the session; may be repeated.",
         ),
         click.option("--tag", "tags", multiple=True, metavar="TAG", help="May be repeated."),
+        click.option(
+            "--slots", type=click.IntRange(min=1), help="Runs it executes at a time; default: sessions.slots."
+        ),
         click.option("--parent", "parent_session_id", metavar="ID", help="The session this one belongs to."),
     )
     for option in reversed(options):
@@ -59,6 +62,7 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
         "metadata": options["metadata"] or None,
         "tags": options["tags"],
         "parent_session_id": options["parent_session_id"],
+        "slots": options["slots"],
     }
 
 
@@ -142,35 +146,6 @@ def show(session_id: str) -> None:
         error = f"  {run.error.get('message', '')}" if run.error else ""
         told = f"  {used(run)}" if used(run) else ""
         click.echo(f"run {run.id}  {run.status}  {render.clock(run.created_at)}{told}{error}")
-    return None
-
-
-@session.command("prompt")
-@click.argument("session_id", metavar="ID")
-@click.argument("text", nargs=-1, required=True)
-@click.option(
-    "--queue", default="follow_up", show_default=True, help="What to do while another run executes."
-)
-@click.option("--wait", is_flag=True, help="Stream the answer, as `mesh run` does.")
-def prompt(session_id: str, text: tuple[str, ...], queue: str, wait: bool) -> None:
-    """Give a session work; print the run's id, or with --wait its answer. TEXT `-` reads standard input.
-
-    Example: mesh session prompt build-42 "make test" --wait
-    """
-    words = values.prompt_text(text)
-    with shell().client() as client:
-        after = client.sessions.get(session_id).seq if wait else 0
-        given = client.sessions.prompt(session_id, words, queue=queue)
-        if wait:
-            from mesh.cli.run import follow_run
-
-            raise click.exceptions.Exit(follow_run(client, session_id, given.run_id, after=after))
-    if shell().json:
-        return render.emit_json(given.to_map())
-    click.echo(given.run_id)
-    render.say(
-        "queued behind another run" if given.queued else f"follow it with: mesh session attach {session_id}"
-    )
     return None
 
 
@@ -292,7 +267,7 @@ def _done(session_id: str, what: str) -> None:
         render.say(f"{session_id}: {what}")
 
 
-for _command in transcript.COMMANDS:
+for _command in (*prompting.COMMANDS, *transcript.COMMANDS):
     session.add_command(_command)
 
 __all__ = ["session"]

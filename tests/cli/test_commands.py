@@ -18,6 +18,7 @@ from mesh.core.records import (
     PartitionInfo,
     Prompted,
     PruneResult,
+    QueuedPrompt,
     Resolution,
     RouteEntry,
     RouteRecord,
@@ -27,6 +28,7 @@ from mesh.core.records import (
     SessionStatus,
     Source,
 )
+from mesh.errors import NotFound
 
 Cli = Callable[..., Result]
 FakeClient = Any  # the fixture's class, tests/cli/conftest.py
@@ -111,6 +113,7 @@ def test_new_session_prints_its_id_alone(cli: Cli, fake: FakeClient, name: str) 
     assert agent == "echo"
     assert options == {
         "id": "s1",
+        "slots": None,
         "agent_id": None,
         "context": {"user": "ann"},
         "metadata": None,
@@ -137,7 +140,42 @@ def test_session_prompt_prints_the_run(cli: Cli, fake: FakeClient) -> None:
     """If a prompt is given, then the run's id is printed and the words are joined."""
     fake.answers["sessions.prompt"] = Prompted(RUN, True)
     assert cli("session", "prompt", "s1", "make", "test").stdout == f"{RUN}\n"
-    assert fake.named("sessions.prompt") == [(("s1", "make test"), {"queue": "follow_up"})]
+    given = {"queue": "follow_up", "on_busy": "enqueue"}
+    assert fake.named("sessions.prompt") == [(("s1", "make test"), given)]
+
+
+def test_session_prompt_says_what_to_do_while_busy(cli: Cli, fake: FakeClient) -> None:
+    """If --queue and --on-busy are given, then they are asked for; what is no choice is a usage error."""
+    fake.answers["sessions.prompt"] = Prompted(RUN, True, "steering")
+    done = cli("session", "prompt", "s1", "x", "--queue", "steering", "--on-busy", "reject", "-o", "json")
+    assert json.loads(done.stdout) == {"run_id": RUN, "queued": True, "queue": "steering"}
+    assert fake.named("sessions.prompt")[0][1] == {"queue": "steering", "on_busy": "reject"}
+    assert cli("session", "prompt", "s1", "x", "--on-busy", "panic").exit_code == 2
+
+
+@pytest.mark.parametrize("what", ["queued", "recall"])
+def test_what_waits_is_shown(cli: Cli, fake: FakeClient, what: str) -> None:
+    """If prompts wait, then each is a row, or an item of the JSON list."""
+    fake.answers[f"sessions.{what}"] = (QueuedPrompt(RUN, "steering", "say this", 1.0),)
+    assert "say this" in cli("session", what, "s1").stdout
+    assert json.loads(cli("session", what, "s1", "-o", "json").stdout)[0]["queue"] == "steering"
+
+
+def test_drain_is_of_a_session_or_of_the_node(cli: Cli, fake: FakeClient) -> None:
+    """If an id is given, then that session is drained, else the node."""
+    assert cli("session", "drain", "s1", "--within", "5").exit_code == 0
+    assert cli("session", "drain").exit_code == 0
+    assert fake.named("sessions.drain") == [(("s1",), {"timeout_s": 5.0})]
+    assert fake.named("drain") == [((), {"timeout_s": 60.0})]
+
+
+def test_control_cancels_many_and_fails_when_one_fails(cli: Cli, fake: FakeClient) -> None:
+    """If one of the runs could not be cancelled, then the others are, and the exit code is 1."""
+    fake.answers["runs.cancel_many"] = {RUN: None, "run_x": NotFound("no run", code="run_not_found")}
+    done = cli("control", "cancel", RUN, "run_x", "-o", "json")
+    assert done.exit_code == 1 and json.loads(done.stdout)["run_x"]["code"] == "run_not_found"
+    fake.answers["runs.pause"] = Run(RUN, "s1", RunStatus.PAUSED)
+    assert json.loads(cli("control", "pause", RUN, "-o", "json").stdout)["status"] == "paused"
 
 
 def test_prompt_from_standard_input(cli: Cli, fake: FakeClient) -> None:
