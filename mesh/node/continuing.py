@@ -22,7 +22,7 @@ from mesh.core.history import Reading, begin, read_on
 from mesh.core.slots import session_slot
 from mesh.core.transcript import PROVIDER_SESSION_KEYS, Fold
 from mesh.core.wire import check_depth
-from mesh.errors import InvalidArgument, MeshError
+from mesh.errors import InvalidArgument, MeshError, RunError
 from mesh.providers.base import Piece, Provider, RunContext
 
 #: Characters of all folds of a runner together.
@@ -121,7 +121,10 @@ async def _past(
     opts: Mapping[str, Any],
 ) -> str | None:
     """Fill in ``transcript`` and ``resume``; why there is nothing to resume though it was asked for."""
-    fold = await transcripts.fold(session)
+    try:
+        fold = await transcripts.fold(session)
+    except MeshError as exc:  # it is no fault of the agent
+        raise RunError(exc.message, code=exc.code, details=exc.details) from exc
     context.transcript = transcript_of(fold, checked_budget(opts), without_run=context.run_id)
     if mode == "replay":
         return None

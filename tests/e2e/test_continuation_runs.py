@@ -278,3 +278,20 @@ def test_a_long_log_is_read_in_pages_and_only_once(client: mesh.Client) -> None:
     assert len(run(client, sid, "y", agent="parrot", continuation="auto")["seen"]) == 4
     limited = client.sessions.transcript(sid, max_chars=100)
     assert contents(limited) == ["x", "re x", "y", "re y"] and limited.metadata == {"omitted": 2}
+
+
+def test_a_fork_of_what_was_deleted_says_so(client: mesh.Client) -> None:
+    """If the original is hidden, then its forks go on; if it is gone for good, then they say so."""
+    sid = client.sessions.start("parrot").id
+    run(client, sid, "one")
+    fork = client.sessions.fork(sid).id
+    client.sessions.complete(sid)
+    client.sessions.delete(sid)
+    assert contents(client.sessions.transcript(fork)) == ["one", "re one"]
+    client.sessions.delete(sid, hard=True)
+    with pytest.raises(mesh.NotFound) as gone:
+        client.sessions.transcript(fork)
+    assert gone.value.code == "session_not_found" and gone.value.details["session_id"] == sid
+    with pytest.raises(mesh.NotFound):
+        run(client, fork, "two", continuation="auto")
+    assert run(client, fork, "three")["seen"] == []
