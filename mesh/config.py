@@ -12,13 +12,14 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 
 from mesh.core.events import TYPE_CODE
 from mesh.core.prices import Prices
 from mesh.core.records import SessionStatus
+from mesh.core.redact import MARKER, Redactor
 from mesh.core.session import SLOTS_MAX
 from mesh.core.slots import PARTITIONS_MAX
 from mesh.core.wire import FRAME_BYTES_MAX
@@ -120,6 +121,21 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     log_bytes: int = 4 * 1024 * 1024  #: per log file; one older file is kept
 
 
+class RedactionSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[redaction]``: secrets are replaced by a marker wherever a text leaves (``core/redact.py``)."""
+
+    enabled: bool = True
+    replacement: str = MARKER  #: or "categorized": [REDACTED:category]
+    patterns: list[Any] = []  #: your own: a regex, or {category, regex}
+    replace_builtin: bool = False  #: only your own patterns count
+    deep_scan: bool = True  #: all texts of an event's data; else only those fields that mostly hold text
+    scan_metadata: bool = True
+
+    def redactor(self) -> Redactor:
+        """A redactor with these settings."""
+        return Redactor(**msgspec.structs.asdict(self))
+
+
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All sections. ``agents`` maps a name to its table; each needs ``provider``."""
 
@@ -129,6 +145,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     retention: RetentionSection = msgspec.field(default_factory=RetentionSection)
     supervision: SupervisionSection = SupervisionSection()
     limits: LimitsSection = LimitsSection()
+    redaction: RedactionSection = RedactionSection()
     agents: dict[str, dict[str, Any]] = {}
     prices: dict[str, dict[str, Any]] = {}  #: provider -> its table; see ``core/prices.py``
     source: str = ""  #: the TOML file this came from; ``agents.reload`` reads its agents again
@@ -268,12 +285,13 @@ def _value(section: str, key: str, value: Any, wanted: Any, origin: str) -> Any:
         value = float(value)
     if (section, key) in _LISTS:
         return _texts(name, value, _LISTS[section, key])
+    wanted = get_origin(wanted) or wanted
     if type(value) is not wanted:
         raise ConfigError(f"{name}: expected {_TYPE_NAMES[wanted]}, not {type(value).__name__}")
     choices = _CHOICES.get((section, key))
     if choices and value not in choices:
         raise ConfigError(f"{name}: expected one of {', '.join(choices)}{_nearest(value, choices)}")
-    if wanted is not str:
+    if wanted in (int, float):
         lowest, highest = _RANGES.get((section, key), (None, 10**15))
         if not ((value > 0 if lowest is None else value >= lowest) and value <= highest):
             bound = "more than 0" if lowest is None else f"from {lowest:g} to {highest:g}"
@@ -303,7 +321,9 @@ def _shown(value: Any) -> str:
         return "a number too large to print"
 
 
-_TYPE_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text"}
+_TYPE_NAMES: dict[Any, str] = {
+    int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list",
+}
 
 
 def _agent(name: str, table: Any, origin: str) -> dict[str, Any]:
@@ -342,6 +362,8 @@ def _from_environ(name: str, text: str) -> dict[str, Any]:
             value = fields[key](text)
         except ValueError:
             value = text
+    elif fields.get(key) is bool:
+        value = {"true": True, "false": False}.get(text.lower(), text)
     return {section: {key: value}}
 
 
@@ -352,6 +374,7 @@ def _nearest(word: Any, names: Any) -> str:
 
 def _build(merged: dict[str, dict[str, Any]], source: str) -> NodeConfig:
     sections: dict[str, Any] = {name: cls(**merged.get(name, {})) for name, cls in _sections().items()}
+    _proven(sections["redaction"], source)
     agents = {"echo": {"provider": "echo"}, "shell": {"provider": "shell"}} | merged.get("agents", {})
     running, runners = sections["limits"].running, sections["node"].runners
     if running < runners:
@@ -359,7 +382,15 @@ def _build(merged: dict[str, dict[str, Any]], source: str) -> NodeConfig:
     return NodeConfig(**sections, agents=agents, prices=merged.get("prices", {}), source=source)
 
 
+def _proven(redaction: RedactionSection, source: str) -> None:
+    """Refuse patterns and markers that cannot be."""
+    try:
+        redaction.redactor()
+    except ConfigError as exc:
+        raise ConfigError(f"{source or 'the settings'}: {exc.message}") from exc
+
+
 __all__ = [
-    "LimitsSection", "NodeConfig", "NodeSection", "RetentionSection", "RoutesSection", "SessionsSection",
-    "SupervisionSection", "data_dir", "default_data_dir", "load", "load_agents",
+    "LimitsSection", "NodeConfig", "NodeSection", "RedactionSection", "RetentionSection", "RoutesSection",
+    "SessionsSection", "SupervisionSection", "data_dir", "default_data_dir", "load", "load_agents",
 ]

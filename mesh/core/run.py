@@ -20,6 +20,7 @@ from mesh.core.continuation import checked_budget, checked_mode
 from mesh.core.manifest import CAPABILITY_TYPES
 from mesh.core.policy import checked_stack
 from mesh.core.records import TERMINAL, CostState, RunStatus
+from mesh.core.redact import Redactor
 from mesh.core.wire import check_depth
 from mesh.core.workspace import checked_workspace
 from mesh.errors import InvalidArgument, InvalidState, shown
@@ -187,13 +188,14 @@ def messages(run_input: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": prompt}] if type(prompt) is str and prompt else []
 
 
-def to_wire(run: RunState) -> dict[str, Any]:
-    """The run map that travels; ``row`` is the cursor of lists."""
+def to_wire(run: RunState, redactor: Redactor) -> dict[str, Any]:
+    """The run map that travels; ``row`` is the cursor of lists. The input alone is stored as it was given."""
     return {
-        "id": run.id, "session_id": run.session_id, "status": run.status.value, "input": run.input,
-        "output": run.output, "error": run.error, "metadata": run.metadata, "token_usage": run.token_usage,
-        "cost_usd": run.cost_usd, "attempt": run.attempt, "created_at": run.created_at,
-        "started_at": run.started_at, "ended_at": run.ended_at, "provider": run.provider,
+        "id": run.id, "session_id": run.session_id, "status": run.status.value,
+        "input": redactor.view(run.input), "output": run.output, "error": run.error,
+        "metadata": run.metadata, "token_usage": run.token_usage, "cost_usd": run.cost_usd,
+        "attempt": run.attempt, "created_at": run.created_at, "started_at": run.started_at,
+        "ended_at": run.ended_at, "provider": run.provider,
         "provider_metadata": run.provider_metadata, "row": run.n, "version": run.version,
         "turn_count": run.turn_count, "cost_state": run.cost_state.value,
     }

@@ -87,7 +87,7 @@ class RunOps:
 
     def wire_of(self, run: RunState) -> bytes:
         """The answer that shows a run."""
-        return wire.ok(runs.to_wire(self.state.runs[run.id]))
+        return wire.ok(runs.to_wire(self.state.runs[run.id], self.state.redactor))
 
     def create(self, args: list[Any], part: Part) -> bytes | None:
         run_id, session_id, value, options = take(args, 3, 4)

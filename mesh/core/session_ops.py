@@ -156,7 +156,7 @@ class SessionOps:
 
     def fail(self, args: list[Any], part: Part) -> bytes | None:
         session_id, error, if_version = take(args, 2, 3)
-        error = checked_error(error)
+        error = self.state.redactor.data(checked_error(error))
         self.runs.bounded(error, "the error has")
         return self.settling.settle_then("fail", error, self._at(session_id, if_version), part)
 

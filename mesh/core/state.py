@@ -22,6 +22,7 @@ import msgspec
 from mesh.core import events as ev
 from mesh.core import wire
 from mesh.core.audit import Entry
+from mesh.core.redact import Redactor
 from mesh.core.run import RunState, agent_of
 from mesh.core.session import SessionState, handle_map
 from mesh.errors import InvalidArgument, NotFound, shown
@@ -96,8 +97,11 @@ _IDLE = Work()
 class State:
     """Caches, counters and the open batch of one partition."""
 
-    def __init__(self, loader: Loader, *, partition: int, epoch: int, node: str) -> None:
+    def __init__(
+        self, loader: Loader, *, partition: int, epoch: int, node: str, redactor: Redactor | None = None
+    ) -> None:
         self.loader = loader
+        self.redactor = redactor or Redactor()
         self.partition = partition
         self.epoch = epoch
         self.node = node
@@ -247,6 +251,7 @@ class State:
     ) -> None:
         """Append an event that the partition itself is the author of."""
         session = self.sessions[session_id]
+        data, _ = self.redactor.event(event_type, data)
         fragment = ev.encode_fragment(
             event_type,
             session_id,

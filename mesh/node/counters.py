@@ -27,6 +27,7 @@ def counters(process: PartitionProcess) -> dict[str, Any]:
         "lseq": state.lseq,
         "degraded": process.health.state,
         "dropped": process.dropped,
+        "redacted": process.state.redactor.count,
         "fenced": process.partition.runners.fenced,
         "topics": len(process.publisher.topics),
         "unpublished": process.publisher.lost,

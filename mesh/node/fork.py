@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mesh.log import redacted
 from mesh.node.child import Child
 from mesh.node.reaper import become_subreaper, set_death_signal
 
@@ -67,7 +68,7 @@ class LogFile:
                 text = file.read(CAUSE_BYTES_MAX).decode(errors="replace")
         except OSError:
             return ""
-        return "\n".join(text.strip().splitlines()[-CAUSE_LINES_MAX:])
+        return redacted("\n".join(text.strip().splitlines()[-CAUSE_LINES_MAX:]))
 
 
 def fork_child(child: Child, main: Main, log: LogFile) -> int:

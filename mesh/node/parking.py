@@ -124,7 +124,7 @@ class Parking:
 
     def _ended(self, run: RunState, events: str | None, rows: list[EventRow] | None) -> bytes:
         """A terminal run, with its events if they were wanted and are not too many."""
-        values = runs.to_wire(run)
+        values = runs.to_wire(run, self.state.redactor)
         if events is None:
             return wire.ok(values)
         session = self.state.session(run.session_id)

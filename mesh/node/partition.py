@@ -70,7 +70,8 @@ class PartitionProcess:
         self.health = Health(self.store, self.log, boot_id=boot_id, offset_ms=offset_ms,
                              starts=child.incarnation % INCARNATIONS_PER_BOOT)
         self.epoch = self.health.acquire()
-        self.state = State(self.store, partition=child.index, epoch=self.epoch, node=config.node.name)
+        self.state = State(self.store, partition=child.index, epoch=self.epoch, node=config.node.name,
+                           redactor=config.redaction.redactor())
         self.live = Live(self.state, max_live=config.sessions.max_live)
         queue = Queue(self.live, queue_max=config.sessions.queue_max, slots=config.sessions.slots)
         runners = Runners(queue, Prices(config.prices))

@@ -18,12 +18,14 @@ from mesh.core import usage
 from mesh.core.error_map import with_provider_error
 from mesh.core.events import AGENT_EVENTS, RUN_TERMINAL_EVENT, TYPE_CODE, FragmentEncoder
 from mesh.core.plain import plain, plain_map, seconds
+from mesh.core.redact import Redactor
 from mesh.core.runner import Key, Outbox, RunLog, encode_event
 from mesh.core.wire import DEPTH_MAX, pack
 from mesh.errors import InvalidArgument, MeshError, shown
 from mesh.node.ending import Ending, error_map, failure, terminal_data
 from mesh.node.guard import Guard
 from mesh.node.report import Report
+from mesh.node.speech import TEXT_KEYS, Shows, Speech
 from mesh.providers.base import OUTPUT, Output, Provider, SessionInfo
 from mesh.providers.registry import Registry
 
@@ -33,6 +35,7 @@ TEXT_CHARS_MAX = 256 * 1024
 OPEN_CALLS_MAX = 10_000
 ABORTED = "aborted"
 _EVENT_KEYS = frozenset(("type", "data", "metadata", "correlation_id", "ts"))
+_NOTHING: tuple[dict[str, Any] | None, str | None, float | None] = (None, None, None)
 _TOOL_ENDS = frozenset(("tool_call_completed", "tool_call_failed"))
 
 
@@ -41,10 +44,14 @@ class Sink(Protocol):
 
     outbox: Outbox
     registry: Registry
+    redactor: Redactor
     output_bytes_max: int
 
     def changed(self, log: RunLog) -> None:
         """A log has something to send."""
+
+    def holds(self, run: Shows) -> None:
+        """A run holds words back: call its ``release`` after ``HOLD_S``."""
 
 
 class Pieces:
@@ -68,8 +75,11 @@ class Pieces:
         self._output: Output | None = None
         self.closed = False  #: the provider said that the run is completed: only its output may follow
         self._completion: dict[str, Any] = {}
+        self._about = _NOTHING  #: what a streamed event says beside its data
         self._report = Report(self.log.note)
         self.guard: Guard | None = None
+        self._redactor = sink.redactor
+        self._speech = Speech(sink.redactor, self)
 
     def begin(self, provider: Provider | None, data: dict[str, Any]) -> None:
         """Write ``run_started``."""
@@ -118,26 +128,39 @@ class Pieces:
     def _say(self, text: str) -> None:
         """One ``message_streamed`` per piece of text; one that is very long becomes several."""
         for i in range(0, len(text), TEXT_CHARS_MAX):
-            part = self._keep(text[i:i + TEXT_CHARS_MAX] if len(text) > TEXT_CHARS_MAX else text)
-            self.emit("message_streamed", {"content": part})
+            part = text[i:i + TEXT_CHARS_MAX] if len(text) > TEXT_CHARS_MAX else text
+            self._speech.say(part if part.isascii() else part.encode(errors="replace").decode())
 
-    def _keep(self, text: str) -> str:
-        """Add a piece to the joined text, as far as it may grow; returns the piece as it can be encoded."""
-        size = len(text)
-        if not text.isascii():
-            encoded = text.encode(errors="replace")
-            size = len(encoded)
-            text = encoded.decode()
+    def said(self, text: str, data: dict[str, Any]) -> None:
+        """Write a piece that was said, as it may be shown."""
+        if self.settled:
+            return
+        if text:
+            self._keep(text)
+        meta, correlation_id, ts = self._about
+        self._write("message_streamed", data, meta, correlation_id, ts)
+
+    def waits(self) -> None:
+        """Words are held back that the runner should release soon."""
+        self._sink.holds(self)
+
+    def release(self) -> None:
+        """Show the words that were held back only because of how they begin."""
+        if not self.settled:
+            self._speech.release()
+
+    def _keep(self, text: str) -> None:
+        """Add a piece to the joined text, as far as it may grow."""
+        size = len(text) if text.isascii() else len(text.encode(errors="replace"))
         self._unreceived = True
         if size > self._text_left:
             self._truncated = True
-            kept = text.encode()[:self._text_left].decode(errors="ignore")
+            kept = text.encode(errors="replace")[:self._text_left].decode(errors="ignore")
             self._text.append(kept)
             self._text_left = 0
         else:
             self._text.append(text)
             self._text_left -= size
-        return text
 
     def _event(self, piece: dict[str, Any]) -> None:
         event_type = _type_of(piece)
@@ -151,17 +174,30 @@ class Pieces:
         if ts is not None:
             ts = seconds(ts, "ts")
         if event_type == "message_streamed":
-            text = data.get("content")
-            if isinstance(text, str) and text and data.get("stream") != "stderr":
-                self._keep(text)
-        if event_type == "token_usage_updated":
-            self._report.count(data)
-        self.emit(event_type, data, metadata, correlation_id, ts)
-        self._note(event_type, data)
+            self._streamed(data, metadata, correlation_id, ts)
+        else:
+            if event_type == "token_usage_updated":
+                self._report.count(data)
+            else:
+                self._speech.end()
+            self.emit(event_type, data, metadata, correlation_id, ts)
+            self._note(event_type, data)
         if self.guard is not None:
             self.guard.on_event(event_type, data)
             if event_type == "token_usage_updated":
                 self.guard.on_usage(self._report.used, self._encoder.provider, self._report.model)
+
+    def _streamed(
+        self, data: dict[str, Any], metadata: dict[str, Any], correlation_id: str | None, ts: float | None
+    ) -> None:
+        texts = {key: data[key] for key in TEXT_KEYS if isinstance(data.get(key), str)}
+        rest = {key: value for key, value in data.items() if key not in texts}
+        rest, meta = self._redactor.event("message_streamed", rest, metadata)
+        self._about = (meta, correlation_id, ts)
+        try:
+            self._speech.event({**rest, **texts})
+        finally:
+            self._about = _NOTHING
 
     def _note(self, event_type: str, data: dict[str, Any]) -> None:
         """Remember what an event means for the end of the run."""
@@ -181,9 +217,19 @@ class Pieces:
         self, event_type: str, data: dict[str, Any], metadata: dict[str, Any] | None = None,
         correlation_id: str | None = None, ts: float | None = None,
     ) -> None:
-        """Encode an event, once and for all its readers. Every event of a run passes here."""
+        """Write an event without its secrets. Every event of a run passes here, but what was streamed."""
         if self.settled:
             return
+        data, metadata = self._redactor.event(event_type, data, metadata)
+        if correlation_id is not None:
+            correlation_id = self._redactor.text(correlation_id)
+        self._write(event_type, data, metadata, correlation_id, ts)
+
+    def _write(
+        self, event_type: str, data: dict[str, Any], metadata: dict[str, Any] | None,
+        correlation_id: str | None, ts: float | None,
+    ) -> None:
+        """Encode an event, once and for all its readers."""
         if ts is None:
             ts = time.time()
         event = encode_event(
@@ -197,6 +243,7 @@ class Pieces:
 
     def completed(self) -> Ending:
         """The ending of a run whose provider had its say, with the last words about its text."""
+        self._speech.end()
         output = self._output or Output(data={"content": "".join(self._text)})
         data = dict(plain_map(output.data, "output"))
         content = data.get("content")
@@ -204,6 +251,7 @@ class Pieces:
         if self._unreceived and not self._text and text:
             self._text_left = self._sink.output_bytes_max
             self._say(text)
+            self._speech.end()
             text = "".join(self._text)
             if isinstance(content, str):
                 data["content"] = text
@@ -224,6 +272,7 @@ class Pieces:
 
     def _break_off(self) -> None:
         """The last words of a run that did not complete: its partial text, the ends of its tool calls."""
+        self._speech.end(cut=True)
         partial = "".join(self._text[self._received:])
         if partial:
             cut = {"truncated": True} if self._truncated else {}
@@ -263,7 +312,7 @@ class Pieces:
             "status": ending.status, "output": output.data or None, "error": ending.error,
             **self._report.to_map(), **({} if self.guard is None else {"policy": self.guard.end()}),
         }
-        settlement = pack(plain(result, "the result", depth_max=DEPTH_MAX + 2))
+        settlement = pack(self._redactor.data(plain(result, "the result", depth_max=DEPTH_MAX + 2)))
         self._bounded(len(settlement), "an output")
         return settlement if self.workspace is None else pack({**result, "workspace": dict(self.workspace)})
 

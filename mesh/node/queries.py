@@ -47,7 +47,10 @@ class Queries:
 
     def runs(self, args: list[Any], now: int) -> bytes:
         found = self.search.runs(q.check_query("runs", args))
-        return _page(found, lambda run: wire.pack(runs.to_wire(self.state.runs.get(run.id, run))))
+        redactor = self.state.redactor
+        return _page(
+            found, lambda run: wire.pack(runs.to_wire(self.state.runs.get(run.id, run), redactor))
+        )
 
     def events(self, args: list[Any], now: int) -> bytes:
         query = self._of_one_session(q.check_query("events", args))

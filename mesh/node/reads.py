@@ -108,7 +108,7 @@ class Reads:
         page = _Page(limit, self.page_bytes)
         found, more = self.store.list_runs(session.n, after=after, limit=limit, bytes_max=self.page_bytes)
         for run in found:
-            if not page.add(runs.to_wire(self.state.runs.get(run.id, run))):
+            if not page.add(runs.to_wire(self.state.runs.get(run.id, run), self.state.redactor)):
                 return page.encode()
         return page.encode(found[-1].n if more else None)
 
@@ -117,7 +117,7 @@ class Reads:
         return wire.ok(self.partition.ops.prompts.rows(session.id))
 
     def run_get(self, args: list[Any], now: int) -> bytes:
-        return wire.ok(runs.to_wire(self.state.run(*_exactly(args, 1))))
+        return wire.ok(runs.to_wire(self.state.run(*_exactly(args, 1)), self.state.redactor))
 
     # --- the log ---
 

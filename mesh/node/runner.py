@@ -32,6 +32,7 @@ from mesh.node.printing import Marked, install
 from mesh.node.processes import RunProcesses
 from mesh.node.questions import Asker
 from mesh.node.runner_link import Link
+from mesh.node.speech import Held
 from mesh.node.watch import Watch
 from mesh.node.ws_drive import Workspaces
 from mesh.providers.registry import Registry
@@ -46,7 +47,7 @@ RETRY_S = 0.02
 
 def main(child: Child) -> None:
     """Serve until told to stop; whatever the runs started is gone afterwards."""
-    streams = install()
+    streams = install(child.config.redaction.redactor())
     _watch_children()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -88,6 +89,7 @@ class Runner:
         )
         self.workspaces = Workspaces(child.data_dir, limits, self.processes, Log(child.name))
         self.states: dict[str, dict[str, Any]] = {}
+        self.redactor = child.config.redaction.redactor()
         self.output_bytes_max = limits.output_bytes
         self.prices = Prices(child.config.prices)
         self.late = 0
@@ -95,6 +97,7 @@ class Runner:
         self._streams = streams
         self._log = Log(child.name)
         self._loop = asyncio.get_running_loop()
+        self.holds = Held(self._loop).add
         self._link = Link(
             child, self._log, on_message=self._on_message, on_turn=self._turn, on_wake=self._woken
         )
@@ -254,12 +257,16 @@ class Runner:
             "waiting": len(self._admission.line), "running_max": self._admission.limit,
             "unacked_bytes": self.outbox.bytes, "lag_ms": self._watch.lag_ms, "sessions": len(self.states),
             "refused": self._link.refused,
-            "late_events": self.late,
+            "late_events": self.late, "redacted": self.redactor.count,
         }
+
+    def _catalogue(self) -> Any:
+        """Our agents; the problem of one that cannot be loaded is a text of its own making."""
+        return self.redactor.data(self.registry.catalogue())
 
     def _tell_catalogue(self) -> None:
         if self._boot is not None:
-            message = wire.pack(["catalogue", None, self.registry.catalogue()])
+            message = wire.pack(["catalogue", None, self._catalogue()])
             for partition in range(self._partitions):
                 self._link.post(partition, message)
 
@@ -296,7 +303,7 @@ class Runner:
         """Whether the sender is the present holder of its place; a new one is told everything."""
         inbox = self._inboxes.setdefault(partition, Inbox())
         if inbox.heard(epoch):
-            self._post(partition, ["catalogue", None, self.registry.catalogue()])
+            self._post(partition, ["catalogue", None, self._catalogue()])
             self._resend(partition)
         return epoch == inbox.epoch
 
@@ -417,7 +424,7 @@ class Runner:
     async def _reload(self, partition: int, token: str) -> None:
         async with self._reloading:
             await self.registry.reload()
-        self._post(partition, ["catalogue", token, self.registry.catalogue()])
+        self._post(partition, ["catalogue", token, self._catalogue()])
 
     # --- agents that block ---
 

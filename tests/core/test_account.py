@@ -17,6 +17,7 @@ from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core.prices import Prices
 from mesh.core.records import CostState, RunStatus
+from mesh.core.redact import Redactor
 from mesh.core.session import SessionState
 
 RUN = new_run_id("s", 1)
@@ -169,7 +170,7 @@ def test_a_report_of_anything_gives_records_that_can_be_read_back(
     run = account.begin_again(run) if earlier else run
     changed = msgspec.structs.replace(run, **account.settled(run, report, Prices()))
     assert runs.decode(runs.encode(changed)) == changed
-    wire.pack(runs.to_wire(changed))
+    wire.pack(runs.to_wire(changed, Redactor()))
     session = SessionState(
         n=1, id="s", agent="a", agent_id="a", status=sessions.SessionStatus.ACTIVE, created_at=0.0,
         updated_at=0.0, metadata={"provider_sessions": 7},

@@ -144,7 +144,7 @@ def test_command_behind_a_gap_waits(bench: RunnerBench) -> None:
 
 def test_expected_makes_it_send_from_there(bench: RunnerBench) -> None:
     """If the partition misses a batch, then it gets that one and all behind it, at once."""
-    run_id = bench.run("a b c d e f", provider_opts={"delay_s": 0.05})
+    run_id = bench.run("t u v w x y", provider_opts={"delay_s": 0.05})
     bench.batch(run_id, 3)
     bench.inbox.clear()
     bench.send(0, ["expected", run_id, 1, 2])
@@ -155,7 +155,7 @@ def test_expected_makes_it_send_from_there(bench: RunnerBench) -> None:
 def test_expected_of_what_was_confirmed_is_lost(bench: RunnerBench) -> None:
     """If the partition asks for what it had confirmed, then the run cannot be told whole, and it hears
     lost."""
-    run_id = bench.run("a b c d e f g h", provider_opts={"delay_s": 0.2})
+    run_id = bench.run("t u v w x y c f", provider_opts={"delay_s": 0.2})
     bench.batch(run_id, 1)
     bench.send(0, ["stored", run_id, 1, 1])
     bench.send(0, ["expected", run_id, 1, 1])
@@ -164,7 +164,7 @@ def test_expected_of_what_was_confirmed_is_lost(bench: RunnerBench) -> None:
 
 def test_new_epoch_of_the_partition_gets_everything_again(bench: RunnerBench) -> None:
     """If the partition was replaced, then what it had not stored comes again, and the run goes on."""
-    run_id = bench.run("a b c d e f", provider_opts={"delay_s": 0.05})
+    run_id = bench.run("t u v w x y", provider_opts={"delay_s": 0.05})
     bench.batch(run_id, 2)
     bench.inbox.clear()
     bench.epochs[0], bench.numbers[0] = 2, 1

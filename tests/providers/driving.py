@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 from mesh.config import LimitsSection
 from mesh.core import wire
 from mesh.core.events import EVENT_TYPES
+from mesh.core.redact import Redactor
 from mesh.core.runner import Outbox, RunLog
 from mesh.log import Log
 from mesh.node.drive import Drive
 from mesh.node.ending import cancelled as cancelled_with
 from mesh.node.processes import RunProcesses
+from mesh.node.speech import HOLD_S, Shows
 from mesh.node.ws_drive import Workspaces
 from mesh.providers.registry import Registry
 
@@ -55,6 +57,7 @@ class Bench:
         self.processes = RunProcesses()
         self.registry = Registry(agents, processes=self.processes)
         self.states: dict[str, dict[str, Any]] = {}
+        self.redactor = Redactor()
         self.output_bytes_max = output_bytes
         self.late = 0
         self.asked: list[tuple[str, int]] = []
@@ -68,6 +71,9 @@ class Bench:
 
     def changed(self, log: RunLog) -> None:
         self.spoke.set()
+
+    def holds(self, run: Shows) -> None:
+        asyncio.get_running_loop().call_later(HOLD_S, run.release)
 
     async def room(self) -> None:
         while self.outbox.full:

@@ -131,7 +131,7 @@ async def agent(run):
     for call in ("1", "2"):
         yield {"type": "tool_call_started", "data": {"tool_call_id": call, "tool_name": "bash"}}
     yield {"type": "tool_call_completed", "data": {"tool_call_id": "1", "tool_name": "bash"}}
-    yield "b"
+    yield "h"
     yield "c"
     if run.prompt == "fail":
         raise ValueError("x")
@@ -170,7 +170,7 @@ def test_what_breaks_off_keeps_its_words_and_closes_its_tools(
     assert result.types[-3:] == ["message_received", "tool_call_failed", last]
     received = [event for event in result.events if event["type"] == "message_received"]
     assert [(event["data"]["content"], event["metadata"]) for event in received] == [
-        ("a", {}), ("bc", {"partial": True}),
+        ("a", {}), ("hc", {"partial": True}),
     ]
     failed = result.data("tool_call_failed")
     assert failed == [{"tool_call_id": "2", "tool_name": "bash", "error": "aborted"}]
@@ -182,8 +182,8 @@ def test_only_what_was_not_received_is_received_at_the_end(tmp_path: Path) -> No
     """If an agent says a message itself and then more, then the node adds a message of what came after."""
     source = BROKEN_OFF.replace("    await asyncio.sleep(1000)\n", "")
     result = run(python_agent(tmp_path, source), "go")
-    assert [data["content"] for data in result.data("message_received")] == ["a", "bc"]
-    assert result.output == {"content": "abc"}
+    assert [data["content"] for data in result.data("message_received")] == ["a", "hc"]
+    assert result.output == {"content": "ahc"}
 
 
 # --- limits ---
