@@ -362,6 +362,8 @@ def _from_environ(name: str, text: str) -> dict[str, Any]:
             value = fields[key](text)
         except ValueError:
             value = text
+    elif get_origin(fields.get(key)) is list and (section, key) not in _LISTS:
+        value = text.splitlines()
     elif fields.get(key) is bool:
         value = {"true": True, "false": False}.get(text.lower(), text)
     return {section: {key: value}}
