@@ -168,7 +168,7 @@ def databases(folder: Path) -> Check:
         except StoreError as exc:
             return Check("databases", "warn", exc.message, "free some space, or stop who uses it; ask again")
         if found:
-            fix = f"{RESTORE}; or move {file.name}* away and lose what it holds"
+            fix = f"{RESTORE}; or save what can be read: mesh repair"
             return Check("databases", "fail", f"{file}: {'; '.join(found[:3])}", fix)
     kept = [file.name for file in sorted(folder.glob("*.damaged"))]
     if kept:

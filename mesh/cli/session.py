@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mesh.cli import prompting, render, transcript, values
+from mesh.cli import keep, prompting, render, transcript, values
 from mesh.cli.app import group, shell
 
 STATUSES = ("pending", "active", "paused", "completed", "cancelled", "failed")
@@ -267,7 +267,7 @@ def _done(session_id: str, what: str) -> None:
         render.say(f"{session_id}: {what}")
 
 
-for _command in (*prompting.COMMANDS, *transcript.COMMANDS):
+for _command in (*prompting.COMMANDS, *transcript.COMMANDS, *keep.COMMANDS):
     session.add_command(_command)
 
 __all__ = ["session"]
