@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -31,14 +32,23 @@ class Message(Record, frozen=True):
 
 
 class Transcript(Record, frozen=True):
-    """The messages of a session. ``last_sequence`` is the ``seq`` and ``last_timestamp`` the ``ts`` (seconds,
-    UTC) of the newest event that is in it; None when there is none."""
+    """The messages of a session, in order: iterate over it, or ask for its ``len``.
+
+    ``last_sequence`` is the ``seq`` and ``last_timestamp`` the ``ts`` (seconds, UTC) of the newest event that
+    is in it; None when there is none.
+    """
 
     session_id: Text
     messages: tuple[Message, ...] = ()
     last_sequence: int | None = None
     last_timestamp: float | None = None
     metadata: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self.messages)
+
+    def __len__(self) -> int:
+        return len(self.messages)
 
 
 __all__ = ["Message", "Role", "Transcript"]

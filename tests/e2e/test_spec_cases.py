@@ -60,7 +60,7 @@ async def streaming(run):
 
 async def recalling(run):
     yield {"type": "output", "data": {
-        "content": "second", "transcript": [[m.role, m.content] for m in run.transcript.messages],
+        "content": "second", "transcript": [[m.role, m.content] for m in run.transcript],
         "system": run.context.get("system_prompt")}}
 '''
 NAMES = re.findall(r"async def (\w+)", AGENTS)
@@ -305,7 +305,7 @@ def test_i03_streamed_and_received_text_is_one_message(spec: mesh.Client) -> Non
     """If a text was streamed and then received whole, then the transcript holds it once."""
     session = spec.sessions.start("streaming")
     spec.runs.wait(spec.runs.submit(session.id, "x").id)
-    said = [(m.role, m.content) for m in spec.sessions.transcript(session.id).messages]
+    said = [(m.role, m.content) for m in spec.sessions.transcript(session.id)]
     assert said == [("user", "x"), ("assistant", "Hello world")]
 
 
