@@ -12,7 +12,7 @@ from typing import Any
 from mesh.core.transcript import CHARS_MAX, TYPES, Fold
 from mesh.errors import InvalidArgument, NotFound
 
-#: Events of a page: a partition reads so many in about 2 ms.
+#: Events of a page: a partition reads so many in about 5 ms.
 PAGE_EVENTS = 1_000
 #: Forks of forks: a transcript is read through so many sessions.
 FORKS_MAX = 64

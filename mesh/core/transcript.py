@@ -35,6 +35,7 @@ from mesh.core.unit import (
 )
 
 Event = Mapping[str, Any]
+_Place = tuple[Unit, int]  # a unit of calls, and which of them
 
 #: Of one fold, in characters of text and tool payloads.
 CHARS_MAX = 16 * 1024 * 1024
@@ -48,8 +49,8 @@ class _Run:
     """What is known of a run that is not over."""
 
     __slots__ = (
-        "began", "block", "calls", "hidden", "loose", "pending", "said", "said_chars", "sent", "streamed",
-        "units", "waiting",
+        "began", "block", "calls", "hidden", "loose", "nameless", "pending", "said", "said_chars", "sent",
+        "streamed", "units", "waiting",
     )
 
     def __init__(self) -> None:
@@ -57,7 +58,8 @@ class _Run:
         self.waiting: list[Event] = []  #: message_sent before its start
         self.sent: list[Unit] = []  #: what the user said
         self.units: list[Unit] = []  #: what the attempt said
-        self.calls: dict[str, Unit] = {}
+        self.calls: dict[str, _Place] = {}  #: the last call of each id
+        self.nameless: dict[str | None, deque[_Place]] = {}  #: calls without an id, by their tool
         self.anew()
 
     def anew(self) -> None:
@@ -69,6 +71,7 @@ class _Run:
         self.said_chars = 0
         self.block: Unit | None = None
         self.calls.clear()
+        self.nameless.clear()
         self.units.clear()
 
     def fresh_part(self, text: str) -> str:
@@ -84,15 +87,18 @@ class _Run:
             return text[len(loose):]
         return "" if loose and not pending and loose.startswith(text) else text
 
-    def call_of(self, data: Mapping[str, Any]) -> str | None:
-        """The call that a result belongs to: by its id, else the oldest of that tool that has none."""
-        key, name = name_of(data, "tool_call_id"), name_of(data, "tool_name")
-        if key is not None:
-            return key if key in self.calls else None
-        for key, unit in self.calls.items():
-            call, result = unit.calls[key]
-            if key.startswith("#") and result is None and call is not None and call.tool_name == name:
-                return key
+    def call_of(self, data: Mapping[str, Any]) -> _Place | None:
+        """The call that a result belongs to: by its id, else the oldest open one of that tool without any."""
+        call_id = name_of(data, "tool_call_id")
+        if call_id is not None:
+            return self.calls.get(call_id)
+        waiting = self.nameless.get(name_of(data, "tool_name"))
+        while waiting:
+            unit, key = waiting[0]
+            result = unit.calls[key][1]
+            if result is None or result.metadata.get("marker"):
+                return waiting[0]
+            waiting.popleft()
         return None
 
 
@@ -203,23 +209,23 @@ class Fold:
         elif run.units:  # a message holds it already: whoever pins this event means that one
             self._grow(run.units[-1], event["seq"], 0)
 
-    def _called(self, run: _Run, event: Event, data: Mapping[str, Any]) -> str:
+    def _called(self, run: _Run, event: Event, data: Mapping[str, Any]) -> _Place:
         self._flush(run)
         unit = run.block
         if unit is None or unit.sealed or unit.gone:
             unit = run.block = Unit(event["run_id"], event["seq"], event["ts"])
             run.units.append(unit)
             self._units.append(unit)
-        call_id = name_of(data, "tool_call_id")
-        call = Message(
-            Role.ASSISTANT, None, call_id, name_of(data, "tool_name"), data.get("tool_input"), None,
-            about(event),
-        )
-        key = call_id or f"#{event['seq']}"
-        unit.calls[key] = [call, None]
-        run.calls[key] = unit
+        call_id, name = name_of(data, "tool_call_id"), name_of(data, "tool_name")
+        call = Message(Role.ASSISTANT, None, call_id, name, data.get("tool_input"), None, about(event))
+        place = unit, event["seq"]
+        unit.calls[event["seq"]] = [call, None]
+        if call_id is None:
+            run.nameless.setdefault(name, deque()).append(place)
+        else:
+            run.calls[call_id] = place
         self._grow(unit, event["seq"], chars_of(call))
-        return key
+        return place
 
     def _finished(self, run: _Run, event: Event, data: Mapping[str, Any]) -> None:
         self._answer(run, event, data, output_of(data)).sealed = True
@@ -235,8 +241,7 @@ class Fold:
         self, run: _Run, event: Event, data: Mapping[str, Any], output: Any, *, marker: bool = False
     ) -> Unit:
         self._flush(run)
-        key = run.call_of(data) or self._called(run, event, data)
-        unit = run.calls[key]
+        unit, key = run.call_of(data) or self._called(run, event, data)
         call, former = unit.calls[key]
         assert call is not None
         if marker and former is not None and not former.metadata.get("marker"):

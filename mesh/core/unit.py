@@ -32,7 +32,7 @@ class Unit:
         self.ts = ts
         self.seqs = [seq]
         self.message = message
-        self.calls: dict[str, list[Message | None]] = {}  #: key -> [call, result]
+        self.calls: dict[int, list[Message | None]] = {}  #: seq of the call -> [call, result]
         self.sealed = False  #: a result is there: the next call begins another unit
         self.size = 0 if message is None else chars_of(message)
         self.summary = summary

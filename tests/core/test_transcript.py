@@ -234,6 +234,13 @@ def test_results_without_ids_belong_to_the_oldest_call_of_their_tool() -> None:
     assert [m[3] for m in messages if m[0] == "tool"] == [1, 2]
 
 
+def test_an_id_that_is_used_again_is_another_call() -> None:
+    """If a provider repeats an id, then each call stands there, and results belong to the last one."""
+    messages = talk(STARTED, call("1"), call("1"), result("1", "a"), call("1"), result("1", "b"), DONE)
+    assert [m[3] for m in messages if m[0] == "tool"] == [ORPHAN, "a", "b"]
+    assert len([m for m in messages if m[0] == "assistant"]) == 3
+
+
 @pytest.mark.parametrize(("kind", "marker"), [
     ("tool_approval_requested", AWAITING_APPROVAL), ("tool_approval_denied", DENIED)])
 def test_an_approval_stands_for_the_result_until_there_is_one(kind: str, marker: str) -> None:
@@ -364,4 +371,3 @@ def test_only_markers_are_made_up() -> None:
     """If there is nothing in the log, then there is nothing in the transcript."""
     empty = transcript_of(Fold("s"))
     assert (empty.messages, empty.last_sequence, empty.last_timestamp, empty.metadata) == ((), None, None, {})
-    assert ORPHAN is not None

@@ -14,7 +14,7 @@ from mesh.core.history import FORKS_MAX, PAGE_EVENTS
 from mesh.core.slots import session_slot
 from mesh.errors import InvalidArgument, MeshError, NotFound, Unavailable
 from mesh.node.continuing import Transcripts
-from mesh.node.questions import ANSWERS_PER_TURN, ASKABLE, QUESTIONS_MAX, Asker, Questions
+from mesh.node.questions import ASKABLE, QUESTIONS_MAX, TURN_BYTES, Asker, Questions
 
 
 def go(work: Coroutine[Any, Any, Any]) -> Any:
@@ -262,14 +262,18 @@ class Reads:
         return wire.ok([op, args])
 
 
-def test_a_partition_answers_a_few_per_turn_and_the_same_question_once() -> None:
-    """If a thousand runs ask at once, then no turn answers more than its share, and a repetition is one."""
+def test_a_partition_answers_its_share_per_turn_and_the_same_question_once() -> None:
+    """If many runs ask at once, then a turn answers no more than its share, and a repetition is one."""
     questions, sent = Questions(Reads()), []  # type: ignore[arg-type]
     for token in (*range(10), *range(10)):
         questions.take(1, 7, ["read", token, "session.get", [token]])
     assert len(questions) == 10
     questions.answer(sent.append)
-    assert (len(sent), len(questions)) == (ANSWERS_PER_TURN, 10 - ANSWERS_PER_TURN)
+    assert (len(sent), len(questions)) == (10, 0)
+    for token in range(10):
+        questions.take(1, 7, ["read", token, "session.get", ["x" * (TURN_BYTES // 3)]])
+    questions.answer(sent.append)
+    assert (len(sent), len(questions)) == (10 + 3, 7)
     assert wire.parse_actor_id(sent[0][:16]) == (b"R", 1, 7)
     kind, token, answer = wire.unpack(sent[0][wire.CLIENT_ID_BYTES:])
     assert (kind, token, wire.unpack(answer)) == ("answer", 0, [0, ["session.get", [0]]])
