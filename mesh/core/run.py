@@ -89,6 +89,7 @@ class RunState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     turn_count: int = 0
     cost_state: CostState = CostState.NO_USAGE
     earlier: dict[str, Any] | None = None  #: usage and cost of the attempts before this one
+    reported_at: float = 0.0  #: when its row took what its runner reported, before the end
 
 
 def step(run: RunState, status: RunStatus, **changes: Any) -> RunState:

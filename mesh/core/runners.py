@@ -31,6 +31,8 @@ from mesh.errors import NotFound
 
 CRASHES_MAX = 3
 CRASH_PERIOD_S = 60.0
+#: A report before the end is stored at most so often: the run's row holds its input. Memory has the rest.
+REPORT_S = 1.0
 #: Steering prompts that an idempotent run remembers, to be given to its next attempt.
 TAKEN_MAX = 1_000
 #: Roster states in which the process of that incarnation is dead, by the supervisor's word.
@@ -89,8 +91,12 @@ class Runners:
             changes = account.settled(run, report, self.prices)
             self.queue.settle(run, RunStatus(report["status"]), batch=number, **changes)
         else:
-            changes = account.so_far(run, report, self.prices)
-            self.state.put_progress(self.state.put_run(msgspec.structs.replace(run, **changes)), number)
+            run = msgspec.structs.replace(run, **account.so_far(run, report, self.prices))
+            if abs(self.state.now - run.reported_at) >= REPORT_S:
+                self.state.put_run(msgspec.structs.replace(run, reported_at=self.state.now))
+            else:
+                self.state.keep_run(run)
+            self.state.put_progress(run, number)
             self.state.touch(run.session_id)
 
     def on_take(self, runner: int, incarnation: int, message: list[Any]) -> list[Any]:
@@ -231,4 +237,4 @@ class Runners:
                 self.queue.requeue(msgspec.structs.replace(run, attempt=run.attempt - 1))
 
 
-__all__ = ["CRASHES_MAX", "CRASH_PERIOD_S", "DEAD", "TAKEN_MAX", "Runners"]
+__all__ = ["CRASHES_MAX", "CRASH_PERIOD_S", "DEAD", "REPORT_S", "TAKEN_MAX", "Runners"]

@@ -224,6 +224,10 @@ class State:
             self._put(self.dirty_runs, run.id, None, True)
         return run
 
+    def keep_run(self, run: RunState) -> None:
+        """Replace a run in memory alone: its row stays older until the next ``put_run``."""
+        self._put(self.runs, run.id, self.runs.get(run.id), run)
+
     def put_progress(self, run: RunState, batch: int) -> None:
         """Remember the runner's last batch: a small row of its own, since the run's row holds its input."""
         run = self.runs[run.id]

@@ -109,6 +109,23 @@ def test_report_before_the_end_outlives_the_partition(bench: Bench) -> None:
     assert stored(bench).status == RunStatus.COMPLETED
 
 
+def test_many_reports_write_the_row_once_a_second(bench: Bench) -> None:
+    """If reports come in quick succession, then the row of the run, with its input, is written once a second;
+    what was said last is known all the same, and stored at the end, even if the agent's runner dies."""
+    begun(bench)
+    for tokens in (1, 2, 3):
+        say(bench, token_usage={"input_tokens": tokens})
+    assert stored(bench).token_usage == {"input_tokens": 1}
+    assert bench.state.runs[RUN].token_usage == {"input_tokens": 3}
+    bench.tick(1.0)
+    say(bench, token_usage={"input_tokens": 4})
+    assert stored(bench).token_usage == {"input_tokens": 4}
+    say(bench, token_usage={"input_tokens": 5})
+    bench.crash_runner(0)
+    bench.roster()
+    assert stored(bench).token_usage == {"input_tokens": 5}
+
+
 def test_lost_run_keeps_what_it_used(bench: Bench) -> None:
     """If the runner dies, then the run is outcome_unknown, and what it used and cost is still known."""
     begun(bench)
