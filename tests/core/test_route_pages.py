@@ -290,3 +290,30 @@ def test_pages_by_the_stores_index_are_those_of_the_memory(
         patch.setattr(route_state, "KEYS_PER_LOOK", 3)
         assert pages() == expected
     assert looks
+
+
+def test_a_filter_that_nothing_matches_looks_at_a_bounded_number_of_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If a filter is rare, then a page ends after so many keys, says where to go on, and none is missed."""
+    monkeypatch.setattr("mesh.core.routes.LIST_LOOK_MAX", 10)
+    t = table()
+    names = [f"c:{'rare' if index == 37 else 'b'}:{index:02d}" for index in range(40)]
+    for name in names:
+        put(t, name, {"external_room_id": name}, 0)
+    looked: list[int] = []
+
+    def keys_after(after: str, count: int) -> list[str]:
+        looked.append(count)
+        return [name for name in sorted(names) if name > after][:count]
+
+    t.keys_after = keys_after
+    t.take_dirty()
+    seen, after, pages = [], None, 0
+    while True:
+        rows, after = value(t.list(["rare", None, 5, after], 1))
+        seen += [row[0] for row in rows]
+        pages += 1
+        if after is None:
+            break
+    assert seen == ["c:rare:37"] and pages == 4
