@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("header", "body", "key", "commandline", "protocol", "feed", "router", "partition")
+NAMES = ("header", "body", "key", "commandline", "redact", "protocol", "feed", "router", "partition")
 INPUT_BYTES_MAX = 4096
 
 

@@ -12,7 +12,10 @@ from targets_node import partition, router
 
 from mesh.core import keys, slots, wire
 from mesh.core.commandline import refused_command
+from mesh.core.redact import Redactor
 from mesh.errors import MeshError
+
+REDACTOR = Redactor(replacement="categorized")
 
 
 def header(data: bytes) -> None:
@@ -68,6 +71,18 @@ def commandline(data: bytes) -> None:
     assert refused_command(f"rm {line}", None, frozenset(("rm",))) is not None
 
 
+def redact(data: bytes) -> None:
+    """Texts: however they are cut, they give what the whole gives; a second time changes nothing."""
+    text = data[1:].decode("utf-8", "surrogatepass")
+    step = data[0] % 30 + 1 if data else 1
+    whole = REDACTOR.text(text)
+    assert REDACTOR.text(whole) == whole
+    stream = REDACTOR.stream()
+    assert stream is not None
+    pieces = [stream.feed(text[at : at + step]) for at in range(0, len(text), step)]
+    assert "".join(pieces) + stream.end() == whole
+
+
 def ignoring_bad_text(target: Callable[[bytes], None]) -> Callable[[bytes], None]:
     """Bytes that are no text at all are no case of a target about texts."""
 
@@ -86,6 +101,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "body": body,
     "key": ignoring_bad_text(key),
     "commandline": commandline,
+    "redact": ignoring_bad_text(redact),
     "protocol": protocol,
     "feed": feed,
     "router": router,
