@@ -73,7 +73,7 @@ def commandline(data: bytes) -> None:
 
 def redact(data: bytes) -> None:
     """Texts: however they are cut, they give what the whole gives; a second time changes nothing."""
-    text = data[1:].decode("utf-8", "surrogatepass")
+    text = data.decode("utf-8", "surrogatepass")[1:]
     step = data[0] % 30 + 1 if data else 1
     whole = REDACTOR.text(text)
     assert REDACTOR.text(whole) == whole
