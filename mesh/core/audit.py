@@ -42,7 +42,8 @@ def own_entry(op: str, target: str, now: float) -> Entry:
 
 def _middle(op: str, args: list[Any]) -> bool:
     """A piece of an import that neither begins nor ends it."""
-    return op == "session.import" and type(args[-1]) is dict and bool({"runs", "events"} & set(args[-1]))
+    last = args[-1] if args else None
+    return op == "session.import" and type(last) is dict and bool({"runs", "events"} & set(last))
 
 
 def _target(args: list[Any]) -> str:
