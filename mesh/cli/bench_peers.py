@@ -7,7 +7,7 @@ import time
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mesh.cli import measure
+from mesh.cli import measure, measure_node
 from mesh.cli.bench_lab import TIMEOUT_S, Absent, Lab, Pair, Session, Stage, cpu_s, note, number, session
 from mesh.cli.bench_rivals import MEASURED, PeerEntry, PeerFailed, PeerProcess, entries, peer_process
 from mesh.cli.measure import COROUTINES, MANY, Figure
@@ -178,6 +178,8 @@ class _Ours:
             return self._opened.run(measure.gets(client, names, count))
         if figure in ("set_concurrent", "durable"):
             return self._opened.run(measure.sets(client, names, count))
+        if figure == "conversations":
+            return self._opened.run(measure_node.run_once(client, count))
         return self._opened.run(measure.get_many(client, names, max(count // MANY, measure.LISTS_IN_FLIGHT)))
 
 

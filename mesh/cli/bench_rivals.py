@@ -38,6 +38,7 @@ MEASURED = {
     "list_of_100": ("reads in lists of 100, keys", "/s"),
     "pipeline_of_256": ("reads in pipelines of 256, keys", "/s"),
     "durable": (f"{COROUTINES} writes in flight, each synced to disk", "/s"),
+    "conversations": ("conversations of 7 events, stored and read back", "/s"),
 }
 
 

@@ -27,7 +27,10 @@ from peer_base import Peer
 
 from mesh.cli import measure
 
-FIGURES = ("one", "one_blocking", "concurrent", "set_concurrent", "list_of_100", "pipeline_of_256", "durable")
+FIGURES = (
+    "one", "one_blocking", "concurrent", "set_concurrent", "list_of_100", "pipeline_of_256", "durable",
+    "conversations",
+)  # fmt: skip
 LATENCIES = ("one", "one_blocking")
 SHOW_CALLS = 2_000
 
@@ -59,6 +62,10 @@ PEERS = (
     Entry("gRPC", "peer_grpc:Grpc", ("grpc",), (), "pip install grpcio"),
     Entry("xoscar", "peer_xoscar:Xoscar", ("xoscar",), (), "pip install xoscar"),
     Entry("Ray", "peer_ray:Ray", ("ray",), (), "pip install ray"),
+    Entry(
+        "LangGraph memory", "peer_memory:LangGraph", ("langgraph",), (), "pip install langgraph-checkpoint"
+    ),
+    Entry("openai-agents", "peer_memory:OpenAIAgents", ("agents",), (), "pip install openai-agents"),
 )
 
 
