@@ -18,7 +18,7 @@ TICKS_PER_S = 200
 async def burst(run: mesh.RunContext) -> AsyncIterator[str]:
     """Yield pieces of text. The prompt is their number, and perhaps how many a second."""
     count, _, rate = run.prompt.partition(" ")
-    at_once = int(rate) // TICKS_PER_S if rate else 0
+    at_once = max(1, int(rate) // TICKS_PER_S) if rate else 0
     began_s = time.monotonic()
     for number in range(int(count)):
         yield PIECE

@@ -34,6 +34,7 @@ _SETS = "concurrent routes.set, acknowledged, synced to disk"
 _LIST = "routes.get_many of 100, keys"
 _ONE = "one call at a time through the router"
 _EVENTS = "session events, synced to disk and delivered to a listener"
+_STREAMS = "1,000 runs stream at once, 30 events/s each, stored and delivered"
 _RESTART = "killed partition (10 000 routes, 1 000 sessions)"
 
 
@@ -76,6 +77,10 @@ GOALS = (
     _least(_EVENTS, 30_000, "/s", "session events, stored and delivered"),
     _most(_EVENTS + ", p50 at 10 000/s", 5, "ms", "session events at 10,000/s, delay p50"),
     _least("run_once of a scripted agent, 256 in flight, synced to disk", 5_000, "/s", "run_once with echo"),
+    _least("events of a session, read by cursor", 200_000, "/s", "events of a session, read by cursor"),
+    _least(_STREAMS, 29_000, "/s", "1,000 runs stream at once, delivered"),
+    _most(_STREAMS + ", p99", 100, "ms", "1,000 runs stream at once, delay p99"),
+    _most("node with 10,000 live idle sessions", 300, "MiB", "node with 10,000 live idle sessions"),
     _most("memory per route", 450, "bytes", "memory per route"),
     _most(_RESTART + ", first answer", 300, "ms", "restart of a killed partition, first answer"),
     _most(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from mesh.cli import measure, measure_node
+from mesh.cli import measure, measure_node, measure_sessions
 from mesh.cli.bench_lab import AGENT, TIMEOUT_S, Lab, Session, Stage, session
 
 #: Events a second at which their delay is measured.
 PACE = 10_000
+#: A thousand runs stream for so long.
+STREAM_S = 10.0
 KEYS = 5_000
 #: How many calls each measurement makes; --quick makes a tenth.
 CALLS = {
@@ -21,6 +23,8 @@ CALLS = {
     "durable": 100_000,
     "run_once": 3_000,
     "events": 40_000,
+    "log": 100_000,
+    "idle": 10_000,
     "routes": 10_000,
     "sessions": 1_000,
     "memory": 500_000,
@@ -43,6 +47,8 @@ def stages(only: tuple[str, ...], *, remote: bool) -> list[Stage]:
         found.append(Stage("process", "runs", runs))
         if not remote:
             found.append(Stage("process", "events, from the agent to a listener", events))
+            found.append(Stage("process", "a long log, and many runs that stream", logs))
+            found.append(Stage("fresh", "live idle sessions", idle))
     if "node" in only and not remote:
         found.append(Stage("fresh", "a killed partition", killed))
         found.append(Stage("fresh", "memory", memory))
@@ -119,6 +125,21 @@ def events(lab: Lab, address: str) -> None:
             lab.add(opened.run(measure_node.delivered_events(opened.client, AGENT, count // 2, PACE)))
 
 
+def logs(lab: Lab, address: str) -> None:
+    """A log is read back; a thousand of them are written and heard at once."""
+    with session(address) as opened:
+        for _ in range(lab.rounds):
+            lab.add(opened.run(measure_sessions.read_log(opened.client, AGENT, lab.calls["log"])))
+            seconds = STREAM_S * lab.calls["log"] / CALLS["log"]
+            lab.add(*opened.run(measure_sessions.streams(opened.client, AGENT, seconds)))
+
+
+def idle(lab: Lab, address: str) -> None:
+    """What sessions take that are live and do nothing."""
+    with session(address) as opened:
+        lab.add(*opened.run(measure_sessions.idle_sessions(opened.client, lab.calls["idle"])))
+
+
 def killed(lab: Lab, address: str) -> None:
     """What a killed partition costs. ``CALLS`` says what it holds, so there is twice as much."""
     names = measure.keys(2 * lab.calls["routes"])
@@ -145,8 +166,11 @@ __all__ = [
     "KEYS",
     "MEMORY_FIRST",
     "PACE",
+    "STREAM_S",
     "events",
+    "idle",
     "killed",
+    "logs",
     "memory",
     "routes",
     "routes_durable",

@@ -18,7 +18,7 @@ ITEM = {"role": "assistant", "content": "x" * 64}
 
 
 class LangGraph(Peer):
-    """langgraph-checkpoint: each append is a checkpoint with the messages so far, as a step of a graph does."""
+    """langgraph-checkpoint: each append is a checkpoint with the messages so far, as after a graph's step."""
 
     async def start(self) -> None:
         from langgraph.checkpoint.memory import InMemorySaver
