@@ -17,6 +17,8 @@ LOBBY = {"external_room_id": "lobby"}
 ROOMS, SHARED_ROOMS = 6, 3
 #: Sessions of all clients. The first is listened to; in the second all of them get in each other's way.
 SHARED = ("one", "two")
+QUEUES = ("follow_up", "steering", "steering")
+ON_BUSY = ("enqueue", "enqueue", "enqueue", "reject", "interrupt", "rollback")
 #: agent -> a prompt and what comes of it
 PROMPTS = {
     "counter": ("3", "0 1 2 "), "sleeper": ("0.3", "started done"), "safe": ("0.2", "safe"),
@@ -203,7 +205,12 @@ class Worker:
         """Prompt one of the sessions that all share, or bring the second one out of its step."""
         story = self.history.stories[self.random.choice(SHARED)]
         if story.id == SHARED[0] or self.random.random() < 0.5:
-            story.submitted((yield "sessions.prompt", (story.id, PROMPTS[story.agent][0])))
+            ways: dict[str, str] = {}
+            if story.id == SHARED[1]:
+                ways = {"queue": self.random.choice(QUEUES), "on_busy": self.random.choice(ON_BUSY)}
+            story.submitted((yield "sessions.prompt", (story.id, PROMPTS[story.agent][0]), ways))
+        elif self.random.random() < 0.2:
+            yield self.random.choice(("sessions.recall", "sessions.clear", "sessions.interrupt")), (story.id,)
         else:
             yield from self.verb(story, self.random.choice(("pause", "resume", "stop", "abort")))
 
@@ -214,7 +221,7 @@ def expected(method: str, code: str) -> bool:
 
 
 SESSION_ERRORS = frozenset((
-    "outcome_unknown", "restart_exhausted", "cancelled", "max_runs_exceeded", "queue_full",
+    "outcome_unknown", "restart_exhausted", "cancelled", "max_runs_exceeded", "queue_full", "session_busy",
     "invalid_transition", "session_paused",
     "session_closed", "session_not_active", "session_not_found", "not_found",
 ))

@@ -38,9 +38,10 @@ async def sleeper(run: mesh.RunContext) -> AsyncIterator[str]:
 async def streamer(run: mesh.RunContext) -> AsyncIterator[str]:
     """Give many pieces, each of which travels alone."""
     witness(run)
-    for number in range(int(run.prompt)):
+    for number in range(int(run.prompt.split()[0])):  # a joined prompt has several
         yield f"{number} "
         await asyncio.sleep(0.01)
+        await run.steering()
 
 
 def plain(run: mesh.RunContext) -> str:
