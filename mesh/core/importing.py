@@ -28,6 +28,8 @@ _LOST = {
     "code": "outcome_unknown", "message": "it executed when its session was exported", "details": {},
 }
 _RUN_FIELDS = [name for name in Run.__struct_fields__ if name != "session_id"]
+#: What agents said in a run; secrets go out of it on the way in.
+_SAID = ("output", "error", "provider_metadata")
 
 
 class Importing:
@@ -84,7 +86,8 @@ class Importing:
         try:
             session = msgspec.structs.replace(
                 session, status=SessionStatus(values["status"]), created_at=_time(values["created_at"]),
-                error=values.get("error"), deleted_at=IMPORTING, slots=_whole(values.get("slots")),
+                error=state.redactor.data(values.get("error")), deleted_at=IMPORTING,
+                slots=_whole(values.get("slots")),
                 pruned=_whole(values.get("pruned")), pruned_to=_whole(values.get("pruned_to")),
                 version=max(1, _whole(values.get("version"))),
             )
@@ -106,6 +109,7 @@ class Importing:
             raise InvalidState(f"run {run_id} exists", code="already_exists", details={"run_id": run_id})
         run = Run.from_map({**values, "session_id": session.id})
         kept = {name: getattr(run, name) for name in _RUN_FIELDS}
+        kept |= {name: state.redactor.data(kept[name]) for name in _SAID}
         found = RunState(n=state.next_run, session_id=session.id, options={}, **kept)
         if found.status not in TERMINAL and found.status != RunStatus.PENDING:
             found = msgspec.structs.replace(
@@ -126,10 +130,12 @@ class Importing:
         if run is not None and run.session_id != session_id:
             raise InvalidArgument(f"run {run.id} belongs to another session", code="session_mismatch")
         data, metadata = sessions.checked_map(values["data"], "data"), values.get("metadata") or {}
+        data, metadata = state.redactor.event(
+            values["type"], data, sessions.checked_map(metadata, "metadata"))
         ts = _time(values["ts"])
         fragment = ev.encode_fragment(
             values["type"], session_id, run.id if run else None, data, ts=ts, provider=values.get("provider"),
-            metadata=sessions.checked_map(metadata, "metadata"), correlation_id=values.get("correlation_id"),
+            metadata=metadata, correlation_id=values.get("correlation_id"),
         )
         state.undo.append((state.sessions, session_id, session))
         state.sessions[session_id] = msgspec.structs.replace(session, seq=seq - 1)

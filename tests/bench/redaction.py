@@ -17,7 +17,7 @@ from mesh.core.runner import encode_event
 ROUNDS = 7
 REPEATS = 20
 PROSE = (
-    "The node keeps what was said in a log, and whoever reads it later gets the same words in the same order. "
+    "The node keeps what was said in a log, and whoever reads it later gets the same words in this order. "
 ) * 40
 CODE = (
     "def read(path: str, *, limit: int = 10) -> list[str]:\n"
@@ -73,7 +73,7 @@ def rows() -> list[Row]:
 
 def megabytes() -> list[tuple[str, float]]:
     """Milliseconds of CPU for a megabyte of whole text."""
-    items = [{"id": n, "name": f"item-{n}", "url": f"https://example.com/{n}", "n": 12} for n in range(15_000)]
+    items = [{"id": n, "name": f"item-{n}", "url": f"https://a.example/{n}", "n": 1} for n in range(15_000)]
     texts = {
         "prose": PROSE * 250, "code": CODE * 250, "JSON": json.dumps(items),
         "nothing but `pwd=`": "pwd=" * 250_000, "nothing but `eyJ`": "eyJ" * 340_000,
