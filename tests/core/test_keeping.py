@@ -139,3 +139,11 @@ def test_a_call_that_is_answered_later_leaves_its_entry_then(bench: Bench) -> No
     bench.deliver()
     bench.say(runner, runner.batch(RUN, "cancelled"))
     assert bench.rows("SELECT op, outcome FROM audit ORDER BY id DESC LIMIT 1") == [("session.stop", "ok")]
+
+
+def test_control_calls_without_arguments_leave_entries_too(bench: Bench) -> None:
+    """If a control call has nonsense for arguments, then it is refused, and the entry has no target."""
+    for args in ([], [None], [[]], [b"x", {}], ["s", 5], ["s", {"session": 5}], ["s", {"end": {}}]):
+        for op in ("session.import", "session.delete", "session.undelete"):
+            assert bench.code(op, *args) != "ok" or op == "session.delete"
+    assert all(outcome != "internal_error" for (outcome,) in bench.rows("SELECT outcome FROM audit"))
