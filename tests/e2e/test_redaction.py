@@ -123,6 +123,16 @@ def test_a_command_is_redacted_line_and_output(client: mesh.Client) -> None:
     hidden(result.output, [event.to_map() for event in result.events])
 
 
+def test_what_is_imported_is_redacted(client: mesh.Client) -> None:
+    """If a file written elsewhere holds secrets, then its events and results come in without them."""
+    done = client.run_once("echo", "PLACEHOLDER words")
+    lines = [line.replace("PLACEHOLDER", KEY) for line in client.sessions.export(done.session_id)]
+    copy = client.sessions.import_(lines, new_id=True)
+    events, runs = client.sessions.events(copy.id), client.sessions.runs(copy.id)
+    assert runs[0].output == {"content": "[REDACTED] words"}
+    hidden([event.to_map() for event in events], [run.to_map() for run in runs])
+
+
 def test_words_that_only_begin_like_a_secret_are_shown_soon(client: mesh.Client) -> None:
     """If an agent pauses after such a word, then a reader sees it all the same."""
     session = client.sessions.start("waits")
