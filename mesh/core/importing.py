@@ -137,6 +137,7 @@ class Importing:
             values["type"], session_id, run.id if run else None, data, ts=ts, provider=values.get("provider"),
             metadata=metadata, correlation_id=values.get("correlation_id"),
         )
+        state.quiet.add(session_id)
         state.undo.append((state.sessions, session_id, session))
         state.sessions[session_id] = msgspec.structs.replace(session, seq=seq - 1)
         state.append_fragment(session_id, code, ts, fragment, run)

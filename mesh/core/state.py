@@ -139,6 +139,7 @@ class State:
         self.settled: list[str] = []
         self.resolutions: list[tuple[Any, int, bytes]] = []
         self.audit: list[Entry] = []
+        self.quiet: set[str] = set()  #: sessions whose events are not published: they are imported, not new
 
     # --- reading ---
 

@@ -64,7 +64,10 @@ class Publisher:
 
     def _publish_events(self) -> None:
         everything, sessions = self.topics.every_session, self.topics.sessions
+        quiet = self.state.quiet
         for event in self.state.events:
+            if quiet and event.session_id in quiet:
+                continue  # its past is no news; who listens to all may meet it in a hole
             if everything or f"session.{topic_id(event.session_id)}.".encode() in sessions:
                 self._send(
                     event_topic(event.session_id, event.type).encode(),

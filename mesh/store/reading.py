@@ -277,7 +277,7 @@ class StoredRows:
 
         def read() -> list[tuple[str, StoredEvent]]:
             sql = (f"SELECT {_EVENT_COLUMNS}, s.id FROM event e JOIN session s ON s.n = e.session"
-                   " WHERE e.pos > ? ORDER BY e.pos LIMIT ?")
+                   " WHERE e.pos > ? AND ifnull(s.deleted, 1) > 0 ORDER BY e.pos LIMIT ?")
             found: list[tuple[str, StoredEvent]] = []
             size = 0
             for row in self._db.execute(sql, (after, limit)):

@@ -89,3 +89,17 @@ def test_a_run_that_executes_is_failed_where_it_is_imported(client: mesh.Client)
     assert lost.status == "failed" and lost.error is not None and lost.error["code"] == "outcome_unknown"
     assert client.sessions.events(copy.id)[-1].type == "run_failed"
     client.runs.cancel(run.id)
+
+
+def test_listeners_hear_of_an_import_and_go_on(client: mesh.Client, told: str) -> None:
+    """If a session is imported while somebody listens to everything, then he hears of it and loses nothing."""
+    lines = list(client.sessions.export(told))
+    with client.listen("session.after.", "lifecycle.imported.") as feed:
+        client.sessions.import_(lines, new_id="copy")
+        client.run_once("echo", "new", id="after")
+        heard = []
+        for note in feed:
+            heard.append(note.topic)
+            if note.topic == "session.after.session_completed":
+                break
+    assert heard[0] == "lifecycle.imported.copy" and len(heard) == 1 + client.sessions.get("after").seq
