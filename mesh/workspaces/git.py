@@ -87,7 +87,7 @@ class GitBackend:
         self._scratch = scratch
         self._index = scratch / "index"
         self._before = scratch / "index.before"
-        self._git = Git(path, stop, str(self._index))
+        self._git = Git(path, stop, str(self._index), run_id)
         self._run_id = run_id
         self._strange: list[str] = []
         self.ref_name = f"refs/mesh/{re.sub(r'[^A-Za-z0-9_-]', '_', run_id) or 'snapshot'}"

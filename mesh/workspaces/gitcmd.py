@@ -17,6 +17,8 @@ from mesh.workspaces.files import Stop
 
 #: The longest that one command may take.
 GIT_TIMEOUT_S = 120.0
+#: The variable by which the processes of a run are known (``providers/shell.py``).
+MARK = "MESH_RUN"
 _LOOK_S = 0.1
 #: From the end of its output to its exit.
 _EXIT_S = 10.0
@@ -44,10 +46,12 @@ class Said(NamedTuple):
 class Git:
     """Commands in one folder."""
 
-    def __init__(self, cwd: str, stop: Stop, index: str | None = None) -> None:
+    def __init__(self, cwd: str, stop: Stop, index: str | None = None, run_id: str = "") -> None:
         self.cwd = cwd
         self.stop = stop
         self._env = _environment()
+        if run_id:  # so that it is found when its runner dies
+            self._env[MARK] = run_id
         if index is not None:
             self._env["GIT_INDEX_FILE"] = index
 
@@ -149,4 +153,4 @@ def _environment() -> dict[str, str]:
     return env | who | {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
 
 
-__all__ = ["GIT_TIMEOUT_S", "Git", "Said", "failed"]
+__all__ = ["GIT_TIMEOUT_S", "MARK", "Git", "Said", "failed"]

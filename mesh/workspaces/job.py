@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,14 +120,23 @@ class Base(NamedTuple):
         self.end_processes(intent["run_id"])
         if intent.get("worktree"):
             git.drop_worktree(intent["top"], Path(intent["worktree"]))
-        if intent.get("rollback"):
-            stop = Stop()
+        stop = Stop()
+        if intent.get("keeps") and not intent.get("rollback"):
+            self._forget(record, stop)
+        elif intent.get("rollback"):
             backend = self.backend(
                 record.path, intent["backend"], record.folder, stop, run_id=intent["run_id"],
                 ignore=intent.get("ignore"),
             )
             backend.rollback(Snapshot.from_map(intent["before"]))
             self.tell("rolled back what a dead run had changed", record.path)
+
+    def _forget(self, record: Record, stop: Stop) -> None:
+        """Its snapshot may have been protected, and then it died before its provider began."""
+        with suppress(MeshError):
+            backend = self.backend(record.path, "git", record.folder, stop, run_id=record.intent["run_id"])
+            if isinstance(backend, git.GitBackend):
+                backend.release()
 
 
 class Job:
@@ -178,7 +188,9 @@ class Job:
             MeshError: the run must not begin; the workspace is as it was.
         """
         about = {"run_id": self._run_id, "ignore": self.options.get("ignore")}
-        self._record = self.base.journal.begin(self._name, {"path": self.path, "run_id": self._run_id})
+        self._record = self.base.journal.begin(self._name, {
+            "path": self.path, "run_id": self._run_id, "keeps": self.rollback,
+        })
         backend = self.base.backend(
             self.path, self.options.get("strategy", "auto"), self._record.folder, self.stop, **about
         )
