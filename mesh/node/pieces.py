@@ -312,9 +312,12 @@ class Pieces:
             "status": ending.status, "output": output.data or None, "error": ending.error,
             **self._report.to_map(), **({} if self.guard is None else {"policy": self.guard.end()}),
         }
-        settlement = pack(self._redactor.data(plain(result, "the result", depth_max=DEPTH_MAX + 2)))
+        result = self._redactor.data(plain(result, "the result", depth_max=DEPTH_MAX + 2))
+        settlement = pack(result)
         self._bounded(len(settlement), "an output")
-        return settlement if self.workspace is None else pack({**result, "workspace": dict(self.workspace)})
+        if self.workspace is None:
+            return settlement
+        return pack({**result, "workspace": self._redactor.data(dict(self.workspace))})
 
     def _bounded(self, size: int, what: str) -> None:
         """Refuse what is too large to be kept and to travel."""

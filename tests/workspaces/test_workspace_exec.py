@@ -26,7 +26,8 @@ async def _all(stream: AsyncIterator[Chunk]) -> list[Chunk]:
 
 def test_a_command_gives_its_output_and_code(tmp_path: Path) -> None:
     """If a command says things on both pipes and fails, then both are in stdout and the code is no error."""
-    done = _run("sh", ["-c", "echo out; echo err >&2; echo $NAME; pwd; exit 3"], cwd=tmp_path, env={"NAME": "n"})
+    script = "echo out; echo err >&2; echo $NAME; pwd; exit 3"
+    done = _run("sh", ["-c", script], cwd=tmp_path, env={"NAME": "n"})
     assert sorted(done.stdout.split()) == sorted(["out", "err", "n", os.path.realpath(tmp_path)])
     assert (done.exit_code, done.stderr, done.timed_out, done.truncated) == (3, "", False, False)
     assert done.command == "sh" and done.args[0] == "-c" and done.cwd == str(tmp_path)

@@ -52,7 +52,7 @@ def test_the_death_of_a_holder_frees_the_lock(tmp_path: Path) -> None:
 
 
 def test_an_artifact_store_keeps_replaces_and_forgets(tmp_path: Path) -> None:
-    """If a key is put twice, then the last counts; one that is not there is not_found, deleting it is nothing."""
+    """If a key is put twice, then the last counts; a key that is not there is not_found."""
     store = FileStore(tmp_path / "deep" / "store")
     key = "patch_a/../b ü" + "x" * 100
     store.put(key, b"1")
