@@ -13,6 +13,7 @@ import click
 from mesh.cli import render, values
 from mesh.cli.app import command, open_client, shell
 from mesh.cli.settings import config_option, load, sections
+from mesh.cli.workspace import say_workspace, workspace_of, workspace_options
 from mesh.errors import DeadlineExceeded, MeshError, RunError, from_wire
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ CANCEL_WAIT_S = 8.0
     metavar="NAME=VALUE",
     help="What the agent is told; may be repeated.",
 )
+@workspace_options
 @config_option
 def run(
     agent: str,
@@ -79,6 +81,9 @@ def run(
     cwd: str | None,
     policies: list[dict[str, Any]],
     context: dict[str, Any],
+    workspace: str | None,
+    rollback: bool,
+    worktree: bool,
     config_file: str | None,
 ) -> None:
     """Run AGENT once and stream its answer. Uses the node that is up, else one of its own for this run.
@@ -90,14 +95,16 @@ def run(
       mesh run shell "wc -w README.md"
       mesh run shell "make test" --deadline 600 --idle 60
       mesh run shell "git log -3" --policy configs/policies/readonly.toml
+      mesh run shell "make release" --workspace . --rollback
     """
     words = values.prompt_text(prompt)
+    folder = workspace_of(workspace, rollback=rollback, worktree=worktree)
     with _signals_heard(), _a_client(config_file) as (client, address):
-        if cwd is None and agent == "shell" and not (shell().address or _named_address()):
+        if cwd is None and folder is None and agent == "shell" and not (shell().address or _named_address()):
             cwd = "."
         task = Task(
             agent, words, session_id, deadline_s, str(Path(cwd).resolve()) if cwd else None, context or None,
-            idle_s=idle_s, usage=usage, policies=policies,
+            idle_s=idle_s, usage=usage, policies=policies, workspace=folder,
         )
         raise click.exceptions.Exit(run_task(client, address, task))
 
@@ -113,6 +120,7 @@ class Task(NamedTuple):
     context: dict[str, Any] | None
     idle_s: float | None = None
     policies: Sequence[dict[str, Any]] = ()
+    workspace: dict[str, Any] | None = None
     usage: bool | None = None  #: None: on a terminal, when there is something to say
 
 
@@ -130,11 +138,14 @@ def run_task(client: mesh.Client, address: str | None, task: Task) -> int:
             deadline_s=task.deadline_s,
             idle_s=task.idle_s,
             policies=task.policies,
+            workspace=task.workspace,
             provider_opts={"cwd": task.cwd} if task.cwd else None,
         )
         code = follow_run(client, record.id, given.id, after=record.seq, address=address)
         if code != render.INTERRUPTED:  # then the client stopped in the middle
             _say_usage(client, given.id, task.usage)
+            if task.workspace is not None:
+                say_workspace(client, given.id)
     finally:
         if task.session_id is None:
             _end_session(address, record.id, "complete" if code == render.OK else "cancel")

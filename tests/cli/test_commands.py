@@ -389,9 +389,40 @@ def test_run_in_a_named_session_leaves_it_open(cli: Cli, fake: FakeClient) -> No
     cli("run", "echo", "x", "--session", "s1", "--address", "a", "--timeout", "3", "--idle", "2")
     assert fake.named("sessions.start_or_get")[0][0] == ("s1", "echo")
     assert fake.named("runs.submit") == [
-        (("s1", {"prompt": "x"}), {"deadline_s": 3.0, "idle_s": 2.0, "policies": [], "provider_opts": None})
+        (("s1", {"prompt": "x"}), {
+            "deadline_s": 3.0, "idle_s": 2.0, "policies": [], "workspace": None, "provider_opts": None,
+        })
     ]
     assert not fake.named("sessions.complete")
+
+
+@pytest.mark.parametrize(("facts", "said"), [
+    ({"rollback": {"done": True}}, "workspace: 2 files changed (+3 -1); rolled back\n"),
+    ({"rollback": {"done": False}}, "workspace: 2 files changed (+3 -1); NOT rolled back\n"),
+    ({"worktree_ref": "refs/mesh/r"}, "workspace: 2 files changed (+3 -1); git merge refs/mesh/r\n"),
+    ({"diff": None}, "workspace: what changed is not known\n"),
+])
+def test_run_in_a_workspace_says_what_changed(
+    cli: Cli, fake: FakeClient, facts: dict[str, Any], said: str
+) -> None:
+    """If --workspace is given, then the run gets it, and one line on stderr says what became of it."""
+    diff = {"files_changed": 2, "insertions": 3, "deletions": 1, "patch_truncated": False}
+    workspace = {"backend": "git", "diff": diff, **facts}
+    _a_run(fake, RunStatus.COMPLETED, event(5, "run_completed"))
+    fake.answers["runs.get"] = Run(RUN, "s1", RunStatus.COMPLETED, metadata={"workspace": workspace})
+    done = cli("run", "shell", "x", "--workspace", "w", "--rollback", "--worktree")
+    option = {"path": "w", "rollback_on_failure": True, "worktree": True}
+    given = fake.named("runs.submit")[0][1]
+    assert given["workspace"] == option and given["provider_opts"] is None
+    assert done.stderr == said and done.exit_code == 0
+
+
+def test_run_without_a_workspace_takes_no_flag_of_one(cli: Cli, fake: FakeClient) -> None:
+    """If --rollback or --worktree come without --workspace, then the usage is wrong and nothing is asked."""
+    for flag in ("--rollback", "--worktree"):
+        done = cli("run", "shell", "x", flag)
+        assert done.exit_code == 2 and "--workspace" in done.stderr
+    assert not fake.named("runs.submit")
 
 
 USED: dict[str, Any] = {"token_usage": {"input_tokens": 1234, "output_tokens": 5}, "turn_count": 2}

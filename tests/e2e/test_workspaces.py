@@ -231,7 +231,7 @@ def test_the_next_run_in_a_folder_undoes_first_what_a_dead_one_left(
 
 def test_secrets_in_a_patch_are_redacted_like_those_in_the_output(client: mesh.Client, repo: Path) -> None:
     """If a run writes a secret into a file and says it, then neither record nor events show it."""
-    secret = "ghp_0123456789abcdefghijABCDEFGHIJ012345"  # noqa: S105  none of anybody's
+    secret = "ghp_0123456789abcdefghijABCDEFGHIJ012345"
     result = client.run_once("shell", f"echo {secret} | tee -a file.txt", workspace=repo)
     assert (repo / "file.txt").read_text().endswith(f"{secret}\n") and result.workspace is not None
     assert "[REDACTED" in result.workspace["diff"]["patch"] and secret not in str(result.to_map())
