@@ -180,13 +180,33 @@ def pack(value: Any) -> bytes:
     Raises:
         LocalProtocolError: a type, an integer or a depth that cannot travel, or too many bytes.
     """
+    packer = _packer()
     try:
-        packed: bytes = msgpack.packb(value)
+        packed: bytes = packer.pack(value)
     except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError) as exc:
         raise LocalProtocolError(f"this value cannot travel: {exc}") from exc
+    finally:
+        _packers.append(packer)
+    if len(packed) > _PACKER_BYTES_MAX:
+        _packers.clear()
     if len(packed) > FRAME_BYTES_MAX - HEADER_BYTES:
         raise _too_large(len(packed))
     return packed
+
+
+def _packer() -> msgpack.Packer:
+    try:
+        return _packers.pop()
+    except IndexError:
+        return msgpack.Packer(buf_size=_PACKER_BYTES)
+
+
+#: Packers that nobody uses now, one for each thread at most. ``msgpack.packb`` makes one per call, with a
+#: buffer of 256 KiB: where the heap is trimmed in between, that is 16 us of page faults instead of 0.7.
+_packers: list[msgpack.Packer] = []
+_PACKER_BYTES = 16 * 1024
+#: A packer whose buffer grew beyond is not kept.
+_PACKER_BYTES_MAX = 1024 * 1024
 
 
 def _too_large(size: int) -> LocalProtocolError:

@@ -70,6 +70,7 @@ def test_the_numbers_of_kinds_and_flags_never_change() -> None:
         "REFUSED": 2,
         "STALE_MAP": 4,
         "AGAIN": 8,
+        "MORE": 16,
     }
 
 
@@ -349,3 +350,20 @@ def test_replies_are_joined_from_their_parts() -> None:
         [1, error.to_wire()],
     ]
     assert wire.join_replies([]) == b"\x90"
+
+
+def test_a_packer_outlives_what_cannot_travel_large_data_and_data_that_packs() -> None:
+    """If packing fails, grows the buffer, or happens while a value is read, then the next one is as ever."""
+
+    class Nosy(dict[str, int]):
+        def items(self) -> Any:
+            assert wire.unpack(wire.pack([1, 2])) == [1, 2]
+            return super().items()
+
+    for _ in range(2):
+        with pytest.raises(LocalProtocolError):
+            wire.pack(["x" * 100, object()])
+        assert wire.pack("a") == b"\xa1a"
+        assert len(wire.pack(b"x" * 3_000_000)) == 3_000_005
+        assert wire.unpack(wire.pack(Nosy(a=1))) == {"a": 1}
+        assert wire.pack([{"b": 1}]) == b"\x91\x81\xa1b\x01"
