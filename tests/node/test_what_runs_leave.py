@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mesh.core import wire
 from mesh.core.events import EVENT_TYPES, RUN_TERMINAL_EVENT
+from mesh.core.redact import Redactor
 from mesh.core.runner import Outbox, RunLog
 from mesh.errors import MeshError
 from mesh.node.ending import Ending, cancelled, failure, timed_out, unstored
@@ -48,9 +49,13 @@ class Sink:
 
     def __init__(self) -> None:
         self.outbox = Outbox(10**9)
+        self.redactor = Redactor()
 
     def changed(self, log: RunLog) -> None:
         """Nobody waits."""
+
+    def holds(self, pieces: Pieces) -> None:
+        """Nobody releases: the end does."""
 
 
 def played(pieces: list[Any], end: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
