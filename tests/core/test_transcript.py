@@ -121,6 +121,12 @@ def test_the_node_s_word_about_a_run_that_received_before_adds_nothing() -> None
     assert [m[1] for m in talk(*steps)] == ["first", "A", None, None, "B"]
 
 
+def test_a_repetition_that_was_cut_adds_nothing() -> None:
+    """If the whole text was too long to be repeated in full, then its beginning is not said twice."""
+    steps = (SENT, STARTED, streamed("Hello world"), call("c"), result("c"), received("Hello"), DONE)
+    assert [m[1] for m in talk(*steps)] == ["first", "Hello world", None, None]
+
+
 def test_two_equal_messages_that_were_not_streamed_both_stand() -> None:
     """If a provider says the same thing twice, then it is there twice."""
     steps = (SENT, STARTED, received("ok"), call("c"), result("c"), received("ok"), DONE)
