@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from mesh.core import wire
 from mesh.core.events import EVENT_TYPES, RUN_TERMINAL_EVENT
+from mesh.core.redact import Redactor
 from mesh.core.runner import Outbox, RunLog
 from mesh.errors import CODES, MeshError
 from mesh.node.ending import failure
 from mesh.node.pieces import Pieces
+from mesh.node.speech import Shows
 from mesh.providers.base import Output, SessionInfo
 
 
@@ -39,10 +41,14 @@ class Sink:
     def __init__(self) -> None:
         self.outbox = Outbox(10**9)
         self.registry: Any = Registry()
+        self.redactor = Redactor()
         self.output_bytes_max = 1_000_000
 
     def changed(self, log: RunLog) -> None:
         """Nobody waits."""
+
+    def holds(self, run: Shows) -> None:
+        """Nobody reads."""
 
 
 class Named(dict[str, Any]):
