@@ -295,3 +295,18 @@ def test_a_fork_of_what_was_deleted_says_so(client: mesh.Client) -> None:
     with pytest.raises(mesh.NotFound):
         run(client, fork, "two", continuation="auto")
     assert run(client, fork, "three")["seen"] == []
+
+
+def test_a_rollback_leaves_nothing_and_an_abort_what_was_said(client: mesh.Client) -> None:
+    """If a run is rolled back, then it was never said; if it is aborted, then its words are, marked partial."""
+    sid = client.sessions.start("echo").id
+    run(client, sid, "keep")
+    client.runs.submit(sid, "never said", provider_opts={"delay_s": 60.0})
+    client.runs.wait(client.sessions.prompt(sid, "instead", on_busy="rollback").run_id)
+    assert contents(client.sessions.transcript(sid)) == ["keep", "keep", "instead", "instead"]
+    cut = client.runs.submit(sid, "a b", provider_opts={"delay_s": 0.5, "pieces": 100})
+    for _ in client.sessions.stream(sid, run_id=cut.id, stop_when=lambda e: e.type == "message_streamed"):
+        pass
+    client.sessions.abort(sid)
+    last = client.sessions.transcript(sid).messages[-1]
+    assert last.role == "assistant" and last.metadata["partial"] is True
