@@ -16,7 +16,7 @@ import pytest
 import mesh
 from mesh.core.slots import RUN_ID
 
-GROUPS = ("routes", "partitions", "sessions", "runs", "agents", "")
+GROUPS = ("routes", "partitions", "sessions", "runs", "agents", "events", "usage", "audit", "")
 #: They take no argument that could be wrong, or are about the client's own life.
 SKIPPED = frozenset(("close",))
 LIMIT_S = 3.0
@@ -108,6 +108,7 @@ GOOD: dict[str, Any] = {
     "handle": {"session_id": SESSION, "runner": 0, "pid": 1, "incarnation": 1},
     "folder": "relative",
     "seq": 1,
+    "lines": ["{}"],
 }
 
 
