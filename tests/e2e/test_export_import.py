@@ -92,7 +92,7 @@ def test_a_run_that_executes_is_failed_where_it_is_imported(client: mesh.Client)
 
 
 def test_listeners_hear_of_an_import_and_go_on(client: mesh.Client, told: str) -> None:
-    """If a session is imported while somebody listens to everything, then he hears of it and loses nothing."""
+    """If a session is imported while somebody listens, then he hears of it and loses nothing."""
     lines = list(client.sessions.export(told))
     with client.listen("session.after.", "lifecycle.imported.") as feed:
         client.sessions.import_(lines, new_id="copy")
