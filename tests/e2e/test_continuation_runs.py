@@ -298,7 +298,7 @@ def test_a_fork_of_what_was_deleted_says_so(client: mesh.Client) -> None:
 
 
 def test_a_rollback_leaves_nothing_and_an_abort_what_was_said(client: mesh.Client) -> None:
-    """If a run is rolled back, then it was never said; if it is aborted, then its words are, marked partial."""
+    """If a run is rolled back, then it was never said; if it is aborted, its words are marked partial."""
     sid = client.sessions.start("echo").id
     run(client, sid, "keep")
     client.runs.submit(sid, "never said", provider_opts={"delay_s": 60.0})
