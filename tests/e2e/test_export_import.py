@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,20 @@ def test_listeners_hear_of_an_import_and_go_on(client: mesh.Client, told: str) -
             if note.topic == "session.after.session_completed":
                 break
     assert heard[0] == "lifecycle.imported.copy" and len(heard) == 1 + client.sessions.get("after").seq
+
+
+def test_the_asyncio_client_finds_exports_and_imports_too(client: mesh.Client, node: mesh.LocalNode) -> None:
+    """If the asyncio client searches, exports and imports, then it does what the blocking one does."""
+    client.run_once("counter", "5", id="a")
+
+    async def story() -> list[Any]:
+        async with node.async_client() as other:
+            lines = [line async for line in other.sessions.export("a")]
+            copy = await other.sessions.import_(lines, new_id="b")
+            found = await other.sessions.search(order="created_at_asc")
+            await other.sessions.delete("b", hard=True)
+            count = await other.events.count(session_ids=["a"])
+            return [copy.id, sorted(s.id for s in found), count, len(lines)]
+
+    copied, found, count, lines = asyncio.run(story())
+    assert (copied, found) == ("b", ["a", "b"]) and count == client.sessions.get("a").seq == lines - 3
