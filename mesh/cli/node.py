@@ -100,7 +100,10 @@ def status() -> None:
     return render.table(STATUS_COLUMNS, status_rows(state))
 
 
-STATUS_COLUMNS = ("process", "state", "pid", "epoch", "restarts", "routes", "sessions", "live", "last death")
+STATUS_COLUMNS = (
+    "process", "state", "pid", "epoch", "restarts", "routes", "sessions", "live", "runs", "waiting",
+    "last death",
+)
 
 
 def status_rows(state: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -127,6 +130,8 @@ def _status_row(name: str, child: dict[str, Any]) -> tuple[Any, ...]:
         child.get("routes"),
         child.get("sessions"),
         child.get("live"),
+        child.get("executing", child.get("runs_active")),
+        child.get("waiting", child.get("queue_depth")),
         render.cause(child.get("cause")),
     )
 

@@ -284,8 +284,8 @@ def test_status_joins_roster_and_counters(cli: Cli, fake: FakeClient) -> None:
         "runners": [],
     }
     assert cli("status").stdout.splitlines() == [
-        "router\tready\t2\t1\t0\t-\t-\t-\t-",
-        "partition-0\tready\t3\t4\t1\t8\t2\t1\texit 1",
+        "router\tready\t2\t1\t0\t-\t-\t-\t-\t-\t-",
+        "partition-0\tready\t3\t4\t1\t8\t2\t1\t-\t-\texit 1",
     ]
     assert json.loads(cli("status", "-o", "json").stdout)["partitions"][0]["epoch"] == 4
 

@@ -116,6 +116,11 @@ class QueueMachine(RuleBasedStateMachine):
     def pick(self, data: st.DataObject) -> int:
         return data.draw(st.integers(0, max(self.count - 1, 0)), label="run")
 
+    def deliver(self) -> None:
+        """The runner hears all; what it says about that is answered, and heard too."""
+        self.bench.deliver()
+        self.bench.deliver()
+
     # --- rules ---
 
     @precondition(lambda self: self.model is None)
@@ -156,7 +161,7 @@ class QueueMachine(RuleBasedStateMachine):
         request = self.bench.post([f"session.{verb}", ["s", "why"] if verb == "fail" else ["s"]])
         m.drop([*m.queue, *m.steering])
         m.stop(verb)
-        self.bench.deliver()
+        self.deliver()
         m.status = "paused" if m.status == "paused" else "active"
         held, m.slots = m.slots, 0  # nothing begins while it ends
         for n in list(m.running):
@@ -235,7 +240,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def take(self, data: st.DataObject) -> None:
         m, n = self.m, self.pick(data)
-        self.bench.deliver()
+        self.deliver()
         runner = self.bench.runners[0]
         if n not in m.running or runner is None:
             return
@@ -282,7 +287,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.end_one(n, "cancelled" if n in self.m.stopping else status)
 
     def end_one(self, n: int, status: str) -> None:
-        self.bench.deliver()
+        self.deliver()
         runner = self.bench.runners[0]
         assert runner is not None
         assert runner.reasons.get(self.run_id(n)) == self.m.stopping.get(n)
@@ -292,7 +297,9 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model is not None)
     @rule()
     def killed(self) -> None:
+        self.deliver()  # what is lost on its way to a runner is the matter of ``test_live``
         self.bench.kill()
+        self.deliver()
 
     # --- what must be the same ---
 
