@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from bench import Bench, new_run_id
 
+from mesh.core.audit import AUDITED
+from mesh.core.ops import CATALOGUE
 from mesh.store.removing import Removing
 
 RUN = new_run_id("s", 1)
@@ -147,3 +149,10 @@ def test_control_calls_without_arguments_leave_entries_too(bench: Bench) -> None
         for op in ("session.import", "session.delete", "session.undelete"):
             assert bench.code(op, *args) != "ok" or op == "session.delete"
     assert all(outcome != "internal_error" for (outcome,) in bench.rows("SELECT outcome FROM audit"))
+
+
+def test_every_op_of_the_audit_log_is_an_op(bench: Bench) -> None:
+    """If an op is renamed or added, then somebody decides whether it leaves an entry."""
+    work = {"run.create", "run.execute", "run.once", "run.submit", "run.summarise", "session.prompt"}
+    writes = {op.name for op in CATALOGUE if op.kind == "write" and not op.name.startswith("route.")}
+    assert writes - AUDITED == work and writes >= AUDITED
