@@ -160,7 +160,12 @@ class Drive:
         self._settle(ending)
 
     async def _execute_in(self, workspace: RunWorkspace) -> Ending:
-        self.context.workspace = await workspace.open(self.pieces)
+        try:
+            self.context.workspace = await workspace.open(self.pieces)
+        except MeshError:
+            raise
+        except Exception as exc:  # noqa: BLE001  whatever it is, the folder is given back
+            return raised(exc)
         return await self._execute()
 
     async def _execute(self) -> Ending:

@@ -90,6 +90,7 @@ class GitBackend:
         self._git = Git(path, stop, str(self._index), run_id)
         self._run_id = run_id
         self._strange: list[str] = []
+        self._beyond: tuple[str, ...] = ()  #: for files outside of a sparse checkout
         self.ref_name = f"refs/mesh/{re.sub(r'[^A-Za-z0-9_-]', '_', run_id) or 'snapshot'}"
 
     # --- snapshot and diff ---
@@ -136,10 +137,13 @@ class GitBackend:
         """Stage everything; what git cannot add is left out and named."""
         for _ in range(STRANGE_MAX):
             without = [f":(exclude,literal){path}" for path in self._strange]
-            said = self._git.try_run("add", "-A", "--", ".", *without)
+            said = self._git.try_run("add", "-A", *self._beyond, "--", ".", *without)
             if said.code == 0:
                 return
-            self._leave_out(said)
+            if "sparse" in said.err and not self._beyond:
+                self._beyond = ("--sparse",)
+            else:
+                self._leave_out(said)
         raise StoreError(f"over {STRANGE_MAX} paths that git cannot add", code="storage_error")
 
     def _leave_out(self, said: Said) -> None:
@@ -193,7 +197,7 @@ class GitBackend:
             shutil.copy2(self._before, self._index)
         if not Path(self.path).is_dir():
             raise StoreError(f"the workspace is gone: {self.path}", code="storage_error")
-        self._git.try_run("update-index", "-q", "--really-refresh")
+        self._git.try_run("update-index", "-q", "--refresh")
         changed = self._changed()
         with storage("cannot go back"), Tree(self.path) as tree:
             self._clear_staged(tree)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from workspace_folders import backend, plain, state
+from workspace_folders import backend, git, head_of, plain, repository, state
 
 from mesh.errors import MeshError
 from mesh.workspaces.content import Content
@@ -191,3 +191,32 @@ def test_what_a_run_closed_is_opened_again(tmp_path: Path) -> None:
     work.rollback(before)
     assert (folder / "sub").stat().st_mode & 0o777 == 0o555 and not (folder / "new").exists()
     assert (folder / "file.txt").read_text() == "one\ntwo\n"
+
+
+def _known_to_git(folder: Path) -> dict[str, object]:
+    """What a rollback by git promises: files with their exec bit, links, folders; no FIFOs."""
+    return {name: value for name, value in state(folder).items() if value[0] != 0o010000}  # type: ignore[index]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    before=st.lists(DEEDS, max_size=8), staged=st.booleans(),
+    during=st.lists(DEEDS.filter(lambda deed: deed[0] != "fifo"), max_size=10),
+)
+def test_whatever_a_run_does_in_a_repository_a_rollback_undoes(
+    tmp_path: Path, before: list, staged: bool, during: list
+) -> None:
+    """If files, folders, links and exec bits change in any way, then going back gives tree and HEAD."""
+    base = tmp_path / os.urandom(6).hex()
+    folder = repository(base / "w")
+    for deed in before:
+        _do(folder, *deed)
+    if staged:
+        git(folder, "add", "-A")
+    exact, head = _known_to_git(folder), head_of(folder)
+    work = backend(base / "b", folder, "git")
+    snapshot = work.snapshot("before", keep=True)
+    for deed in during:
+        _do(folder, *deed)
+    work.rollback(snapshot)
+    assert _known_to_git(folder) == exact and head_of(folder) == head
