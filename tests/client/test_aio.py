@@ -302,7 +302,7 @@ def test_bad_arguments_are_refused_before_anything_is_sent(fake: FakeNode) -> No
                 (client.sessions.list(status="sleepy"), "invalid_status"),
                 (client.runs.get("run_1"), "invalid_id"),
                 (client.runs.submit("s", 5), "invalid_input"),  # type: ignore[arg-type]
-                (client.run_once("echo", "x", workspace={}), "capability_not_supported"),
+                (client.run_once("echo", "x", workspace=5), "validation_error"),
                 (client.run_once("echo", "x", continuation=True), "validation_error"),
             ]
             for call, code in bad:
