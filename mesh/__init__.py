@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mesh.client.aio import AsyncClient
     from mesh.client.blocking import Client
     from mesh.client.local_node import LocalNode
+    from mesh.core.approval import Approval
     from mesh.core.keys import SessionKey
     from mesh.core.manifest import Capability, CapabilityType, Manifest
     from mesh.core.message import Message, Role, Transcript
@@ -107,6 +108,7 @@ _ERRORS = (
 )
 #: public name -> the module that defines it.
 _HOME: dict[str, str] = {
+    "Approval": "mesh.core.approval",
     "AsyncClient": "mesh.client.aio",
     "AsyncListener": "mesh.client._aio_listener",
     "Capability": "mesh.core.manifest",
@@ -139,6 +141,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Approval",
     "AsyncClient",
     "AsyncListener",
     "Capability",

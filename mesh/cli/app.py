@@ -34,6 +34,7 @@ COMMANDS = {
     "control": "mesh.cli.control:control",
     "search": "mesh.cli.search:search",
     "usage": "mesh.cli.search:usage",
+    "approval": "mesh.cli.approval:approval",
     "route": "mesh.cli.route:route",
     "partition": "mesh.cli.partition:partition",
     "agent": "mesh.cli.agent:agent",

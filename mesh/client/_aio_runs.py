@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mesh.client import _surface_approvals as approval_plans
 from mesh.client import _surface_prompts as prompt_plans
 from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as plans
@@ -13,6 +14,7 @@ from mesh.client._aio_queries import AsyncStoredRuns
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WRITE
 from mesh.client._surface import failure
+from mesh.core.approval import Approval
 from mesh.core.records import Event, Run, RunResult
 from mesh.errors import MeshError
 
@@ -149,6 +151,37 @@ class AsyncRuns(AsyncStoredRuns):
         placed = plans.run_call("run.cancel", run_id, if_version)
         found: str = await self._one(WRITE, placed, plans.settle_limit(self._link, timeout_s))
         return found
+
+    async def cancel_for_approval(
+        self, run_id: str, approval: Approval | Mapping[str, Any] | None = None, *,
+        if_version: int | None = None, timeout_s: float | None = None,
+    ) -> str:
+        """Cancel a run because a human has to decide first, reason ``approval_requested``; what is asked is
+        in its log, before its end. For runs that need not be cancelled for it: see ``approvals``.
+
+        Raises:
+            InvalidState: ``invalid_transition``, the run is over.
+        """
+        placed = approval_plans.cancel_call(run_id, approval, if_version)
+        found: str = await self._one(WRITE, placed, plans.settle_limit(self._link, timeout_s))
+        return found
+
+    async def approve(
+        self, run_id: str, tool_call_id: str, *, scope: str = "once", by: str | None = None,
+        reason: str | None = None, timeout_s: float | None = None,
+    ) -> Approval:
+        """The same as ``approvals.approve``."""
+        placed = approval_plans.decide_call(
+            run_id, tool_call_id, approved=True, scope=scope, reason=reason, by=by)
+        return Approval.from_map(await self._one(WRITE, placed, timeout_s))
+
+    async def deny(
+        self, run_id: str, tool_call_id: str, reason: str | None = None, *, by: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Approval:
+        """The same as ``approvals.deny``."""
+        placed = approval_plans.decide_call(run_id, tool_call_id, approved=False, reason=reason, by=by)
+        return Approval.from_map(await self._one(WRITE, placed, timeout_s))
 
     async def cancel_many(
         self, ids: Sequence[str], *, timeout_s: float | None = None

@@ -11,6 +11,7 @@ from mesh.client import _surface_node as plans
 from mesh.client import _surface_prompts as prompt_plans
 from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as session_plans
+from mesh.client._aio_approvals import AsyncApprovals
 from mesh.client._aio_link import AsyncLink
 from mesh.client._aio_listener import AsyncListener
 from mesh.client._aio_queries import AsyncAudit, AsyncEvents, AsyncMaintenance, AsyncUsage
@@ -39,6 +40,7 @@ class AsyncClient:
         self.events = AsyncEvents(self._link)
         self.usage = AsyncUsage(self._link)
         self.audit = AsyncAudit(self._link)
+        self.approvals = AsyncApprovals(self._link)
         self.maintenance = AsyncMaintenance(self._link)
 
     async def run_once(

@@ -11,6 +11,7 @@ from mesh.client import _surface_node as plans
 from mesh.client import _surface_prompts as prompt_plans
 from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as session_plans
+from mesh.client._blocking_approvals import Approvals
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._blocking_listener import Listener
 from mesh.client._blocking_queries import Audit, Events, Maintenance, Usage
@@ -39,6 +40,7 @@ class Client:
         self.events = Events(self._link)
         self.usage = Usage(self._link)
         self.audit = Audit(self._link)
+        self.approvals = Approvals(self._link)
         self.maintenance = Maintenance(self._link)
 
     def run_once(

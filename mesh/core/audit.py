@@ -15,8 +15,8 @@ AUDITED = frozenset((
     "session.create", "session.start", "session.start_or_get", "session.activate", "session.pause",
     "session.resume", "session.complete", "session.cancel", "session.fail", "session.stop", "session.abort",
     "session.interrupt", "session.recall", "session.clear", "session.delete", "session.undelete",
-    "session.import", "session.compact", "session.pin", "run.cancel", "run.interrupt", "run.pause",
-    "run.resume", "agent.reload", "partition.backup", "maintenance.run",
+    "session.import", "session.compact", "session.pin", "run.cancel", "run.cancel_for_approval", "run.decide",
+    "run.interrupt", "run.pause", "run.resume", "agent.reload", "partition.backup", "maintenance.run",
 ))
 TARGET_CHARS_MAX = 200
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from mesh.core import run as runs
 from mesh.core.agents import Part
+from mesh.core.asked import in_step
 from mesh.core.prompts import INTERRUPT
 from mesh.core.queueing import EXECUTING
 from mesh.core.records import RunStatus
@@ -49,7 +50,7 @@ class ControlOps:
             )
         self.runs.agents.check_named(self.state.session(run.session_id).agent, what)
         if run.status != wanted:
-            run = self.state.put_run(runs.step(run, wanted))
+            run = in_step(self.state, runs.step(run, wanted))
             self.state.commands.append((run.runner or 0, [what, run.id, run.attempt]))
         return self.runs.wire_of(run)
 

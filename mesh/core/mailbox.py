@@ -32,11 +32,14 @@ incarnation) from 1 and resent until acknowledged; batches are numbered per (run
                           ["stored", run_id, attempt, n]      batch n (and all below) is in the log
                           ["expected", run_id, attempt, n]    there was a gap: send again from n
                           ["taken", run_id, attempt, n, [text, ...]]  the log has them
+                          ["asked", run_id, attempt, name]    the question is stored: ask no more
+                          ["decided", run_id, attempt, name, {approved, scope, by, reason}]
                           ["fenced", run_id, attempt]         that attempt is over; forget it
     a command             ["run", run_id, attempt, session map, input, options map]
                           ["cancel", run_id, attempt, reason]  reason may be missing: "cancel"
                           ["pause", run_id, attempt], ["resume", run_id, attempt]
                           ["steer", run_id, attempt]          steering prompts wait: the run may take them
+                          ["decided", ...]                    as above, when somebody answers
                           ["close", session_id]               the live session ended; release its instance
                           ["reload", token]
                           ["known", [[run_id, attempt], ...]] what this epoch believes is running there
@@ -45,6 +48,9 @@ incarnation) from 1 and resent until acknowledged; batches are numbered per (run
                           ["batch", run_id, attempt, n, [[type code, ts, fragment], ...], report or nil]
                           ["take", run_id, attempt, n]        the n-th that finds some: give it what waits;
                                                               resent until answered
+                          ["ask", run_id, attempt, n, name, request map]  behind batch n, ask a human; resent
+                                                              until asked or decided, and to a new partition;
+                                                              a request of nil takes the question back
                           ["read", token, op, args]           asked again until it is answered
                           ["catalogue", token or nil, [{name, provider, capabilities, problem, ...}, ...]]
                           ["lost", [[run_id, attempt], ...]]  answer to "known": I do not have these

@@ -118,6 +118,12 @@ CATALOGUE: tuple[Op, ...] = (
     Op("run.interrupt", "write", "run_id, if_version?", "run_id, when the run is settled"),
     Op("run.pause", "write", "run_id, if_version?", "run map"),
     Op("run.resume", "write", "run_id, if_version?", "run map"),
+    Op("run.cancel_for_approval", "write", "run_id, approval map, if_version?", "run_id, when it is settled"),
+    Op("run.decide", "write", "run_id, tool_call_id, approved: bool, scope?, reason?, by?", "approval map"),
+    Op(
+        "approval.list", "read", "session_id?, limit, after?",
+        "[[approval map, ...], next after or nil]: what is open, oldest first", True,
+    ),
     Op("run.get", "read", "run_id", "run map"),
     Op("run.wait", "wait", "run_id, events?",
        "run map, as soon as it is terminal; nil when the time is over; events: 'run' or 'session' adds "

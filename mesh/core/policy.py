@@ -21,6 +21,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Self
 
+from mesh.core import approval
 from mesh.core.records import Record
 from mesh.errors import InvalidArgument, RunError, shown
 
@@ -119,11 +120,18 @@ class Policy(Record, frozen=True):
     rules: tuple[Rule, ...] = ()
     on_violation: Action | None = None  #: None: not said; alone that is ``cancel``
     metadata: dict[str, Any] = {}
+    approval_s: float | None = None  #: how long a question to a human waits; None: not said, ``LIMIT_S``
+    approval_default: str | None = None  #: what holds then, ``deny`` or ``approve``; None: not said, ``deny``
 
     @property
     def action(self) -> Action:
         """What happens at a violation."""
         return self.on_violation or Action.CANCEL
+
+    @property
+    def asks(self) -> bool:
+        """Whether it may ask a human."""
+        return self.action == Action.PAUSE or any(rule.effect == "ask" for rule in self.rules)
 
     @classmethod
     def from_map(cls, values: Mapping[str, Any]) -> Self:
@@ -134,7 +142,7 @@ class Policy(Record, frozen=True):
         """
         if not isinstance(values, Mapping):
             raise _bad(f"a policy is a map, not {type(values).__name__}")
-        unknown = set(values) - {"name", "limits", "rules", "tool_rules", "on_violation", "metadata"}
+        unknown = set(values) - _FIELDS
         if unknown:
             raise _bad(f"a policy has no field {min(map(str, unknown))!r:.60}")
         name = values.get("name", "default")
@@ -146,7 +154,19 @@ class Policy(Record, frozen=True):
             raise _bad(f"metadata must be a map, not {type(metadata).__name__}")
         rules = _rules(given.get("tool_rules", given.get("rules", ())))
         action = _action(given.get("on_violation"))
-        return cls(name, _limits(given.get("limits", ())), rules, action, dict(metadata))
+        return cls(name, _limits(given.get("limits", ())), rules, action, dict(metadata), *_approval(given))
+
+
+_FIELDS = frozenset(("rules", "tool_rules", *Policy.__struct_fields__))
+
+
+def _approval(given: Mapping[str, Any]) -> tuple[float | None, str | None]:
+    limit_s, default = given.get("approval_s"), given.get("approval_default")
+    if limit_s is not None and not (type(limit_s) in (int, float) and 0 < limit_s < 10**9):
+        raise _bad(f"approval_s must be a number of seconds more than 0, not {shown(limit_s)}")
+    if default is not None and default not in approval.DEFAULTS:
+        raise _bad(f"approval_default must be one of {', '.join(approval.DEFAULTS)}; not {shown(default)}")
+    return limit_s, default
 
 
 def _bad(message: str) -> InvalidArgument:
@@ -259,7 +279,16 @@ def merged(layers: Sequence[Policy]) -> Policy:
         tuple(rule for layer in layers for rule in layer.rules),
         max(actions, key=_STRICTNESS.__getitem__) if actions else None,
         {key: value for layer in layers for key, value in layer.metadata.items()},
+        *_answered(layers),
     )
+
+
+def _answered(layers: Sequence[Policy]) -> tuple[float | None, str | None]:
+    """The shorter time, the stricter default. A layer that asks and says neither means what holds alone."""
+    limits = [layer.approval_s or (approval.LIMIT_S if layer.asks else None) for layer in layers]
+    defaults = [layer.approval_default or (approval.DENY if layer.asks else None) for layer in layers]
+    strictest = approval.DENY if approval.DENY in defaults else approval.APPROVE
+    return min((s for s in limits if s is not None), default=None), strictest if any(defaults) else None
 
 
 def checked_stack(layers: Any) -> Policy:
@@ -273,13 +302,8 @@ def checked_stack(layers: Any) -> Policy:
         raise _bad(f"policies must be a list of maps, not {shown(layers)}")
     policy = merged([Policy.from_map(layer) for layer in layers])
     scopes = [limit.scope for limit in policy.limits if limit.scope != "run"]
-    missing = (
-        ["on_violation = pause"] * (policy.action == Action.PAUSE)
-        + ["a rule that asks"] * any(rule.effect == "ask" for rule in policy.rules)
-        + [f"a limit over {scope}" for scope in scopes]
-    )
-    if missing:
-        why = f"this version has no approvals and no sums over runs, so {missing[0]} cannot be kept"
+    if scopes:
+        why = f"this version has no sums over runs, so a limit over {scopes[0]} cannot be kept"
         raise InvalidArgument(f"policy {policy.name!r:.80}: {why}", code="capability_not_supported")
     return policy
 

@@ -9,7 +9,9 @@ Rules of this file:
 3. What is told are totals, never differences: who counts tokens (``core/usage.py``) knows which is which.
 4. A sum over a session or a tag begins with what others used before (``before``).
 5. A cost that nobody knows breaks no limit; that it is not enforced is said once, in ``warnings``.
-6. ``reserve`` asks before a call whether its most would fit; what was reserved counts until it is used.
+6. A call that a rule asks about and that is only reported is a violation of the kind ``approval_required``:
+   too late to prevent it, in time to stop the run. One that a human approved is not asked about again.
+7. ``reserve`` asks before a call whether its most would fit; what was reserved counts until it is used.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class Violation(Record, frozen=True):
     """One thing that a policy forbids and that happened, or was about to."""
 
     policy: str
-    kind: str  #: ``budget_exceeded`` or ``tool_denied``
+    kind: str  #: ``budget_exceeded``, ``tool_denied`` or ``approval_required``
     action: Action
     details: dict[str, Any]
 
@@ -45,7 +47,8 @@ class Monitor:
     """One run under one policy."""
 
     __slots__ = (
-        "_before", "_broken", "_counted", "_judged", "_limits", "_reserved", "_seen", "_timed",
+        "_before", "_broken", "_counted", "_judged", "_limits", "_permitted", "_reserved", "_seen", "_timed",
+        "_trusted",
         "policy", "totals", "violations", "warnings",
     )
 
@@ -64,6 +67,8 @@ class Monitor:
         self._broken: set[Limit] = set()
         self._seen: set[str] = set()
         self._judged: set[str] = set()
+        self._trusted: set[str] = set()
+        self._permitted: dict[str, int] = {}
         self._reserved: dict[str, float] = {}
 
     def _used_before(self, limit: Limit) -> float:
@@ -104,10 +109,41 @@ class Monitor:
         broken = self._count("tool_calls")
         name = data.get("tool_name", data.get("name"))
         if isinstance(name, str) and call_id not in self._judged:
-            verdict = judge(self.policy, name, data.get("tool_input"))
+            verdict = self._judge(name, data.get("tool_input"))
             if verdict.effect == "deny":
                 broken.append(self.denied(name, verdict))
+            elif verdict.effect == "ask" and not self._was_permitted(name):
+                broken.append(self._unasked(name, verdict))
         return broken
+
+    def _judge(self, tool: str, tool_input: Any) -> Verdict:
+        verdict = judge(self.policy, tool, tool_input)
+        trusted = verdict.effect == "ask" and tool.casefold() in self._trusted
+        return Verdict("allow") if trusted else verdict
+
+    def trust(self, tool: str) -> None:
+        """A human approved this tool, whatever its input: rules that ask allow it from now on."""
+        self._trusted.add(tool.casefold())
+
+    def permitted(self, tool: str, call_id: str | None) -> None:
+        """A human approved one call; of one without an id the next report of the tool is about it."""
+        name = tool.casefold()
+        if call_id is None:
+            self._permitted[name] = self._permitted.get(name, 0) + 1
+        elif len(self._judged) < CALLS_MAX:
+            self._judged.add(call_id)
+
+    def _was_permitted(self, tool: str) -> bool:
+        left = self._permitted.get(tool.casefold(), 0)
+        if left:
+            self._permitted[tool.casefold()] = left - 1
+        return left > 0
+
+    def _unasked(self, tool: str, verdict: Verdict) -> Violation:
+        assert verdict.rule is not None
+        listed = [pattern.tool for pattern in verdict.rule.tools]
+        details = {"tool_name": tool, "rule": verdict.rule.effect, "list": listed}
+        return self._violated("approval_required", details, Action.PAUSE)
 
     def _count(self, metric: str) -> list[Violation]:
         self.totals[metric] += 1
@@ -141,8 +177,8 @@ class Monitor:
 
     def on_request(self, tool: str, tool_input: Any, call_id: str | None) -> Verdict:
         """May this call be made? For who asks before a tool runs; its events are not judged again."""
-        verdict = judge(self.policy, tool, tool_input)
-        if call_id is not None and len(self._judged) < CALLS_MAX:
+        verdict = self._judge(tool, tool_input)
+        if verdict.effect != "ask" and call_id is not None and len(self._judged) < CALLS_MAX:
             self._judged.add(call_id)
         return verdict
 
@@ -168,8 +204,8 @@ class Monitor:
             "metric": limit.metric, "actual": actual, "limit": limit.most, "scope": limit.scope,
         })
 
-    def _violated(self, kind: str, details: dict[str, Any]) -> Violation:
-        violation = Violation(self.policy.name, kind, self.policy.action, details)
+    def _violated(self, kind: str, details: dict[str, Any], action: Action | None = None) -> Violation:
+        violation = Violation(self.policy.name, kind, action or self.policy.action, details)
         self.violations.append(violation)
         return violation
 

@@ -22,6 +22,7 @@ from mesh.core import events as ev
 from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core.account import begin_again
+from mesh.core.asked import close
 from mesh.core.error_map import failure_data
 from mesh.core.live import Live, NoRunner
 from mesh.core.mailbox import STOPPING
@@ -257,6 +258,7 @@ class Queue:
 
     def settle_here(self, run: RunState, status: RunStatus, error: dict[str, Any]) -> None:
         """End a run whose runner will not: the terminal event is written here, a later word is fenced."""
+        run = close(self.state, run, f"the run ended: {status}")
         cancelled = status == RunStatus.CANCELLED
         data = {"reason": run.reason or "cancel"} if cancelled else failure_data(error)
         self.state.append(run.session_id, ev.RUN_TERMINAL_EVENT[status], data, run=run)
@@ -296,6 +298,7 @@ class Queue:
     def requeue(self, run: RunState) -> None:
         """Put a run that may be executed again back to the head of its session's queue."""
         work = self.state.work_of(run.session_id)
+        run = close(self.state, run, "its runner is gone; it is executed again")
         self.state.put_run(runs.step(begin_again(run), RunStatus.QUEUED, takes=0, given=0))
         work = work.without(run.id)
         self.state.put_work(run.session_id, work._replace(queue=(run.id, *work.queue)))

@@ -90,6 +90,7 @@ class RunState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     cost_state: CostState = CostState.NO_USAGE
     earlier: dict[str, Any] | None = None  #: usage and cost of the attempts before this one
     reported_at: float = 0.0  #: when its row took what its runner reported, before the end
+    approvals: dict[str, dict[str, Any]] = {}  #: what it asked humans, by name: open, and the last answered
 
 
 def step(run: RunState, status: RunStatus, **changes: Any) -> RunState:

@@ -20,6 +20,7 @@ import msgspec
 from mesh.core import account
 from mesh.core import run as runs
 from mesh.core import session as sessions
+from mesh.core.asked import close
 from mesh.core.error_map import failure_data
 from mesh.core.prices import Prices
 from mesh.core.queueing import EXECUTING, Queue
@@ -35,6 +36,8 @@ CRASH_PERIOD_S = 60.0
 REPORT_S = 1.0
 #: Steering prompts that an idempotent run remembers, to be given to its next attempt.
 TAKEN_MAX = 1_000
+#: Where an idempotent run may be executed again.
+_AGAIN = frozenset((RunStatus.RUNNING, RunStatus.WAITING_APPROVAL))
 #: Roster states in which the process of that incarnation is dead, by the supervisor's word.
 DEAD = frozenset(("restarting", "down", "stopped"))
 
@@ -70,6 +73,8 @@ class Runners:
         if number > run.batch + 1:
             return ["expected", run_id, attempt, run.batch + 1]
         session = self.state.session(run.session_id)
+        if run.approvals and report is not None and "status" in report:
+            run = close(self.state, run, f"the run ended: {report['status']}")
         self.state.append_rows(session.id, rows, run)
         if run.started_at is None:
             run = msgspec.structs.replace(run, started_at=rows[0][1])
@@ -103,7 +108,7 @@ class Runners:
         """A run takes the steering prompts of its session, all at once; returns the answer, to be sent after
         the commit. The same number again gets the same texts, so nothing is lost or given twice."""
         _, run_id, attempt, number = message
-        run = self._claimed(runner, incarnation, run_id, attempt)
+        run = self.claimed(runner, incarnation, run_id, attempt)
         if run is None:
             return ["fenced", run_id, attempt]
         if number == run.takes + 1:
@@ -190,7 +195,7 @@ class Runners:
             self.live.take_down(session, StopReason.RESTART_EXHAUSTED)
         elif run.cancelling:
             self.queue.settle_here(run, RunStatus.CANCELLED, {**error, "code": "cancelled"})
-        elif agent_of(run, session.agent) in self.idempotent and run.status == RunStatus.RUNNING:
+        elif agent_of(run, session.agent) in self.idempotent and run.status in _AGAIN:
             self.queue.requeue(run)
         else:
             self.queue.settle_here(run, RunStatus.FAILED, error)
@@ -203,7 +208,7 @@ class Runners:
         """A runner says that it does not have these runs. One that said nothing yet never reached it (it was
         lost with our former epoch): it is sent again. Of one that began, the outcome is unknown."""
         for run_id, attempt in pairs:
-            run = self._claimed(runner, incarnation, run_id, attempt)
+            run = self.claimed(runner, incarnation, run_id, attempt)
             if run is None:
                 continue
             session = self.state.session(run.session_id)
@@ -215,7 +220,7 @@ class Runners:
                 self._lost_run(run, session)
                 self.queue.start_next(session.id)
 
-    def _claimed(self, runner: int, incarnation: int, run_id: str, attempt: int) -> RunState | None:
+    def claimed(self, runner: int, incarnation: int, run_id: str, attempt: int) -> RunState | None:
         """The run, when this attempt of it executes on this runner."""
         run = self.state.run(run_id) if self.state.has_run(run_id) else None
         if run is None or run.id not in self.state.work_of(run.session_id).running:

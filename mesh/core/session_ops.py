@@ -15,6 +15,7 @@ import msgspec
 from mesh.core import session as sessions
 from mesh.core import wire
 from mesh.core.agents import Agents, Part
+from mesh.core.approvals import Approvals
 from mesh.core.control import ControlOps
 from mesh.core.error_map import checked_error
 from mesh.core.importing import Importing
@@ -45,6 +46,7 @@ class SessionOps:
         self.settling = Settling(self.queue, self._wire)
         self.runs = RunOps(self.queue, self.agents, self.settling, input_bytes_max=input_bytes_max)
         self.prompts = PromptOps(self.runs, self.settling)
+        self.approvals = Approvals(runners, self.runs, self.settling)
         self.keeping = Keeping(self.state)
         self.importing = Importing(self.keeping)
         self.owns: Callable[[str], bool] = lambda _: True
@@ -66,6 +68,7 @@ class SessionOps:
             **self.runs.writes,
             **self.prompts.writes,
             **ControlOps(self.runs, self.settling).writes,
+            **self.approvals.writes,
             **self.keeping.writes,
             "session.import": self.importing.take,
             **TranscriptOps(self.queue, self.runs).writes,
@@ -184,12 +187,14 @@ class SessionOps:
         return self.runs.wire_of(self.runs.queue_up(run, self.state.sessions[session.id]))
 
     def recover(self, run: RunState) -> None:
-        """A run that was being cancelled when the partition ended: it has the same time again."""
+        """A run that was not over when the partition ended: what it waits for has a time limit again."""
         self.settling.recover(run)
+        self.approvals.recover(run)
 
     def tick(self) -> None:
         """Give up what did not happen in time."""
         self.settling.tick()
+        self.approvals.tick()
         self.agents.expire()
 
     def agent_reload(self, args: list[Any], part: Part) -> bytes | None:

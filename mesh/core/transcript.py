@@ -231,7 +231,27 @@ class Fold:
         self._answer(run, event, data, output_of(data)).sealed = True
 
     def _asked(self, run: _Run, event: Event, data: Mapping[str, Any]) -> None:
-        self._answer(run, event, data, AWAITING_APPROVAL, marker=True)
+        if name_of(data, "tool_name") is not None:  # else it is about the run's budget, and no call
+            self._answer(run, event, data, AWAITING_APPROVAL, marker=True)
+
+    def _granted(self, run: _Run, event: Event, data: Mapping[str, Any]) -> None:
+        """The call goes on. One that only the question told of is told of by its agent, or by nobody."""
+        key = run.call_of(data)
+        if key is None:
+            return
+        unit = run.calls[key]
+        call, former = unit.calls[key]
+        if call is None or former is None or not former.metadata.get("marker"):
+            return
+        known = call.metadata["sequence_number"] != former.metadata["sequence_number"]
+        self._grow(unit, event["seq"], -chars_of(former) - (0 if known else chars_of(call)))
+        if known:
+            unit.calls[key] = [call, None]
+            return
+        del unit.calls[key], run.calls[key]
+        if not unit.calls:
+            run.block = None
+            self._drop(unit)
 
     def _denied(self, run: _Run, event: Event, data: Mapping[str, Any]) -> None:
         if run.call_of(data) is not None:
@@ -389,6 +409,7 @@ _TAKE: dict[str, _Take] = {
     "tool_call_completed": Fold._finished,
     "tool_call_failed": Fold._finished,
     "tool_approval_requested": Fold._asked,
+    "tool_approval_granted": Fold._granted,
     "tool_approval_denied": Fold._denied,
     "transcript_compacted": Fold._compacted,
     "message_pinned": Fold._pinned,

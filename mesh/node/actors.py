@@ -51,6 +51,10 @@ class Actors:
                 self._answer(index, incarnation, self.runners.on_batch(index, incarnation, message))
             case mailbox.RUNNER, "take" if writable:
                 self._answer(index, incarnation, self.runners.on_take(index, incarnation, message))
+            case mailbox.RUNNER, "ask" if writable:
+                heard = self.partition.ops.approvals.on_ask(index, incarnation, message)
+                if heard is not None:
+                    self._answer(index, incarnation, heard)
             case mailbox.RUNNER, "lost" if writable:
                 self.runners.on_lost(index, incarnation, message[1])
             case mailbox.RUNNER, "left" if writable:

@@ -12,15 +12,18 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from mesh.core.approval import APPROVED_TOOLS, NODE, ONCE
 from mesh.core.policy import Policy
 from mesh.core.prices import Prices
 from mesh.core.run import COMPACT
 from mesh.core.runner import Key
 from mesh.errors import MeshError, RunError
+from mesh.node.asking import Tag
+from mesh.node.by_hand import Questions
 from mesh.node.continuing import Transcripts, able, begin_run, close
 from mesh.node.ending import Ending, cancelled, error_map, failure, raised, timed_out
 from mesh.node.guard import Guard
@@ -49,8 +52,11 @@ class Host(Sink, Protocol):
     async def room(self) -> None:
         """Return when there is room for more unconfirmed events."""
 
-    def ask(self, drive: Drive) -> None:
-        """The run wants its steering prompts."""
+    def ask(
+        self, key: Key, tag: Tag, partition: int, make: Callable[[], list[Any]],
+        answered: Callable[..., None],
+    ) -> None:
+        """Ask the run's partition something, behind what the run said so far."""
 
     def ended(self, drive: Drive) -> None:
         """The provider of a drive is done; nothing of it executes any more."""
@@ -65,7 +71,7 @@ class Drive:
     ) -> None:
         self.key = key
         self.partition = partition
-        self.steering = Steering(lambda: host.ask(self))
+        self.steering = Steering(self._ask_steering)
         self.info = _info(session)
         self.context = RunContext(
             key[0], self.info, run_input, attempt=key[1], options=options.get("provider_opts"),
@@ -75,7 +81,9 @@ class Drive:
         self.pieces = Pieces(host, key, partition, self.info)
         if options.get("policies"):
             policy = Policy.from_map(options["policies"][0])
-            guard = Guard(policy, host.prices, emit=self.pieces.emit, stop=self.stop)
+            questions = Questions(self._ask, key[1])
+            guard = Guard(policy, host.prices, questions, emit=self.pieces.emit, stop=self.stop,
+                          trusted=self.info.metadata.get(APPROVED_TOOLS))
             self.pieces.guard = guard
             self.context.guard = guard.permit
         given = options.get("workspace")
@@ -111,8 +119,12 @@ class Drive:
     def _look(self, idle_s: float) -> None:
         """Stop a provider that said nothing for its time; what it waits for us does not count."""
         opening = self.workspace is not None and self.workspace.opening
-        if self._host.outbox.full or self.context.paused or opening:
+        guard = self.pieces.guard
+        asking = guard is not None and guard.questions.waiting
+        if self._host.outbox.full or self.context.paused or opening or asking:
             self._heard_s = self._loop.time()
+        elif guard is not None:
+            self._heard_s = max(self._heard_s, guard.questions.over_s)
         left_s = self._heard_s + idle_s - self._loop.time()
         if left_s <= 0:
             self.stop(timed_out("the agent said nothing for", "idle_s", idle_s))
@@ -139,6 +151,21 @@ class Drive:
         """Write an event about the run, from outside of it."""
         if self.pieces.begun and not self.settled:
             self.pieces.emit(event_type, data)
+
+    def _ask_steering(self) -> None:
+        number, taken = self.steering.open, self.steering.taken
+        self._host.ask(self.key, number, self.partition, lambda: ["take", *self.key, number],
+                       lambda texts: taken(number, texts))
+
+    def _ask(
+        self, name: str, request: dict[str, Any] | None, answered: Callable[[dict[str, Any]], None]
+    ) -> None:
+        if self.ending is not None or self.settled:  # the end of the run closes what is open
+            answered({"approved": False, "scope": ONCE, "by": NODE, "reason": "the run is over"})
+            return
+        log = self.pieces.log
+        self._host.ask(self.key, name, self.partition,
+                       lambda: ["ask", *self.key, log.next_n - 1, name, request], answered)
 
     def _late(self) -> None:
         """Something came from a provider whose run is over."""
@@ -211,7 +238,7 @@ class Drive:
 
     async def _pull(self, stream: AsyncIterator[Piece], first: Piece | None) -> None:
         """Take every piece the provider yields, as fast as they are stored elsewhere."""
-        outbox = self._host.outbox
+        outbox, guard = self._host.outbox, self.pieces.guard
         count = 0
         try:
             if first is not None and not self._taken(first):
@@ -222,6 +249,8 @@ class Drive:
                     return
                 if not self._taken(piece):
                     return
+                if guard is not None and guard.questions.held:
+                    await guard.questions.free()
                 count += 1
                 if count % PIECES_PER_TURN == 0:
                     await asyncio.sleep(0)
@@ -229,6 +258,8 @@ class Drive:
                     await self._host.room()
                 if self._idle_s is not None:
                     self._heard_s = self._loop.time()
+            if guard is not None:
+                await guard.questions.free()
         finally:
             await close(stream)
 

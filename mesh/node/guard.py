@@ -1,6 +1,7 @@
 """A run's policy at work: what breaks it becomes an event, and the policy's action follows.
 
-What is decided stands in ``core/policy.py`` and ``core/policy_monitor.py``; here are timer, events and end.
+What is decided stands in ``core/policy.py`` and ``core/policy_monitor.py``; here are timer, events and end,
+and in ``by_hand.py`` what humans are asked.
 """
 
 from __future__ import annotations
@@ -9,29 +10,42 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mesh.core import usage
+from mesh.core import approval, usage
+from mesh.core.plain import plain
 from mesh.core.policy import Action, Policy, preflight
 from mesh.core.policy_monitor import Monitor, Violation
 from mesh.core.prices import Prices
-from mesh.errors import RunError
+from mesh.errors import InvalidArgument, RunError, shown
+from mesh.node.by_hand import Questions
 from mesh.node.ending import Ending, error_map
 
 Emit = Callable[[str, dict[str, Any]], None]
+CALL_ID_CHARS_MAX = 200
 
 
 class Guard:
     """The policy of one attempt of a run. Everything happens on the runner's loop."""
 
-    def __init__(self, policy: Policy, prices: Prices, *, emit: Emit, stop: Callable[[Ending], None]) -> None:
+    def __init__(
+        self, policy: Policy, prices: Prices, questions: Questions, *, emit: Emit,
+        stop: Callable[[Ending], None], trusted: Any = (),
+    ) -> None:
         self.policy = policy
         self.monitor = Monitor(policy)
+        for tool in trusted if isinstance(trusted, list) else ():
+            if isinstance(tool, str):
+                self.monitor.trust(tool)
+        self.questions = questions
+        questions.on_change = self._turn_clock
         self._prices = prices
         self._emit = emit
         self._stop = stop
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._began_s = 0.0
+        self._waited_s = 0.0  #: of the time since then, for humans
         self._asked = False
+        self._over = False
 
     def begin(self) -> None:
         """The run is about to start: its time counts from here.
@@ -45,12 +59,20 @@ class Guard:
 
     def _watch(self) -> None:
         due_ms = self.monitor.due_ms
-        if due_ms is not None:
+        if due_ms is not None and not self._over and not self.questions.waiting:
             # One ms late: a limit is broken by what is over it.
-            self._timer = self._loop.call_at(self._began_s + (due_ms + 1) / 1000, self._look)
+            due_s = self._began_s + self._waited_s + (due_ms + 1) / 1000
+            self._timer = self._loop.call_at(due_s, self._look)
 
     def _look(self) -> None:
-        self._act(self.monitor.on_time((self._loop.time() - self._began_s) * 1000))
+        self._act(self.monitor.on_time((self._loop.time() - self._began_s - self._waited_s) * 1000))
+        self._watch()
+
+    def _turn_clock(self, waited_s: float) -> None:
+        """The run begins or ceases to wait for a human: that time does not count."""
+        self._waited_s += waited_s
+        if self._timer is not None:
+            self._timer.cancel()
         self._watch()
 
     def on_event(self, event_type: str, data: Mapping[str, Any]) -> None:
@@ -62,45 +84,104 @@ class Guard:
         tokens = used.get(usage.TOTAL, used.get(usage.INPUT, 0) + used.get(usage.OUTPUT, 0))
         self._act(self.monitor.on_usage(tokens, self._prices.cost(provider, model, used).usd))
 
-    def permit(self, tool: str, tool_input: Any, call_id: str | None) -> None:
-        """May this tool be called? Asked before it runs.
+    async def permit(self, tool: str, tool_input: Any, call_id: str | None) -> None:
+        """May this tool be called? Asked before it runs; returns when it may, perhaps after a human said so.
 
         Raises:
             RunError: ``tool_permission_denied``; the tool must not be called.
+            InvalidArgument: the question makes no sense; nor must it then.
         """
+        if type(tool) is not str or not tool:
+            raise InvalidArgument(f"a tool is named by a non-empty str, not {shown(tool, 60)}")
+        if call_id is not None and not (type(call_id) is str and 0 < len(call_id) <= CALL_ID_CHARS_MAX):
+            raise InvalidArgument(f"tool_call_id must be a non-empty str, not {shown(call_id, 60)}")
         verdict = self.monitor.on_request(tool, tool_input, call_id)
-        if verdict.effect == "allow":
-            return
-        violation = self.monitor.denied(tool, verdict)
-        self._act([violation])
-        raise RunError(f"policy {self.policy.name!r:.80} does not allow {tool!r:.80}",
-                       code="tool_permission_denied", details=violation.details)
+        if verdict.effect == "ask":
+            await self._permit_by_hand(tool, tool_input, call_id)
+        elif verdict.effect == "deny":
+            violation = self.monitor.denied(tool, verdict)
+            self._act([violation], prevented=True)
+            raise RunError(f"policy {self.policy.name!r:.80} does not allow {tool!r:.80}",
+                           code="tool_permission_denied", details=violation.details)
 
-    def _act(self, violations: Sequence[Violation]) -> None:
+    async def _permit_by_hand(self, tool: str, tool_input: Any, call_id: str | None) -> None:
+        name = self.questions.name(call_id)
+        request = self._request(tool, tool_input, "approval_required")
+        decision = await self.questions.decision(name, request)
+        if decision["approved"]:
+            self._approved(tool, call_id, decision["scope"])
+            return
+        details = {"tool_name": tool, "tool_call_id": name, "by": decision["by"],
+                   "reason": decision["reason"]}
+        raise RunError(f"{tool!r:.80} was denied{_who(decision)}", code="tool_permission_denied",
+                       details=details)
+
+    def _approved(self, tool: str, call_id: str | None, scope: str) -> None:
+        if scope == approval.ONCE:
+            self.monitor.permitted(tool, call_id)
+        else:
+            self.monitor.trust(tool)
+
+    def _request(self, tool: str | None, tool_input: Any, kind: str) -> dict[str, Any]:
+        policy = self.policy
+        return {
+            "tool_name": tool, "tool_input": approval.shown_input(plain(tool_input, "tool_input")),
+            "policy_name": policy.name, "violation_kind": kind,
+            "limit_s": policy.approval_s or approval.LIMIT_S,
+            "default": policy.approval_default or approval.DENY,
+        }
+
+    def _act(self, violations: Sequence[Violation], *, prevented: bool = False) -> None:
         for violation in violations:
             self._emit("policy_violation", violation.data())
-        if violations and self.policy.action == Action.CANCEL:
+        actions = {violation.action for violation in violations}
+        if Action.CANCEL in actions:
             self._stop(self._ending())
-        elif violations and self.policy.action == Action.REQUEST_APPROVAL and not self._asked:
+            return
+        if Action.REQUEST_APPROVAL in actions and not self._asked:
             self._asked = True
             first = violations[0]
             self._emit("tool_approval_requested", {
                 "tool_name": first.details.get("tool_name"), "policy_name": self.policy.name,
                 "violation_kind": first.kind,
             })
+        for violation in violations:
+            if violation.action == Action.PAUSE and not prevented:
+                self._pause(violation)
 
-    def _ending(self) -> Ending:
+    def _pause(self, violation: Violation) -> None:
+        """Ask whether the run may go on; until then nothing more is taken from its agent."""
+        tool = violation.details.get("tool_name")
+        name = self.questions.name(None)
+
+        def decided(decision: dict[str, Any]) -> None:
+            if not decision["approved"]:
+                self._stop(self._ending(_who(decision)))
+            elif tool is not None and decision["scope"] != approval.ONCE:
+                self.monitor.trust(tool)
+
+        self.questions.hold(name, self._request(tool, violation.details, violation.kind), decided)
+
+    def _ending(self, who: str = "") -> Ending:
         kinds = ", ".join(dict.fromkeys(violation.kind for violation in self.monitor.violations))
         message = f"the run broke its policy {self.policy.name!r:.80}: {kinds}"
+        if who:
+            message += f"; that it goes on was denied{who}"
         violations = [violation.data() for violation in self.monitor.violations]
         details = {"policy": self.policy.name, "violations": violations}
         return Ending("failed", error_map("policy_violation", message, details))
 
     def end(self) -> dict[str, Any]:
         """The run is over; what its result says of the policy."""
+        self._over = True
         if self._timer is not None:
             self._timer.cancel()
         return self.monitor.result()
 
 
-__all__ = ["Guard"]
+def _who(decision: Mapping[str, Any]) -> str:
+    by, reason = decision["by"], decision["reason"]
+    return (f" by {by}" if by else "") + (f": {reason}" if reason else "")
+
+
+__all__ = ["CALL_ID_CHARS_MAX", "Guard"]

@@ -44,6 +44,7 @@ class Reads:
             "session.events": self.session_events,
             "session.queued": self.session_queued,
             "run.get": self.run_get,
+            "approval.list": self.approval_list,
             "feed.echo": self.feed_echo,
             "feed.head": lambda args, now: wire.ok(self.head()),
             "feed.lifecycle": self.feed_lifecycle,
@@ -118,6 +119,13 @@ class Reads:
 
     def run_get(self, args: list[Any], now: int) -> bytes:
         return wire.ok(runs.to_wire(self.state.run(*_exactly(args, 1)), self.state.redactor))
+
+    def approval_list(self, args: list[Any], now: int) -> bytes:
+        session_id, limit, after = _exactly(args + [None] * (3 - len(args)), 3)
+        limit = _number(limit, "limit", 1, LIST_MAX, 100)
+        if after is not None and [type(item) for item in after if type(after) is list] != [float, str, str]:
+            raise InvalidArgument("after must be what the page before ended with", code="invalid_cursor")
+        return wire.ok(self.partition.ops.approvals.rows(session_id, limit, after, self.page_bytes))
 
     # --- the log ---
 

@@ -109,7 +109,8 @@ class Runner:
         self._admission: Admission[Drive] = Admission(
             share(limits.running, child.index, child.config.node.runners)
         )
-        self._asking = Asking(self._post)
+        self._asking = Asking(self._post, self._link.wake)
+        self.ask = self._asking.ask
         self._inboxes: dict[int, Inbox] = {}
         self._holding = Holding(self._link.wake)
         self._waiting: list[asyncio.Future[None]] = []
@@ -123,13 +124,13 @@ class Runner:
         self._states_max = child.config.sessions.max_live
         self._messages: dict[str, Callable[..., None]] = {
             "commands": self._on_commands, "stored": self._on_stored, "expected": self._on_expected,
-            "fenced": self._on_fenced, "taken": self._on_taken,
+            "fenced": self._on_fenced, **self._asking.messages,
             "answer": lambda _, token, body: self._log_reads.answered(token, body),
         }
         self._commands: dict[str, Callable[..., None]] = {
             "run": self._do_run, "cancel": self._do_cancel, "close": self._do_close, "known": self._do_known,
             "reload": self._do_reload, "pause": self._do_pause, "resume": self._do_resume,
-            "steer": self._do_steer,
+            "steer": self._do_steer, "decided": self._asking.messages["decided"],
         }
 
     def start(self) -> None:
@@ -190,11 +191,6 @@ class Runner:
         for stream in self._streams:
             stream.finish(f"{drive.info.id} {drive.key[0]}")
         self._check_quiet()
-
-    def ask(self, drive: Drive) -> None:
-        """Ask for the steering prompts of a run, behind what it said so far."""
-        self._asking.ask(drive)
-        self._link.wake()
 
     # --- sending ---
 
@@ -272,11 +268,11 @@ class Runner:
 
     def _resend(self, partition: int | None) -> None:
         """What a partition (None: any) was sent and did not store may have been lost with its mailbox."""
-        self._asking.again(partition)
         self._log_reads.again(time.monotonic(), partition, everything=partition is None)
         for index, messages in self.outbox.of_partition(partition, time.monotonic()):
             for message in messages:
                 self._link.post(index, message)
+        self._asking.lost(partition)  # behind what the runs said before
 
     # --- receiving ---
 
@@ -403,9 +399,6 @@ class Runner:
         """The attempt, when it is not over."""
         drive = self._runs.get(run_id)
         return [] if drive is None or drive.key[1] != attempt else [drive]
-
-    def _on_taken(self, _partition: int, run_id: str, attempt: int, n: int, texts: list[str]) -> None:
-        self._asking.taken((run_id, attempt), n, texts)
 
     def _do_close(self, partition: int, session_id: str) -> None:  # noqa: ARG002
         self.states.pop(session_id, None)

@@ -24,7 +24,16 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -139,7 +148,7 @@ class RunContext:
         self.cancelled = Cancellation()
         self.paused = Paused()
         self.steering = steering or Steering()
-        self.guard: Callable[[str, Any, str | None], None] | None = None
+        self.guard: Callable[[str, Any, str | None], Awaitable[None]] | None = None
         #: The conversation before this run, when the run continues it; else without messages.
         self.transcript = Transcript(session.id)
         #: The provider's own session to go on with, for one that declares ``session_resume``, or None.
@@ -172,13 +181,15 @@ class RunContext:
         return "\n".join(message["content"] for message in messages_of(given) if message["role"] == "user")
 
     async def permit(self, tool: str, tool_input: Any = None, *, tool_call_id: str | None = None) -> None:
-        """Ask whether a tool may be called with this input, before it is called. Returns when it may.
+        """Ask whether a tool may be called with this input, before it is called. Returns when it may: at
+        once, or when a human said so, where the policy asks one.
 
         Raises:
-            RunError: ``tool_permission_denied``: the run's policy forbids it. Do not call the tool.
+            RunError: ``tool_permission_denied``: the policy forbids it, or a human did. Do not call the tool.
+            InvalidArgument: the input cannot be shown to a human. Nor call it then.
         """
         if self.guard is not None:
-            self.guard(tool, tool_input, tool_call_id)
+            await self.guard(tool, tool_input, tool_call_id)
 
     @property
     def state(self) -> dict[str, Any]:

@@ -11,11 +11,13 @@ import pytest
 
 import mesh
 from mesh.client import (
+    _aio_approvals,
     _aio_queries,
     _aio_routes,
     _aio_runs,
     _aio_sessions,
     _aio_transcripts,
+    _blocking_approvals,
     _blocking_queries,
     _blocking_routes,
     _blocking_runs,
@@ -37,6 +39,7 @@ PAIRS: list[tuple[type[Any], type[Any]]] = [
     (_aio_queries.AsyncStoredRuns, _blocking_queries.StoredRuns),
     (_aio_queries.AsyncEvents, _blocking_queries.Events),
     (_aio_queries.AsyncUsage, _blocking_queries.Usage),
+    (_aio_approvals.AsyncApprovals, _blocking_approvals.Approvals),
     (_aio_queries.AsyncAudit, _blocking_queries.Audit),
     (_aio_queries.AsyncMaintenance, _blocking_queries.Maintenance),
 ]
@@ -46,7 +49,8 @@ CONTRACT = {
     "partitions": "count of pid info list restart prune",
     "sessions": "create start start_or_get activate pause resume complete cancel fail stop abort prompt get "
     "list handle id_of stop_by_handle runs events stream transcript fork compact pin",
-    "runs": "create execute submit wait get cancel",
+    "runs": "create execute submit wait get cancel cancel_for_approval approve deny",
+    "approvals": "list approve deny",
     "agents": "list reload",
     "events": "search count",
     "usage": "summary",

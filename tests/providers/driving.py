@@ -88,8 +88,8 @@ class Bench:
                 self.stored.setdefault(key[0], []).append(batch)
                 self.outbox.stored(key, batch[3])
 
-    def ask(self, drive: Drive) -> None:
-        self.asked.append((drive.key[0], drive.steering.open))
+    def ask(self, key: Any, tag: Any, partition: int, make: Any, answered: Any) -> None:
+        self.asked.append((key[0], tag))
 
     def ended(self, drive: Drive) -> None:
         self.done[drive.key[0]].set()
