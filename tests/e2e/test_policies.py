@@ -144,8 +144,8 @@ def test_layers_of_policies_only_tighten(guarded: mesh.Client) -> None:
     ({"limits": {"max_total_tokens": -1}}, "validation_error"),
     ({"limit": {}}, "validation_error"),
     ("strict", "validation_error"),
-    ({"on_violation": "pause"}, "capability_not_supported"),
-    ({"tool_rules": [["ask", ["bash"]]]}, "capability_not_supported"),
+    ({"approval_s": 0}, "validation_error"),
+    ({"approval_default": "maybe"}, "validation_error"),
     ({"limits": [{"kind": "max_tool_calls", "most": 1, "scope": "session"}]}, "capability_not_supported"),
 ])
 def test_policy_that_cannot_be_kept_is_refused_and_nothing_is_stored(
