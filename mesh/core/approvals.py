@@ -102,6 +102,7 @@ class Approvals:
                 raise _too_late(run, name, "the run is being cancelled", {})
             if scope != ap.ONCE and asked["tool_name"] is None:
                 raise InvalidArgument("a budget is approved once: the question names no tool")
+            reason = None if reason is None else self.state.redactor.text(reason)
             run = self._answer(run, name, approved=approved, scope=scope, by=by, reason=reason)
         elif asked["approved"] != approved:
             first = _decision(asked)

@@ -236,22 +236,20 @@ class Fold:
 
     def _granted(self, run: _Run, event: Event, data: Mapping[str, Any]) -> None:
         """The call goes on. One that only the question told of is told of by its agent, or by nobody."""
-        key = run.call_of(data)
-        if key is None:
+        place = run.call_of(data)
+        if place is None:
             return
-        unit = run.calls[key]
+        unit, key = place
         call, former = unit.calls[key]
         if call is None or former is None or not former.metadata.get("marker"):
             return
-        known = call.metadata["sequence_number"] != former.metadata["sequence_number"]
-        self._grow(unit, event["seq"], -chars_of(former) - (0 if known else chars_of(call)))
-        if known:
-            unit.calls[key] = [call, None]
-            return
-        del unit.calls[key], run.calls[key]
-        if not unit.calls:
-            run.block = None
-            self._drop(unit)
+        invented = former.metadata["sequence_number"] == key and call.tool_call_id is not None
+        self._grow(unit, event["seq"], -chars_of(former) - (chars_of(call) if invented else 0))
+        unit.calls[key] = [call, None]
+        if invented and call.tool_call_id is not None:
+            del unit.calls[key], run.calls[call.tool_call_id]
+            if not unit.calls:
+                self._drop(unit)
 
     def _denied(self, run: _Run, event: Event, data: Mapping[str, Any]) -> None:
         if run.call_of(data) is not None:

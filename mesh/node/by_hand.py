@@ -21,8 +21,9 @@ Ask = Callable[[str, dict[str, Any] | None, Callable[[dict[str, Any]], None]], N
 class Questions:
     """The questions of one attempt. Everything happens on the runner's loop."""
 
-    def __init__(self, ask: Ask, attempt: int) -> None:
+    def __init__(self, ask: Ask, attempt: int, redacted: Callable[[str], str] = str) -> None:
         self._ask = ask
+        self._redacted = redacted
         self._attempt = attempt
         self._loop = asyncio.get_running_loop()
         self._names: set[str] = set()
@@ -47,7 +48,7 @@ class Questions:
     def name(self, call_id: str | None) -> str:
         """The name of a new question."""
         self._count += 1
-        name = call_id or f"apr_{self._count}"
+        name = self._redacted(call_id) if call_id else f"apr_{self._count}"
         if self._attempt > 1:
             name = f"{name}~{self._attempt}"
         if name in self._names:

@@ -81,7 +81,7 @@ class Drive:
         self.pieces = Pieces(host, key, partition, self.info)
         if options.get("policies"):
             policy = Policy.from_map(options["policies"][0])
-            questions = Questions(self._ask, key[1])
+            questions = Questions(self._ask, key[1], host.redactor.text)
             guard = Guard(policy, host.prices, questions, emit=self.pieces.emit, stop=self.stop,
                           trusted=self.info.metadata.get(APPROVED_TOOLS))
             self.pieces.guard = guard
@@ -163,9 +163,10 @@ class Drive:
         if self.ending is not None or self.settled:  # the end of the run closes what is open
             answered({"approved": False, "scope": ONCE, "by": NODE, "reason": "the run is over"})
             return
-        log = self.pieces.log
+        self.pieces.release()  # what was said before stands before the question
+        log, shown = self.pieces.log, self._host.redactor.data(request)
         self._host.ask(self.key, name, self.partition,
-                       lambda: ["ask", *self.key, log.next_n - 1, name, request], answered)
+                       lambda: ["ask", *self.key, log.next_n - 1, name, shown], answered)
 
     def _late(self) -> None:
         """Something came from a provider whose run is over."""
