@@ -7,8 +7,8 @@ import stat
 import subprocess
 from pathlib import Path
 
+from mesh.workspaces.base import Backend, Base
 from mesh.workspaces.files import Stop
-from mesh.workspaces.job import Backend, Base
 
 
 def git(folder: Path, *args: str) -> str:

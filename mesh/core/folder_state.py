@@ -2,8 +2,8 @@
 
 Rules of this file:
 
-1. A path is relative, with ``/``. A directory, a link and a special file (FIFO, socket, device) are entries
-   too: nothing is followed, nothing special is opened.
+1. A path is relative, with ``/``. A directory, a link, a FIFO and a special file (socket, device) are entries
+   too: nothing is followed, nothing special is opened. A special file cannot be made again.
 2. Going back is a list of steps that may be taken any number of times: remove what is new, deepest first;
    make folders, highest first; write what differs; set modes.
 """
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 #: First components of paths that are never looked at (spec 9).
 SKIPPED = frozenset((".git", "deps", "_build", "node_modules"))
-FILE, LINK, FOLDER, SPECIAL = "f", "l", "d", "p"
+FILE, LINK, FOLDER, FIFO, SPECIAL = "f", "l", "d", "q", "p"
 
 
 class Entry(NamedTuple):
@@ -72,7 +72,7 @@ def steps_back(before: Manifest, now: Manifest) -> Steps:
     steps = Steps([], [], [], [], [])
     for path, entry in now.items():
         kept = before.get(path)
-        if kept is None or (kept.kind != entry.kind and FOLDER in (kept.kind, entry.kind)):
+        if kept is None or (kept.kind != entry.kind and {kept.kind, entry.kind} & {FOLDER, SPECIAL}):
             steps.remove.append(path)
     for path, entry in before.items():
         _step(steps, path, entry, now.get(path))
@@ -84,13 +84,14 @@ def steps_back(before: Manifest, now: Manifest) -> Steps:
 
 def _step(steps: Steps, path: str, entry: Entry, present: Entry | None) -> None:
     same_kind = present is not None and present.kind == entry.kind
+    digest, mode = (present.digest, present.mode) if present is not None and same_kind else (None, None)
     if entry.kind == FOLDER and not same_kind:
         steps.folders.append(path)
     elif entry.kind == SPECIAL and not same_kind:
         steps.lost.append(path)
-    elif entry.kind in (FILE, LINK) and (not same_kind or present is None or present.digest != entry.digest):
+    elif entry.kind in (FILE, LINK, FIFO) and digest != entry.digest:
         steps.write.append(path)
-    if entry.kind in (FILE, FOLDER) and (present is None or not same_kind or present.mode != entry.mode):
+    if entry.kind in (FILE, FOLDER, FIFO) and mode != entry.mode:
         steps.modes.append(path)
 
 
@@ -121,6 +122,6 @@ def _pattern(glob: str) -> re.Pattern[str]:
 
 
 __all__ = [
-    "FILE", "FOLDER", "LINK", "SKIPPED", "SPECIAL", "Entry", "Ignored", "Manifest", "Steps",
+    "FIFO", "FILE", "FOLDER", "LINK", "SKIPPED", "SPECIAL", "Entry", "Ignored", "Manifest", "Steps",
     "changed_paths", "ref_of", "steps_back",
 ]

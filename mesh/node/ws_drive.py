@@ -21,7 +21,8 @@ from mesh.log import Log
 from mesh.node.ending import Ending, failure
 from mesh.node.pieces import Pieces
 from mesh.providers.execution import Processes
-from mesh.workspaces.job import Base, Job, sweep
+from mesh.workspaces.base import Base, sweep
+from mesh.workspaces.job import Job
 
 T = TypeVar("T")
 #: Threads that work on workspaces at a time; the other runs wait.

@@ -13,9 +13,9 @@ import msgspec
 
 from mesh.core.workspace import PATCH_BYTES, Diff, Snapshot, checked_workspace
 from mesh.errors import InvalidArgument, InvalidState
+from mesh.workspaces.base import Backend, Base
 from mesh.workspaces.files import Stop
 from mesh.workspaces.git import GitBackend
-from mesh.workspaces.job import Backend, Base
 from mesh.workspaces.locks import try_lock
 
 FILES_MAX = 200_000

@@ -166,6 +166,13 @@ class Tree:
         os.symlink(target, beside, dir_fd=fd)
         os.replace(beside, name, src_dir_fd=fd, dst_dir_fd=fd)
 
+    def fifo(self, path: str) -> None:
+        """Make a FIFO beside its place and move it there."""
+        fd, name = self._at(path)
+        beside = f"{STAGED}{os.urandom(8).hex()}"
+        os.mkfifo(beside, dir_fd=fd)
+        os.replace(beside, name, src_dir_fd=fd, dst_dir_fd=fd)
+
     def chmod(self, path: str, mode: int) -> None:
         """Set the mode of a file or folder that is no link."""
         fd, name = self._at(path)

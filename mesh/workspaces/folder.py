@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh.core.folder_state import (
+    FIFO,
     FILE,
     FOLDER,
     LINK,
@@ -73,7 +74,8 @@ class FolderBackend:
         self._seen[ref] = manifest
         kinds = [entry.kind for entry in manifest.values()]
         return Snapshot(self.name, self.path, ref, label, time.time(), {
-            "files": kinds.count(FILE), "links": kinds.count(LINK), "special": kinds.count(SPECIAL),
+            "files": kinds.count(FILE), "links": kinds.count(LINK),
+            "special": kinds.count(SPECIAL) + kinds.count(FIFO),
             "bytes": sum(entry.size for entry in manifest.values()),
         })
 
@@ -146,7 +148,7 @@ class FolderBackend:
         if stat.S_ISDIR(state.st_mode):
             return Entry(FOLDER, mode)
         if not stat.S_ISREG(state.st_mode):
-            return Entry(SPECIAL, mode)
+            return Entry(FIFO if stat.S_ISFIFO(state.st_mode) else SPECIAL, mode)
         known = self._last.get(path)
         if known is not None and known.stamp == _stamp(state) and known.stamp[2] + RACY_NS < self._last_ns:
             return known._replace(mode=mode)
@@ -199,6 +201,8 @@ class FolderBackend:
         self._stop.check()
         if entry.kind == LINK:
             tree.link(path, links[path])
+        elif entry.kind == FIFO:
+            tree.fifo(path)
         else:
             tree.write(path, self._content.read(entry.digest, self._stop), entry.mode)
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import IO, NamedTuple
 
 from mesh.errors import RunError, StoreError
-from mesh.workspaces.files import Stop
+from mesh.workspaces.files import Stop, storage
 
 #: The longest that one command may take.
 GIT_TIMEOUT_S = 120.0
@@ -65,7 +65,7 @@ class Git:
             StoreError: ``storage_error``, it took too long or cannot be started.
         """
         self.stop.check()
-        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
+        with storage("cannot run git"), tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
             given.write(stdin)
             given.seek(0)
             process = self._start(args, given, errors, cwd)

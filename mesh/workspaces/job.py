@@ -11,132 +11,18 @@ Rules of this file:
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from mesh.core.workspace import PATCH_BYTES, Diff, Snapshot
 from mesh.errors import InvalidArgument, MeshError, StoreError
 from mesh.workspaces import git
-from mesh.workspaces.artifacts import FileStore
-from mesh.workspaces.content import Content
+from mesh.workspaces.base import Backend, Base, overlap
 from mesh.workspaces.files import Stop, storage
-from mesh.workspaces.folder import FolderBackend, digests_kept
-from mesh.workspaces.journal import Journal, Record
+from mesh.workspaces.journal import Record
 from mesh.workspaces.locks import Lock, try_lock
-
-Backend = git.GitBackend | FolderBackend
-
-
-class Base(NamedTuple):
-    """What the runs of a node share. ``folder`` is theirs alone."""
-
-    folder: Path
-    files_max: int
-    content_bytes_max: int
-    end_processes: Callable[[str], None] = lambda _run_id: None  #: what a dead run left is ended
-    tell: Callable[[str, str], None] = lambda _what, _path: None
-
-    @property
-    def journal(self) -> Journal:
-        """The records of all runs."""
-        return Journal(self.folder / "runs")
-
-    @property
-    def content(self) -> Content:
-        """The contents that rollbacks may need."""
-        return Content(self.folder / "content", self.content_bytes_max)
-
-    def artifacts(self, place: Any) -> FileStore:
-        """The node's own store (True), or one in another folder."""
-        return FileStore(place if isinstance(place, str) else self.folder / "artifacts")
-
-    def in_use(self) -> Iterable[str]:
-        """The contents that rollbacks may need."""
-        for path in self.journal.names():
-            yield from digests_kept(path)
-
-    def backend(self, path: str, strategy: str, scratch: Path, stop: Stop, **about: Any) -> Backend:
-        """The backend of a folder.
-
-        Raises:
-            StoreError: ``storage_error``: git was asked for and cannot.
-        """
-        run_id, ignore = about.get("run_id", ""), about.get("ignore")
-        place = self._place(path, strategy, stop)
-        if place is not None:
-            return git.GitBackend(path, place, scratch, stop, run_id)
-        return FolderBackend(
-            path, scratch, stop, content=self.content, files_max=self.files_max, in_use=self.in_use,
-            ignore=ignore,
-        )
-
-    def _place(self, path: str, strategy: str, stop: Stop) -> git.Place | None:
-        if strategy == "hash":
-            return None
-        try:
-            place = git.find(path, stop)
-        except MeshError as exc:
-            if strategy == "auto" and exc.code == "dependency_not_available":
-                return None
-            raise
-        if place is None and strategy == "git":
-            raise StoreError(f"not inside a git repository: {path}", code="storage_error")
-        if place is not None and strategy == "auto" and git.is_ignored(path, place, stop):
-            return None
-        return place
-
-    def recover(self, path: str | None = None) -> None:
-        """Finish what dead runs intended, in all folders or in those that share files with ``path``."""
-        for record in self.journal.dead():
-            if path is None or _overlap(record.path, path):
-                self._finish(record)
-            else:
-                record.release()
-
-    def _finish(self, record: Record) -> None:
-        intent = record.intent
-        lock = None
-        if not intent.get("worktree") and Path(record.path).is_dir():
-            lock = try_lock(record.path)
-            if lock is None:
-                record.release()
-                return
-        try:
-            self._put_back(record, intent)
-            record.close()
-        except MeshError as exc:
-            kept = record.give_up()
-            self.tell(f"a rollback is not possible ({exc}); what it needs is in {kept}", record.path)
-        finally:
-            if lock is not None:
-                lock.release()
-
-    def _put_back(self, record: Record, intent: dict[str, Any]) -> None:
-        self.end_processes(intent["run_id"])
-        if intent.get("worktree"):
-            git.drop_worktree(intent["top"], Path(intent["worktree"]))
-        stop = Stop()
-        if intent.get("keeps") and not intent.get("rollback"):
-            self._forget(record, stop)
-        elif intent.get("rollback"):
-            backend = self.backend(
-                record.path, intent["backend"], record.folder, stop, run_id=intent["run_id"],
-                ignore=intent.get("ignore"),
-            )
-            backend.rollback(Snapshot.from_map(intent["before"]))
-            self.tell("rolled back what a dead run had changed", record.path)
-
-    def _forget(self, record: Record, stop: Stop) -> None:
-        """Its snapshot may have been protected, and then it died before its provider began."""
-        with suppress(MeshError):
-            backend = self.backend(record.path, "git", record.folder, stop, run_id=record.intent["run_id"])
-            if isinstance(backend, git.GitBackend):
-                backend.release()
 
 
 class Job:
@@ -167,14 +53,17 @@ class Job:
 
         Raises:
             InvalidArgument: ``validation_error``: there is no such folder.
+            StoreError: ``storage_error``: what a dead run left cannot be put back.
         """
         self.path = os.path.realpath(self.options["path"])
+        if not os.path.isdir(self.path):  # noqa: PTH112
+            self.base.recover(self.path)  # a dead run may have removed it
         if not os.path.isdir(self.path):  # noqa: PTH112
             raise InvalidArgument(f"workspace.path: no such folder: {self.options['path']}")
         lock = try_lock(self.path)
         if lock is None:
             return False
-        if any(_overlap(intent["path"], self.path) for intent in self.base.journal.intents()):
+        if any(overlap(intent["path"], self.path) for intent in self.base.journal.intents()):
             lock.release()
             self.base.recover(self.path)
             return False
@@ -287,16 +176,19 @@ class Job:
         return msgspec.structs.replace(diff, patch=text, metadata={**diff.metadata, **exact})
 
     def _undo(self) -> bool:
-        """Put the workspace back. What a rollback that fails needs stays for people."""
+        """Put the workspace back. What fails now is tried again by whoever wants the folder next."""
         self.facts["rollback"] = {"done": False}
         assert self._backend is not None and self.before is not None
         try:
             done = {} if self._tree is not None else self._backend.rollback(self.before)
-        except MeshError as exc:
-            where = None if self._record is None else str(self._record.give_up())
+        except (MeshError, OSError) as exc:
+            assert self._record is not None
+            self._record.release()
+            error = exc if isinstance(exc, MeshError) else StoreError(str(exc), code="storage_error")
+            kept = str(self._record.folder)
+            self.facts["rollback"] = {"done": False, "error": error.to_map(), "kept": kept}
             self._record = None
-            self.facts["rollback"] = {"done": False, "error": exc.to_map(), "kept": where}
-            self.base.tell(f"a rollback is not possible ({exc}); what it needs is in {where}", self.path)
+            self.base.tell(f"a rollback is not possible now: {exc}", self.path)
             return False
         self.facts["rollback"] = {"done": True, **done}
         return True
@@ -327,10 +219,6 @@ class Job:
             self._lock = None
 
 
-def _overlap(one: str, other: str) -> bool:
-    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
-
-
 def _taken(snapshot: Snapshot) -> tuple[str, dict[str, Any]]:
     data = {"label": snapshot.label, "backend": snapshot.backend, "ref": snapshot.ref}
     return "workspace_snapshot_taken", data
@@ -343,17 +231,4 @@ def _shown(snapshot: Snapshot) -> dict[str, Any]:
     return shown
 
 
-def sweep(base: Base) -> None:
-    """At a runner's start: finish what dead runs intended; remove what nobody made ready."""
-    base.journal.sweep()
-    base.recover()
-    trees = base.folder / "trees"
-    if trees.is_dir():
-        found = list(trees.iterdir())  # before the names: a tree is made behind its record
-        known = {path.name for path in base.journal.names()}
-        for path in found:
-            if path.name not in known:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-__all__ = ["Base", "Job", "sweep"]
+__all__ = ["Job"]

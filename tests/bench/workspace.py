@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mesh.workspaces.base import Base
 from mesh.workspaces.files import Stop
-from mesh.workspaces.job import Base
 
 Times = dict[str, list[tuple[float, float]]]
 

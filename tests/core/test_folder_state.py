@@ -7,7 +7,7 @@ import pytest
 from mesh.core.folder_state import Entry, Ignored, changed_paths, ref_of, steps_back
 
 A, B, X = (Entry("f", 0o644, 1, digest) for digest in "abx")
-D, L, P = Entry("d", 0o755), Entry("l", 0, 0, "l"), Entry("p", 0o644)
+D, L, P, Q = Entry("d", 0o755), Entry("l", 0, 0, "l"), Entry("p", 0o644), Entry("q", 0o644)
 
 
 @pytest.mark.parametrize(("path", "ignored"), [
@@ -33,11 +33,11 @@ def test_a_mode_alone_is_a_change_of_a_file_and_not_of_a_folder() -> None:
 
 def test_steps_go_from_the_leaves_up_and_from_the_root_down() -> None:
     """If a folder became a link and a file a folder, then obstacles go first, deepest first."""
-    before = {"d": D, "d/e": D, "d/e/f": A, "x": B, "p": P}
-    now = {"d": L, "x": D, "x/y": D, "x/y/z": X, "new": P}
+    before = {"d": D, "d/e": D, "d/e/f": A, "x": B, "p": P, "q": Q}
+    now = {"d": L, "x": D, "x/y": D, "x/y/z": X, "new": P, "p": A, "q": A}
     steps = steps_back(before, now)
-    assert steps.remove == ["x/y/z", "x/y", "d", "new", "x"]
-    assert steps.folders == ["d", "d/e"] and steps.write == ["d/e/f", "x"] and steps.lost == ["p"]
+    assert steps.remove == ["x/y/z", "x/y", "d", "new", "p", "x"]
+    assert steps.folders == ["d", "d/e"] and steps.write == ["d/e/f", "x", "q"] and steps.lost == ["p"]
     assert steps_back(before, before) == ([], [], [], [], [])
 
 

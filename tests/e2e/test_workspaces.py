@@ -203,8 +203,8 @@ def test_a_killed_runner_leaves_no_half_undone_folder(
     with pytest.raises(mesh.RunError) as caught:
         client.runs.wait(run.id)
     assert caught.value.code == "outcome_unknown"
-    wait_for(lambda: state(folder) == exact, "the folder is as it was")
     wait_for(lambda: _nothing_left(tmp_path), "the journal is empty")
+    assert state(folder) == exact
     assert client.run_once("shell", "cat file.txt", workspace=folder).output["content"] == "one\ntwo\n"
 
 
@@ -235,3 +235,33 @@ def test_secrets_in_a_patch_are_redacted_like_those_in_the_output(client: mesh.C
     result = client.run_once("shell", f"echo {secret} | tee -a file.txt", workspace=repo)
     assert (repo / "file.txt").read_text().endswith(f"{secret}\n") and result.workspace is not None
     assert "[REDACTED" in result.workspace["diff"]["patch"] and secret not in str(result.to_map())
+
+
+def test_a_killed_partition_does_not_disturb_a_rollback(
+    client: mesh.Client, repo: Path, tmp_path: Path
+) -> None:
+    """If the partition of a run is killed while it works, then the run goes on, and its failure is undone."""
+    exact = state(repo)
+    session = client.sessions.start("shell")
+    command = f"{MESS} echo ready; while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; exit 3"
+    run = client.runs.submit(session.id, command, workspace={"path": repo, "rollback_on_failure": True})
+    wait_for(lambda: "message_streamed" in _types(client, session.id), "the mess is made")
+    os.kill(pids(client, "partition")[client.partitions.of(session.id)], signal.SIGKILL)
+    (tmp_path / "go").touch()
+    with pytest.raises(mesh.RunError) as caught:
+        client.runs.wait(run.id)
+    assert caught.value.code == "command_failed" and state(repo) == exact
+    assert client.runs.get(run.id).metadata["workspace"]["rollback"]["done"]
+    told = [t for t in _types(client, session.id) if t.startswith("workspace_")]
+    assert told == ["workspace_snapshot_taken", "workspace_snapshot_taken", "workspace_diff_computed"]
+
+
+def test_a_stopped_node_has_undone_its_runs(tmp_path: Path, node_config: dict[str, Any], repo: Path) -> None:
+    """If a node is stopped while a run with rollback works, then the folder is as before when it is down."""
+    exact = state(repo)
+    with mesh.LocalNode(tmp_path / "data", config=node_config) as node, node.client(timeout_s=20) as client:
+        session = client.sessions.start("shell")
+        option = {"path": repo, "rollback_on_failure": True}
+        client.runs.submit(session.id, MESS + "echo ready; sleep 60", workspace=option)
+        wait_for(lambda: "message_streamed" in _types(client, session.id), "the mess is made")
+    assert state(repo) == exact and _nothing_left(tmp_path)

@@ -197,3 +197,19 @@ def test_an_error_of_ours_in_a_thread_fails_the_run_and_frees_the_folder(
 
     result = play(one)
     assert result.settle["status"] == "failed" and "unforeseen" in result.error["message"] and _free(folder)
+
+
+def test_a_folder_too_large_to_keep_is_refused_before_the_provider(
+    play: Any, folder: Path, tmp_path: Path
+) -> None:
+    """If a rollback would need more than limits allow, then the run fails at once and has changed nothing."""
+    exact = state(folder)
+
+    async def one(bench: Bench) -> Result:
+        limits = LimitsSection(workspace_bytes=10)
+        bench.workspaces = Workspaces(tmp_path / "data", limits, bench.processes, Log("test"))
+        return await bench.result(bench.begin("agent", "touch ran", workspace=_option(folder)))
+
+    result = play(one)
+    assert result.error["code"] == "limit_exceeded" and "rollback is not possible" in result.error["message"]
+    assert state(folder) == exact and _free(folder)

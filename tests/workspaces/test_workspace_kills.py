@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 from workspace_folders import git, head_of, plain, repository, state
 
-from mesh.workspaces.job import Base, Job, sweep
+from mesh.errors import StoreError
+from mesh.workspaces.base import TRIES_MAX, Base, sweep
+from mesh.workspaces.files import Tree
+from mesh.workspaces.job import Job
 
 #: What changes the disk, and the start of a command that does.
 STEPS = ("replace", "rename", "unlink", "rmdir", "mkdir", "symlink", "chmod", "write", "fsync")
@@ -206,8 +209,8 @@ def test_a_run_that_is_alive_is_left_alone_by_a_sweep(tmp_path: Path) -> None:
     scene.whole_again()
 
 
-def test_a_rollback_that_cannot_be_done_keeps_what_it_needs_and_says_where(tmp_path: Path) -> None:
-    """If the repository itself is gone, then the record is kept for people and no longer in the way."""
+def test_a_rollback_that_cannot_be_done_is_tried_again_and_then_put_aside(tmp_path: Path) -> None:
+    """If the repository itself is gone, then runs are refused a few times; then the record is put aside."""
     said: list[str] = []
     scene = Scene(tmp_path, "git")
     scene.base = scene.base._replace(tell=lambda what, path: said.append(what))
@@ -220,6 +223,32 @@ def test_a_rollback_that_cannot_be_done_keeps_what_it_needs_and_says_where(tmp_p
     assert not _child(dies)
     (scene.folder / ".git").rename(tmp_path / "away")
     sweep(scene.base)
+    after = Job(scene.base, "run_2", 1, {"path": str(scene.folder), "strategy": "hash"})
+    for _ in range(TRIES_MAX - 1):
+        with pytest.raises(StoreError, match="rollback is not possible") as caught:
+            after.take()
+    assert caught.value.code == "storage_error"
     kept = list((scene.base.folder / "runs").glob("failed-*"))
-    assert len(kept) == 1 and (kept[0] / "index.before").exists() and str(kept[0]) in said[0]
-    assert Job(scene.base, "run_2", 1, {"path": str(scene.folder), "strategy": "hash"}).take()
+    assert len(kept) == 1 and (kept[0] / "index.before").exists() and str(kept[0]) in said[-1]
+    assert after.take()
+
+
+def test_a_rollback_that_failed_is_done_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the disk refuses while a run goes back, then the record stays, and the next run begins with it."""
+    scene = Scene(tmp_path, "hash")
+    scene.begin()
+    scene.mess()
+    with monkeypatch.context() as patch:
+        patch.setattr(Tree, "write", _refused)
+        scene.finish()
+    assert scene.job.facts["rollback"]["done"] is False and state(scene.folder) != scene.exact
+    after = Job(scene.base, "run_2", 1, {"path": str(scene.folder), "strategy": "hash"})
+    assert not after.take()
+    assert state(scene.folder) == scene.exact and after.take()
+    scene.whole_again()
+
+
+def _refused(*_args: Any) -> None:
+    raise OSError(28, "No space left on device")
