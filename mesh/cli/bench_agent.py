@@ -1,4 +1,4 @@
-"""The agent that ``mesh bench`` measures event delivery with."""
+"""The agents that ``mesh bench`` measures event delivery and approvals with."""
 
 from __future__ import annotations
 
@@ -27,4 +27,11 @@ async def burst(run: mesh.RunContext) -> AsyncIterator[str]:
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
 
 
-__all__ = ["PIECE", "TICKS_PER_S", "burst"]
+async def gate(run: mesh.RunContext) -> AsyncIterator[str]:
+    """Ask a human as often as the prompt says; the answer is when each time it went on."""
+    for _ in range(int(run.prompt)):
+        await run.permit("gate")
+        yield f"{time.time()} "
+
+
+__all__ = ["PIECE", "TICKS_PER_S", "burst", "gate"]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import mesh
 
 T = TypeVar("T")
-AGENT = "bench_burst"
+AGENT, GATE = "bench_burst", "bench_gate"
 TIMEOUT_S = 30.0
 #: Enough for every measurement; nothing is evicted while something else is measured.
 ENTRIES_MAX = 1_000_000
@@ -97,10 +97,13 @@ def started_node(lab: Lab, partitions: int, durability: str) -> Iterator[mesh.Lo
     import mesh
     from mesh.cli import bench_agent
 
-    target = f"{Path(bench_agent.__file__).resolve()}:burst"
+    source = Path(bench_agent.__file__).resolve()
     settings = {
         "routes": {"durability": durability, "max_entries_per_partition": ENTRIES_MAX},
-        "agents": {AGENT: {"provider": "python", "target": target}},
+        "agents": {
+            name: {"provider": "python", "target": f"{source}:{function}"}
+            for name, function in ((AGENT, "burst"), (GATE, "gate"))
+        },
     }
     note(f"starting a node of {partitions} partitions (routes durable against: {durability})")
     began_s = time.perf_counter()
@@ -189,6 +192,7 @@ def _median(rounds: list[Figure]) -> Figure:
 __all__ = [
     "AGENT",
     "ENTRIES_MAX",
+    "GATE",
     "TIMEOUT_S",
     "Absent",
     "Lab",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from mesh.cli import measure, measure_node, measure_sessions
-from mesh.cli.bench_lab import AGENT, TIMEOUT_S, Lab, Session, Stage, session
+from mesh.cli.bench_lab import AGENT, GATE, TIMEOUT_S, Lab, Session, Stage, session
 
 #: Events a second at which their delay is measured.
 PACE = 10_000
@@ -23,6 +23,7 @@ CALLS = {
     "durable": 100_000,
     "run_once": 3_000,
     "events": 40_000,
+    "approvals": 200,
     "log": 100_000,
     "idle": 10_000,
     "routes": 10_000,
@@ -47,6 +48,7 @@ def stages(only: tuple[str, ...], *, remote: bool) -> list[Stage]:
         found.append(Stage("process", "runs", runs))
         if not remote:
             found.append(Stage("process", "events, from the agent to a listener", events))
+            found.append(Stage("power", "approvals, synced to disk", approvals))
             found.append(Stage("process", "a long log, and many runs that stream", logs))
             found.append(Stage("fresh", "live idle sessions", idle))
     if "node" in only and not remote:
@@ -114,6 +116,13 @@ def runs(lab: Lab, address: str) -> None:
     with session(address) as opened:
         for _ in range(lab.rounds):
             lab.add(opened.run(measure_node.run_once(opened.client, lab.calls["run_once"])))
+
+
+def approvals(lab: Lab, address: str) -> None:
+    """From a client's answer to the agent that waited for it."""
+    with session(address) as opened:
+        for _ in range(lab.rounds):
+            lab.add(opened.run(measure_node.approved(opened.client, GATE, lab.calls["approvals"])))
 
 
 def events(lab: Lab, address: str) -> None:

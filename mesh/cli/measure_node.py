@@ -66,6 +66,27 @@ async def delivered_events(
     return Figure("session events, stored and delivered", seen / max(last_s - first_s, 1e-9), "/s", details)
 
 
+async def approved(client: mesh.AsyncClient, agent: str, count: int) -> Figure:
+    """How long after the call of ``approve`` its run goes on; one question after the other."""
+    session = await client.sessions.start(agent)
+    policy = {"tool_rules": [["ask", ["gate"]]]}
+    run = await client.runs.submit(session.id, str(count), policy=policy)
+    said, after = [], 0
+    for _ in range(count):
+        asked = ""
+        async for event in client.sessions.stream(session.id, after=after, type="tool_approval_requested"):
+            asked, after = event.data["tool_call_id"], event.seq
+            break
+        said.append(time.time())
+        await client.approvals.approve(run.id, asked)
+    result = await client.runs.wait(run.id)
+    went_on = [float(text) for text in result.output["content"].split()]
+    late_ms = sorted((on - at) * 1000 for at, on in zip(said, went_on, strict=True))
+    await client.sessions.complete(session.id)
+    details = {"approvals": count, "p99_ms": round(percentile(late_ms, 0.99), 2)}
+    return Figure("approval until its run goes on, p50", percentile(late_ms, 0.5), "ms", details)
+
+
 async def restart(client: mesh.AsyncClient, names: list[str]) -> list[Figure]:
     """Kill the partition of the first key with SIGKILL; the time until that key is answered again.
 
@@ -207,6 +228,7 @@ __all__ = [
     "THREADS",
     "USUAL_S",
     "add_sessions",
+    "approved",
     "delivered_events",
     "memory",
     "resident_bytes",
