@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import IO, NamedTuple
 
 from mesh.errors import RunError, StoreError
@@ -65,9 +65,14 @@ class Git:
             StoreError: ``storage_error``, it took too long or cannot be started.
         """
         self.stop.check()
-        with storage("cannot run git"), tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
-            given.write(stdin)
-            given.seek(0)
+        with ExitStack() as stack:
+            stack.enter_context(storage("cannot run git"))
+            errors = stack.enter_context(tempfile.TemporaryFile())
+            given: IO[bytes] | int = subprocess.DEVNULL
+            if stdin:
+                given = stack.enter_context(tempfile.TemporaryFile())
+                given.write(stdin)
+                given.seek(0)
             process = self._start(args, given, errors, cwd)
             patience_s = 0.0
             try:
@@ -91,7 +96,7 @@ class Git:
         return said.out
 
     def _start(
-        self, args: Sequence[str], given: IO[bytes], errors: IO[bytes], cwd: str | None
+        self, args: Sequence[str], given: IO[bytes] | int, errors: IO[bytes], cwd: str | None
     ) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
