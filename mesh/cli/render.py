@@ -108,6 +108,8 @@ def report(error: MeshError, *, as_json: bool, hint: str | None = None) -> None:
     first, _, rest = error.message.strip().partition("\n")
     click.echo(f"error: {first} ({error.code})", err=True)
     trace = error.details.get("traceback") or (rest if "Traceback" in rest or "  File " in rest else "")
+    if isinstance(trace, list):
+        trace = "\n".join(f"  at {place}" for place in trace)
     if trace:  # of the user's own agent: without it they cannot mend their file
         click.echo(str(trace).rstrip(), err=True)
     if hint:
