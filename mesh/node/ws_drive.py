@@ -10,8 +10,9 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mesh.config import LimitsSection
 from mesh.core.runner import Key
@@ -21,8 +22,10 @@ from mesh.log import Log
 from mesh.node.ending import Ending, failure
 from mesh.node.pieces import Pieces
 from mesh.providers.execution import Processes
-from mesh.workspaces.base import Base, sweep
-from mesh.workspaces.job import Job
+
+if TYPE_CHECKING:
+    from mesh.workspaces.base import Base
+    from mesh.workspaces.job import Job
 
 T = TypeVar("T")
 #: Threads that work on workspaces at a time; the other runs wait.
@@ -33,31 +36,43 @@ LOOK_MAX_S = 0.25
 
 
 class Workspaces:
-    """The workspaces of a runner's runs. Costs nothing before the first one."""
+    """The workspaces of a runner's runs. Nothing of them is loaded before the first one."""
 
     def __init__(self, data_dir: Path, limits: LimitsSection, processes: Processes, log: Log) -> None:
         self._processes = processes
         self._log = log
+        self._folder = data_dir / "workspaces"
+        self._limits = limits
         self.threads = asyncio.Semaphore(THREADS_MAX)
-        self.base = Base(
-            data_dir / "workspaces", limits.workspace_files, limits.workspace_bytes,
+
+    @cached_property
+    def base(self) -> Base:
+        """What the runs share."""
+        from mesh.workspaces.base import Base
+
+        return Base(
+            self._folder, self._limits.workspace_files, self._limits.workspace_bytes,
             end_processes=self._end_processes, tell=self._tell,
         )
 
     def recover(self) -> None:
         """Finish in the background what dead runs intended; a run that wants their folder does it first."""
-        if self.base.folder.is_dir():
+        if self._folder.is_dir():
             threading.Thread(target=self._sweep, name="recover workspaces", daemon=True).start()
 
     def begin(self, key: Key, options: dict[str, Any]) -> RunWorkspace:
         """The workspace of a run that begins."""
+        from mesh.workspaces.job import Job
+
         return RunWorkspace(self, Job(self.base, key[0], key[1], options))
 
     def _sweep(self) -> None:
+        from mesh.workspaces.base import sweep
+
         try:
             sweep(self.base)
         except (MeshError, OSError) as exc:
-            self._tell(f"the workspaces of dead runs cannot be looked at: {exc}", str(self.base.folder))
+            self._tell(f"the workspaces of dead runs cannot be looked at: {exc}", str(self._folder))
 
     def _end_processes(self, run_id: str) -> None:
         """A dead run's commands may still be writing."""
