@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: How long a cancelled run may take to settle before we leave; the node's own limit is 5 s.
 CANCEL_WAIT_S = 8.0
+#: How much of an input the question for an approval shows.
+ASKED_CHARS = 200
 
 
 @command()
@@ -179,6 +181,9 @@ def follow_run(
         for event in client.sessions.stream(session_id, after=after, run_id=run_id):
             if shell().json or (event.type.startswith("message_") and event.type != "message_sent"):
                 printer.show(event)
+            elif event.type == "tool_approval_requested" and event.data.get("tool_call_id"):
+                printer.end_line()
+                click.echo(_question(event, address), err=True)
             if event.type in RUN_ENDED:
                 printer.end_line()
                 return _verdict(event, client.runs.get(run_id))
@@ -186,6 +191,16 @@ def follow_run(
         printer.end_line()
         return _cancelled(address or shell().address, run_id)
     raise MeshError("the stream ended before the run did", code="stream_closed")
+
+
+def _question(event: Any, address: str | None) -> str:
+    """What the run waits for, and the command that answers."""
+    what = event.data.get("tool_name") or "go on over its budget"
+    given = event.data.get("tool_input")
+    shown = "" if given is None else f" {render.to_json(given)[:ASKED_CHARS]}"
+    place = "" if address is None else f" --address {address}"
+    command = f"mesh approval approve {event.run_id} {event.data['tool_call_id']}{place}"
+    return f"waiting for an approval: {what}{shown}\n  {command}    (or deny)"
 
 
 def _say_usage(client: mesh.Client, run_id: str, wanted: bool | None) -> None:
@@ -288,4 +303,4 @@ def _embedded(config_file: str | None) -> Iterator[str]:
         yield node.address
 
 
-__all__ = ["CANCEL_WAIT_S", "Task", "follow_run", "run", "run_task"]
+__all__ = ["ASKED_CHARS", "CANCEL_WAIT_S", "Task", "follow_run", "run", "run_task"]

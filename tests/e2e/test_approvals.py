@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from helpers import wait_for
 import mesh
 
 ASK: dict[str, Any] = {"name": "careful", "tool_rules": [["ask", ["write"]]]}
+MESH = (sys.executable, "-m", "mesh")
 ENDS = ("run_completed", "run_failed", "run_cancelled", "run_timeout")
 NAMES = ("writer", "twice", "reporter", "spender", "impatient", "crowd")
 
@@ -338,4 +341,28 @@ def test_shell_asks_before_it_starts_a_command(client: mesh.Client, tmp_path: Pa
     assert not (tmp_path / "file").exists()
     client.approvals.approve(run.id, question.tool_call_id)
     client.runs.wait(run.id, timeout_s=20)
+    assert (tmp_path / "file").exists()
+
+
+def test_command_line_says_what_a_run_waits_for_and_answers_it(
+    node: mesh.LocalNode, client: mesh.Client, tmp_path: Path
+) -> None:
+    """If mesh run meets a rule that asks, then it prints the command that answers, and that one works."""
+    policy = Path(__file__).parents[2] / "configs" / "policies" / "ask.toml"
+    there = ("--address", node.address)
+    with subprocess.Popen(
+        [*MESH, "run", *there, "shell", f"touch {tmp_path}/file", "--policy", str(policy)],
+        stderr=subprocess.PIPE, text=True,
+    ) as run:
+        assert run.stderr is not None
+        said, command = run.stderr.readline(), run.stderr.readline()
+        assert "bash" in said and "mesh approval approve" in command
+        run_id, name = command.split()[3:5]
+        listed = subprocess.run(
+            [*MESH, "approval", "list", *there], capture_output=True, text=True, check=True)
+        assert run_id in listed.stdout and name in listed.stdout
+        wrong = subprocess.run([*MESH, "approval", "deny", run_id, "other", *there], capture_output=True)
+        assert wrong.returncode == 4
+        subprocess.run([*MESH, "approval", "approve", run_id, name, *there, "--by", "ann"], check=True)
+        assert run.wait(timeout=20) == 0
     assert (tmp_path / "file").exists()

@@ -16,7 +16,7 @@ import pytest
 import mesh
 from mesh.core.slots import RUN_ID
 
-GROUPS = ("routes", "partitions", "sessions", "runs", "agents", "events", "usage", "audit", "")
+GROUPS = ("routes", "partitions", "sessions", "runs", "agents", "events", "usage", "audit", "approvals", "")
 #: They take no argument that could be wrong, or are about the client's own life.
 SKIPPED = frozenset(("close",))
 LIMIT_S = 3.0
@@ -109,6 +109,7 @@ GOOD: dict[str, Any] = {
     "folder": "relative",
     "seq": 1,
     "lines": ["{}"],
+    "tool_call_id": "t1",
 }
 
 
