@@ -366,3 +366,26 @@ def test_command_line_says_what_a_run_waits_for_and_answers_it(
         subprocess.run([*MESH, "approval", "approve", run_id, name, *there, "--by", "ann"], check=True)
         assert run.wait(timeout=20) == 0
     assert (tmp_path / "file").exists()
+
+
+def test_secrets_are_not_shown_to_whoever_decides(client: mesh.Client, tmp_path: Path) -> None:
+    """If a command or a reason holds a key, then neither the inbox nor the log shows it."""
+    key = "sk-ant-api03-" + "a1B2" * 20
+    policy = {"tool_rules": [["ask", ["bash"]]]}
+    run, question = begin(client, "shell", f"echo {key} > {tmp_path}/file", policy)
+    events = client.sessions.events(run.session_id, type="tool_approval_requested")
+    assert key not in str(question) and key not in str(list(events))
+    client.approvals.deny(run.id, question.tool_call_id, f"no {key}")
+    assert failure(client, run).code == "tool_permission_denied"
+    assert key not in str(list(client.sessions.events(run.session_id)))
+    is_whole(client, run)
+
+
+def test_killed_node_leaves_nothing_undecided(tmp_path: Path) -> None:
+    """If everything is killed while a run waits, then the next start closes its question, then the run."""
+    with mesh.LocalNode(tmp_path / "data") as node, node.client() as client:
+        run, _ = begin(client, "shell", "true", {"tool_rules": [["ask", ["bash"]]]})
+        os.kill(client.status()["pid"], signal.SIGKILL)
+    with mesh.LocalNode(tmp_path / "data") as node, node.client() as client:
+        assert client.runs.get(run.id).error["code"] == "outcome_unknown"
+        is_whole(client, run)
