@@ -63,7 +63,7 @@ def started(call_id: str | None, name: str = "bash") -> tuple[str, dict[str, Any
 
 
 def test_a_reported_call_that_nobody_asked_about_is_a_violation_that_pauses() -> None:
-    """If a call that a rule asks about is only reported, then it is approval_required, whatever the action."""
+    """If a call that a rule asks about is only reported, then it is approval_required in any case."""
     monitor = Monitor(policy(**ASK))
     [violation] = monitor.on_event(*started("t1"))
     assert (violation.kind, violation.action) == ("approval_required", Action.PAUSE)
