@@ -18,14 +18,16 @@ from mesh.client._surface_sessions import (
     run_call,
     session_call,
 )
+from mesh.core.approval import APPROVED_TOOLS
 from mesh.core.continuation import checked_budget, transcript_of
 from mesh.core.history import Reading, ancestors, begin, fork_of, read_on
 from mesh.core.records import Event, Session
 from mesh.core.slots import check_id, session_slot
 from mesh.errors import InvalidArgument, MeshError, RunError, shown
 
-#: What a fork does not take over: the provider's own session, which goes on with the original.
-_OWN = "provider_sessions"
+#: What a fork does not take over: the provider's own session, which goes on with the original, and what was
+#: approved for good there.
+_OWN = frozenset(("provider_sessions", APPROVED_TOOLS))
 _KEEP_MAX = 1 << 62
 
 
@@ -82,7 +84,7 @@ def fork(
     yield from _driven(ancestors("", [session["id"], at_seq]), timeout_s)
     inherited = {
         "agent_id": session["agent_id"] if agent is None else None, "context": session["context"],
-        "metadata": {key: value for key, value in session["metadata"].items() if key != _OWN},
+        "metadata": {key: value for key, value in session["metadata"].items() if key not in _OWN},
         "tags": session["tags"],
     }
     wanted = {**inherited, **given, "parent_session_id": session["id"], "fork_seq": at_seq}

@@ -240,7 +240,7 @@ def test_scope_of_an_approval_within_its_run(client: mesh.Client, scope: str, qu
 
 
 def test_tool_approved_for_the_session_is_not_asked_about_again(client: mesh.Client) -> None:
-    """If a tool is approved for the session, then its later runs use it without asking."""
+    """If a tool is approved for the session, then its later runs do not ask about it; those of a fork do."""
     run, question = begin(client, "twice", "x")
     client.approvals.approve(run.id, question.tool_call_id, scope="session")
     client.runs.wait(run.id, timeout_s=20)
@@ -248,6 +248,7 @@ def test_tool_approved_for_the_session_is_not_asked_about_again(client: mesh.Cli
     later = client.runs.submit(run.session_id, "x", policy=ASK)
     client.runs.wait(later.id, timeout_s=20)
     assert "tool_approval_requested" not in log(client, later)
+    assert "approved_tools" not in client.sessions.fork(run.session_id).metadata
 
 
 @pytest.mark.parametrize("yes", [True, False])
