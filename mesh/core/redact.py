@@ -30,6 +30,9 @@ OWN_SOURCE_CHARS_MAX = 1_000
 OWN_TIMEOUT_S = 0.2
 OWN_CATEGORY = "custom"
 KEYS_REMEMBERED = 4_096
+#: Short texts without a secret come again and again (names, statuses, keys): so many are known by heart.
+CLEAN_REMEMBERED = 4_096
+CLEAN_CHARS_MAX = 40
 #: With ``deep_scan = false`` only these keys of an event's data are searched.
 FIELDS: dict[str, frozenset[str]] = {
     "message_sent": frozenset(("content",)),
@@ -101,6 +104,7 @@ class Redactor:
         self._metadata = scan_metadata
         self._replacement = replacement
         self._keys: dict[Any, bool] = {}
+        self._clean: set[str] = set()
         if enabled:
             self._check_replacement(replacement)
 
@@ -134,14 +138,24 @@ class Redactor:
         if not self.enabled:
             return text
         if not self.own:
-            if not sec.is_suspect(text) and "bearer" not in text.lower():
+            if len(text) <= CLEAN_CHARS_MAX and text in self._clean:
                 return text
+            if not sec.is_suspect(text) and "bearer" not in text.lower():
+                return self._remembered(text)
             low = text.lower()
             if len(low) == len(text) and sec.STEM.search(low) is None:
-                return text
+                return self._remembered(text)
         stream = Stream(self)
         shown = stream.feed(text) + stream.end() if len(text) > STEP_CHARS else stream.whole(text)
         return text if shown == text else shown
+
+    def _remembered(self, text: str) -> str:
+        """A text without a secret; a short one is not searched again."""
+        if len(text) <= CLEAN_CHARS_MAX:
+            if len(self._clean) >= CLEAN_REMEMBERED:
+                self._clean.clear()
+            self._clean.add(text)
+        return text
 
     def data(self, value: Any) -> Any:
         """Data of any shape without its secrets: texts, bytes, and those inside maps and lists."""
@@ -186,7 +200,7 @@ class Redactor:
 
     def _map(self, value: dict[Any, Any]) -> dict[Any, Any]:
         changed: dict[Any, Any] = {}
-        names = False
+        names, clean = False, self._clean
         for key, item in value.items():
             if isinstance(item, str) and item and self._is_secret(key):
                 shown = item if self._is_marker(item) else self.marker(_category(key))
@@ -194,7 +208,7 @@ class Redactor:
                 shown = self._value(item)
             if shown is not item:
                 changed[key] = shown
-            names = names or (isinstance(key, str) and self.text(key) is not key)
+            names = names or (key not in clean and isinstance(key, str) and self.text(key) is not key)
         if names:
             return self._renamed({**value, **changed})
         return {**value, **changed} if changed else value
@@ -279,6 +293,7 @@ def _own(item: Any) -> OwnPattern:
 
 
 __all__ = [
-    "CATEGORIZED", "FIELDS", "KEYS_REMEMBERED", "MARKER", "MARKER_CHARS_MAX", "OWN_CATEGORY", "OWN_CHARS_MAX",
-    "OWN_MAX", "OWN_SOURCE_CHARS_MAX", "OWN_TIMEOUT_S", "OwnPattern", "Redactor", "checked_patterns",
+    "CATEGORIZED", "CLEAN_CHARS_MAX", "CLEAN_REMEMBERED", "FIELDS", "KEYS_REMEMBERED", "MARKER",
+    "MARKER_CHARS_MAX", "OWN_CATEGORY", "OWN_CHARS_MAX", "OWN_MAX", "OWN_SOURCE_CHARS_MAX", "OWN_TIMEOUT_S",
+    "OwnPattern", "Redactor", "checked_patterns",
 ]

@@ -312,7 +312,10 @@ class Pieces:
             "status": ending.status, "output": output.data or None, "error": ending.error,
             **self._report.to_map(), **({} if self.guard is None else {"policy": self.guard.end()}),
         }
-        result = self._redactor.data(plain(result, "the result", depth_max=DEPTH_MAX + 2))
+        # Part by part: each is flat mostly, and that is seen at once.
+        result = {key: part if part is None or type(part) in (str, int) else
+                  plain(part, "the result", depth_max=DEPTH_MAX + 1) for key, part in result.items()}
+        result = self._redactor.data(result)
         settlement = pack(result)
         self._bounded(len(settlement), "an output")
         if self.workspace is None:

@@ -22,6 +22,7 @@ class Publisher:
 
     def __init__(self, socket: Any, state: State, limits: LimitsSection) -> None:
         self.socket = socket
+        self._put = sockets.sender(socket)
         self.state = state
         self.topics = Topics(limits.feed_topics)
         self._message_bytes_max = limits.feed_message_bytes
@@ -105,8 +106,8 @@ class Publisher:
             self._skipped = True
             return
         try:
-            self.socket.send(topic, sockets.MORE)
-            self.socket.send(payload, sockets.NOWAIT)
+            self._put(topic, sockets.MORE)
+            self._put(payload, sockets.NOWAIT)
         except sockets.Again:
             self.lost += 1  # listeners see the hole in the counters and fetch it
 

@@ -41,6 +41,7 @@ class Registry:
         self._source_problem: str | None = None
         self._providers: dict[str, Provider] = {}
         self._problems: dict[str, str] = {}
+        self._continuations: dict[str, tuple[str | None, Mapping[str, Any]]] = {}
         self._loading: dict[str, asyncio.Future[None]] = {}
 
     def start(self) -> None:
@@ -90,7 +91,7 @@ class Registry:
 
     def continuation(self, agent: str) -> tuple[str | None, Mapping[str, Any]]:
         """How the agent's runs continue their session unless they say it themselves."""
-        return continuation_of(self._tables.get(agent, {}))
+        return self._continuations.get(agent, _NO_CONTINUATION)
 
     def ready(self, agent: str) -> Provider | None:
         """The agent's provider, when it is there."""
@@ -140,7 +141,7 @@ class Registry:
     def _build(self, name: str, *, fresh: bool) -> None:
         table = self._tables[name]
         try:
-            continuation_of(table)
+            self._continuations[name] = continuation_of(table)
             checked(table, "native_process", (bool,), False)
         except ConfigError as exc:
             self._providers.pop(name, None)
@@ -202,6 +203,7 @@ def _load_python(table: Mapping[str, Any], fresh: bool) -> PythonProvider | str:
         return ("Traceback (most recent call last):\n" + "".join(lines)).strip()[-PROBLEM_CHARS_MAX:]
 
 
+_NO_CONTINUATION: tuple[str | None, Mapping[str, Any]] = (None, {})
 _LOADER = PythonProvider.__init__.__code__.co_filename
 
 
