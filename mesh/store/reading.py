@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -254,7 +255,7 @@ class StoredRows:
             if size > bytes_max:
                 break
         complete = len(found) <= limit and next(rows, None) is None
-        return list(map(StoredEvent._make, found[:limit])), complete
+        return list(map(_as_event, repeat(StoredEvent), found[:limit])), complete
 
     def _stored_event(self, row: Any) -> StoredEvent:
         if checksum(row[6]) != row[7]:
@@ -329,6 +330,10 @@ class StoredRows:
             "SELECT r.record, r.sum, b.offset_ms, b.boot_id FROM route r JOIN boot b ON b.id = r.boot"
             " WHERE r.key = ?", (key,)).fetchone(), "read a route")
         return None if row is None else (checked_record(row, f"the route of {key}"), row[2], row[3])
+
+
+#: What ``StoredEvent._make`` does, without its frame: half of its time, and a log is read by the thousand.
+_as_event: Callable[[type[StoredEvent], Any], StoredEvent] = tuple.__new__
 
 
 def _replace_seq(state: SessionState, seq: int) -> SessionState:
