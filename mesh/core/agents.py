@@ -83,8 +83,11 @@ class Agents:
 
         Raises:
             InvalidArgument: ``capability_not_supported``.
+            NoRunner: nobody said yet what the agent can do.
         """
         entry = self.catalogue.get(agent) or {}
+        if not self.catalogue or entry.get("problem") == "loading":
+            raise NoRunner
         if not any(c["name"] == name and c.get("enabled", True) for c in entry.get("capabilities", ())):
             raise InvalidArgument(f"agent {agent!r} has no capability {name!r}",
                                   code="capability_not_supported", details={"agent": agent, "needs": name})
