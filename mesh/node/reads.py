@@ -123,7 +123,8 @@ class Reads:
     def approval_list(self, args: list[Any], now: int) -> bytes:
         session_id, limit, after = _exactly(args + [None] * (3 - len(args)), 3)
         limit = _number(limit, "limit", 1, LIST_MAX, 100)
-        if after is not None and [type(item) for item in after if type(after) is list] != [float, str, str]:
+        fits = type(after) is list and [type(item) for item in after] == [float, str, str]
+        if after is not None and not fits:
             raise InvalidArgument("after must be what the page before ended with", code="invalid_cursor")
         return wire.ok(self.partition.ops.approvals.rows(session_id, limit, after, self.page_bytes))
 
