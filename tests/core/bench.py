@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -392,3 +393,20 @@ class Bench:
 
 def new_run_id(session_id: str, n: int) -> str:
     return run_id_for(session_id, f"{n:029x}")
+
+
+def opened(tmp_path: Path) -> Iterator[Bench]:
+    """The body of a fixture: a bench that must not have met a bug when its test is over."""
+    made = Bench(tmp_path)
+    yield made
+    made.store.connection.close()
+    assert not made.bugs, made.bugs
+
+
+def started(bench: Bench, **fields: Any) -> Runner:
+    """Start the session ``s`` on the agent ``echo``; the runner that hosts it."""
+    bench.call("session.start", "s", "echo", fields or None)
+    runner = bench.runners[0]
+    assert runner is not None
+    return runner
+

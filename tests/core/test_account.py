@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,14 +20,6 @@ from mesh.core.session import SessionState
 
 RUN = new_run_id("s", 1)
 USED = {"input_tokens": 1_000_000, "output_tokens": 0}
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
-    yield made
-    made.store.connection.close()
-    assert not made.bugs, made.bugs
 
 
 def begun(bench: Bench, agent: str = "echo") -> Runner:

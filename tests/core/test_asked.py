@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,6 @@ REQUEST = {
     "tool_name": "write", "tool_input": {"path": "x"}, "policy_name": "p",
     "violation_kind": "approval_required", "limit_s": 60.0, "default": "deny",
 }
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
-    yield made
-    made.store.connection.close()
-    assert not made.bugs, made.bugs
 
 
 def started(bench: Bench, agent: str = "echo", run_id: str = RUN) -> Runner:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 from bench import Bench, new_run_id
 
 from mesh.core.audit import AUDITED
@@ -13,14 +9,6 @@ from mesh.core.ops import CATALOGUE
 from mesh.store.removing import Removing
 
 RUN = new_run_id("s", 1)
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
-    yield made
-    made.store.connection.close()
-    assert not made.bugs, made.bugs
 
 
 def purge(bench: Bench) -> None:

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import CATALOGUE, Bench, Runner, new_run_id
+from bench import CATALOGUE, Bench, Runner, new_run_id, started
 
 from mesh.core import events as ev
 from mesh.core import wire
 
 RUNS = [new_run_id("s", n) for n in range(9)]
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
-    yield made
-    made.store.connection.close()
-    assert not made.bugs, made.bugs
-
-
-def started(bench: Bench, **fields: Any) -> Runner:
-    bench.call("session.start", "s", "echo", fields or None)
-    runner = bench.runners[0]
-    assert runner is not None
-    return runner
 
 
 def prompt(bench: Bench, n: int, queue: str = "follow_up", on_busy: str | None = None) -> Any:

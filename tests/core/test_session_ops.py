@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import AGENTS, CATALOGUE, Bench, Runner, new_run_id
+from bench import AGENTS, CATALOGUE, Bench, new_run_id, started
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,21 +17,6 @@ from mesh.errors import StoreError
 RUN = new_run_id("s", 1)
 RUN2 = new_run_id("s", 2)
 RUN3 = new_run_id("s", 3)
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
-    yield made
-    made.store.connection.close()
-    assert not made.bugs, made.bugs
-
-
-def started(bench: Bench) -> Runner:
-    bench.call("session.start", "s", "echo", None)
-    runner = bench.runners[0]
-    assert runner is not None
-    return runner
 
 
 def prompt(bench: Bench, run_id: str = RUN) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "core"))
 
-from bench import Bench
+from bench import Bench, opened
 
 from mesh.config import RetentionSection
 from mesh.core import wire
@@ -21,10 +21,7 @@ from mesh.node.retention import DAY_S, PROTECTED, Retention
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
-    yield made
-    made.store.connection.close()
-    assert not made.bugs, made.bugs
+    yield from opened(tmp_path)
 
 
 class Asker:
