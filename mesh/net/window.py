@@ -17,7 +17,7 @@ SMALL_BYTES = 1024
 #: What may be unconfirmed although it has left.
 MARK_BYTES = 64 * 1024
 #: Who has more than this on its way to one peer, should do something else first.
-ROOM_BYTES = 64 * 1024 * 1024
+ROOM_BYTES = 16 * 1024 * 1024
 ROOM_WAIT_S = 0.01
 
 

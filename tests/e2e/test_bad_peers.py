@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from test_bad_frames import Bystander, Raw, children
 
 import mesh
 from mesh.core import mailbox, wire
+from mesh.net.window import ROOM_BYTES
 
 MB = 2**20
 UNREAD, UNREAD_PER_CLIENT, TOPICS = 16 * MB, 4 * MB, 1_000
@@ -90,20 +91,22 @@ def test_replies_that_nobody_reads_are_bounded_and_refused(
 ) -> None:
     """If clients ask for 200 MB and read nothing, then the router keeps its bounds and frees it later."""
     before = router_of(watcher)
-    resident = {pid: rss(pid) for pid in (before["pid"], watcher.partitions.pid(0)) if pid}
-    lazy = [Raw(node.address) for _ in range(clients)]
-    for raw in lazy:
-        raw.socket.setsockopt(zmq.RCVHWM, 1)
-    for n in range(200):
-        lazy[n % clients].socket.send(head(request_id=n + 1, remaining_ms=60_000) + msgpack.packb(BIG_READ))
-    wait_for(lambda: router_of(watcher)["replies"] >= before["replies"] + 200, "all were answered")
-    after = router_of(watcher)
-    assert after["slow_clients"] > before["slow_clients"]
-    assert 0 < after["unread_bytes"] <= min(UNREAD, clients * UNREAD_PER_CLIENT) + clients * BIG_REPLY
-    for pid, former in resident.items():
-        assert rss(pid) < former + UNREAD + SLACK, f"pid {pid} grew by {(rss(pid) - former) / MB:.0f} MB"
-    for raw in lazy:
-        raw.close()
+    pids = {"router": (before["pid"], UNREAD), "partition": (watcher.partitions.pid(0) or 0, ROOM_BYTES)}
+    held = {who: (pid, rss(pid), bound) for who, (pid, bound) in pids.items()}
+    with ExitStack() as stack:
+        lazy = [stack.enter_context(closing(Raw(node.address))) for _ in range(clients)]
+        for raw in lazy:
+            raw.socket.setsockopt(zmq.RCVHWM, 1)
+        for n in range(200):
+            ask = head(request_id=n + 1, remaining_ms=60_000) + msgpack.packb(BIG_READ)
+            lazy[n % clients].socket.send(ask)
+        wait_for(lambda: router_of(watcher)["replies"] >= before["replies"] + 200, "all were answered")
+        after = router_of(watcher)
+        assert after["slow_clients"] > before["slow_clients"]
+        assert 0 < after["unread_bytes"] <= min(UNREAD, clients * UNREAD_PER_CLIENT) + clients * BIG_REPLY
+        for who, (pid, former, bound) in held.items():
+            grown = rss(pid) - former
+            assert grown < bound + SLACK, f"the {who} grew by {grown / MB:.0f} MB"
     wait_for(lambda: router_of(watcher)["unread_bytes"] < MB, "what they left unread is forgotten")
 
 
