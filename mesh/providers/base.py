@@ -44,6 +44,7 @@ from mesh.core.manifest import CAPABILITY_TYPES, Capability
 from mesh.core.message import Transcript
 from mesh.core.provider_error import ProviderError
 from mesh.core.record import Record
+from mesh.core.run import messages
 from mesh.core.usage import UsageMode
 from mesh.errors import ConfigError, InvalidArgument, RunError, shown
 from mesh.providers.live import Paused, Steering
@@ -168,7 +169,7 @@ class RunContext:
 
         What was said in earlier runs is in ``transcript``.
         """
-        return messages_of(self.input)
+        return messages(self.input)
 
     @property
     def prompt(self) -> str:
@@ -178,7 +179,7 @@ class RunContext:
             return given
         if isinstance(given, dict) and isinstance(given.get("prompt"), str):
             return str(given["prompt"])
-        return "\n".join(message["content"] for message in messages_of(given) if message["role"] == "user")
+        return "\n".join(message["content"] for message in messages(given) if message["role"] == "user")
 
     async def permit(self, tool: str, tool_input: Any = None, *, tool_call_id: str | None = None) -> None:
         """Ask whether a tool may be called with this input, before it is called. Returns when it may: at
@@ -195,23 +196,6 @@ class RunContext:
     def state(self) -> dict[str, Any]:
         """A dict that lives as long as the live session does in this process. Nothing of it is stored."""
         return self._states.setdefault(self.session.id, {})
-
-
-def messages_of(given: Any) -> list[dict[str, Any]]:
-    """The messages of an input (spec 2.6): role lowercased, content as text, empty ones left out."""
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}] if given else []
-    if not isinstance(given, dict):
-        return []
-    if isinstance(given.get("messages"), list):
-        found = (m for m in given["messages"] if isinstance(m, dict) and m.get("content"))
-        return [{"role": str(m.get("role") or "user").lower(), "content": _text(m["content"])} for m in found]
-    prompt = given.get("prompt")
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) and prompt else []
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else str(content)
 
 
 Piece = str | dict[str, Any] | Output
@@ -358,6 +342,6 @@ def provider_error(
 __all__ = [
     "COMMON_KEYS", "OUTPUT", "STREAMING", "Cancellation", "Output",
     "Piece", "Provider", "ProviderFailure", "RunContext", "SessionInfo", "as_failure", "capabilities_of",
-    "check_keys", "check_options", "checked", "continuation_of", "messages_of", "nearest_name",
+    "check_keys", "check_options", "checked", "continuation_of", "nearest_name",
     "provider_error", "usage_mode_of",
 ]
