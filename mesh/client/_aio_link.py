@@ -10,14 +10,14 @@ import asyncio
 import inspect
 import weakref
 from asyncio import Future, InvalidStateError, get_running_loop
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
 from mesh.client import _link
 from mesh.client._payload import Call, Pair
 from mesh.client._protocol import HELLO, Completion, Facts, Protocol
-from mesh.client._surface import Ask, Emit, Pause, Plan, Request, check_timeout, failure, result_of
+from mesh.client._surface import Ask, Emit, Meanwhile, Pause, Plan, Request, check_timeout, failure, result_of
 from mesh.client._traffic import FOREVER
 from mesh.errors import ClientClosed, InvalidState, MeshError, NodeUnreachable
 from mesh.net import sockets
@@ -138,6 +138,8 @@ class AsyncLink:
     async def _perform(self, request: Request, limit_s: float | None) -> Any:
         if isinstance(request, list):
             return await self._ask_all(request, limit_s)
+        if isinstance(request, Meanwhile):
+            return await self._ask_all(request.asks, limit_s, request.work)
         if isinstance(request, Pause):
             return await asyncio.sleep(request.seconds)
         if isinstance(request, Emit):
@@ -145,13 +147,18 @@ class AsyncLink:
             return await answer if inspect.isawaitable(answer) else None
         return await self.facts(limit_s if request.timeout_s is None else request.timeout_s)
 
-    async def _ask_all(self, asks: list[Ask], limit_s: float | None) -> list[Any]:
+    async def _ask_all(
+        self, asks: list[Ask], limit_s: float | None, work: Callable[[], object] | None = None
+    ) -> list[Any]:
         try:
             futures = [self._ask(ask, limit_s) for ask in asks]
         except NodeUnreachable as error:
             return [error] * len(asks)
         results: list[Any] = []
         try:
+            if work is not None:
+                self._flush()
+                work()
             for ask, future in zip(asks, futures, strict=True):
                 status, value = await future
                 results.append(result_of(status, value))

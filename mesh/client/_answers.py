@@ -33,10 +33,20 @@ class Logged(msgspec.Struct, array_like=True):
     pruned_to: int = 0
 
 
+class _Sealed(msgspec.Struct, array_like=True):
+    """The same, its events as they came."""
+
+    events: msgspec.Raw
+    complete: bool
+    pruned_to: int = 0
+    last_seq: int = 0
+
+
 _pairs = msgspec.msgpack.Decoder(list[tuple[int, msgspec.Raw]]).decode
 _parts = msgspec.msgpack.Decoder(list[tuple[int, int, msgspec.Raw]]).decode
 _ended = msgspec.msgpack.Decoder(Ended | None).decode
 _page = msgspec.msgpack.Decoder(Logged).decode
+_sealed = msgspec.msgpack.Decoder(_Sealed).decode
 _BAD = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
 
 
@@ -108,6 +118,15 @@ def events_of(value: Any) -> Logged:
         raise RemoteProtocolError(f"not a page of events: {exc}"[:200]) from exc
 
 
+def goes_on_after(value: Any) -> int | None:
+    """The seq behind which the log goes on after this page; None: it does not, or only its events tell."""
+    try:
+        page = _sealed(value) if type(value) is msgspec.Raw else None
+    except _BAD:
+        return None
+    return None if page is None or page.complete else page.last_seq or None
+
+
 def event_of(values: dict[str, Any]) -> Event:
     """Read one event that was decoded as plain data: its ``data`` may have any keys."""
     return Event(
@@ -125,4 +144,5 @@ def event_of(values: dict[str, Any]) -> Event:
     )
 
 
-__all__ = ["RAW_OPS", "Ended", "Logged", "event_of", "events_of", "parts", "plain_of", "raw_pairs", "run_of"]
+__all__ = ["RAW_OPS", "Ended", "Logged", "event_of", "events_of", "goes_on_after", "parts", "plain_of",
+           "raw_pairs", "run_of"]

@@ -16,14 +16,14 @@ import select
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any
 
 from mesh.client import _link
 from mesh.client._payload import Call, Pair, error_pair
 from mesh.client._protocol import HELLO, Completion, Facts, Protocol
-from mesh.client._surface import Ask, Emit, Pause, Plan, Request, check_timeout, failure, result_of
+from mesh.client._surface import Ask, Emit, Meanwhile, Pause, Plan, Request, check_timeout, failure, result_of
 from mesh.client._traffic import FOREVER
 from mesh.errors import ClientClosed, MeshError, NodeUnreachable
 from mesh.net import sockets
@@ -179,18 +179,21 @@ class BlockingLink:
             plan.close()
 
     def _perform(self, request: Request, limit_s: float | None) -> Any:
-        if isinstance(request, list):
+        if isinstance(request, list | Meanwhile):
+            asks, work = request if isinstance(request, Meanwhile) else (request, None)
             try:
-                return self._ask_all(request, limit_s)
+                return self._ask_all(asks, limit_s, work)
             except NodeUnreachable as error:
-                return [error] * len(request)
+                return [error] * len(asks)
         if isinstance(request, Pause):
             return time.sleep(request.seconds)
         if isinstance(request, Emit):
             return request.callback(request.value)
         return self.facts(limit_s if request.timeout_s is None else request.timeout_s)
 
-    def _ask_all(self, asks: list[Ask], limit_s: float | None) -> list[Any]:
+    def _ask_all(
+        self, asks: list[Ask], limit_s: float | None, work: Callable[[], object] | None = None
+    ) -> list[Any]:
         waiter = self._waiter()
         slots = [Slot(waiter) for _ in asks]
         with self._mutex:
@@ -202,8 +205,10 @@ class BlockingLink:
                 else:
                     self._protocol.add(ask.kind, ask.slot, ask.call, own, timeout_s)
             drive = self._join(waiter)
+            if work is not None and drive:
+                self._put(monotonic())
         gate = slots[0] if asks[0].gate else None
-        self._await(waiter, slots, drive, gate)
+        self._await(waiter, slots, drive, gate, work)
         return [result_of(*own.pair) for own in slots if own.pair is not None]
 
     # --- leader and followers ---
@@ -243,9 +248,14 @@ class BlockingLink:
             self._polling = False
             os.write(self._pipe[1], b"!")
 
-    def _await(self, waiter: _Waiter, slots: Sequence[Slot], drive: bool, gate: Slot | None = None) -> None:
+    def _await(
+        self, waiter: _Waiter, slots: Sequence[Slot], drive: bool, gate: Slot | None = None,
+        work: Callable[[], object] | None = None,
+    ) -> None:
         """Wait for the pairs of this thread's calls, driving the link when it is our turn."""
         try:
+            if work is not None:
+                work()
             while not _settled(slots, gate):
                 if drive:
                     self._turn()
@@ -286,8 +296,7 @@ class BlockingLink:
                 self._finish(self._protocol.close())
                 return
             now_s = monotonic()
-            done = self._finish(self._protocol.flush(now_s))  # what cannot travel ends here
-            self._send(now_s)
+            done = self._put(now_s)
             if self._receive(now_s) or done:
                 return
             wait_ms = self._wait_ms(now_s)
@@ -309,6 +318,12 @@ class BlockingLink:
         return (
             _POLL_MS_MAX if due_s == FOREVER else min(_POLL_MS_MAX, max(0, int((due_s - now_s) * 1000) + 1))
         )
+
+    def _put(self, now_s: float) -> bool:
+        """Send what there is. True: something was completed, for what cannot travel ends here."""
+        done = self._finish(self._protocol.flush(now_s))
+        self._send(now_s)
+        return done
 
     def _send(self, now_s: float) -> None:
         protocol = self._protocol

@@ -6,6 +6,7 @@ answer. A method of several calls is a *plan*: a generator that yields what it n
     list[Ask]        -> a list of results in the same order: values, MeshErrors, or REPLACE
     NeedFacts()      -> what HELLO said (Facts); raised into the plan when there is no node
     Pause(seconds)   -> None, later
+    Meanwhile(asks, work) -> as list[Ask]; ``work()`` is done while they are on their way
     Emit(callback, event) -> None, after the callback (awaited, if it is a coroutine function)
 
 The drivers of the two shells are a dozen lines each.
@@ -53,6 +54,13 @@ class Ask(NamedTuple):
     gate: bool = False  #: when it fails, the rest of its list is not waited for
 
 
+class Meanwhile(NamedTuple):
+    """Ask, and have something done while the answers are on their way."""
+
+    asks: list[Ask]
+    work: Callable[[], object]
+
+
 class Pause(NamedTuple):
     """Wait a moment."""
 
@@ -73,7 +81,7 @@ class NeedFacts(NamedTuple):
 
 
 FACTS = NeedFacts()
-Request = list[Ask] | Pause | Emit | NeedFacts
+Request = list[Ask] | Meanwhile | Pause | Emit | NeedFacts
 Plan = Generator[Request, Any, Any]
 
 
@@ -331,6 +339,7 @@ __all__ = [
     "Ask",
     "Emit",
     "Key",
+    "Meanwhile",
     "NeedFacts",
     "Pause",
     "Plan",

@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
-from mesh.client._answers import events_of
+from mesh.client._answers import Logged, events_of, goes_on_after
 from mesh.client._payload import Call
 from mesh.client._protocol import READ, WAIT
-from mesh.client._surface import PAGE_MAX, Ask, Pause, Plan, check_timeout, listed, park_limit, value_of
+from mesh.client._surface import (
+    PAGE_MAX,
+    Ask,
+    Meanwhile,
+    Pause,
+    Plan,
+    check_timeout,
+    listed,
+    park_limit,
+    value_of,
+)
 from mesh.client._surface_routes import Linked, list_pages
 from mesh.client._workspace import workspace_option
 from mesh.core.continuation import checked_budget, checked_mode
@@ -309,21 +320,33 @@ def session_runs(session_id: Any, timeout_s: float | None) -> Plan:
 
 
 def session_events(session_id: Any, filters: dict[str, Any], timeout_s: float | None) -> Plan:
-    """Events that match, fetched in pages; the limit holds for each page."""
+    """Events that match, fetched in pages, the next one while one is read; the limit holds for each page."""
     sid = check_id(session_id)
     slot = session_slot(sid)
     found: list[Event] = []
     limit = filters.get("limit")
-    asked = dict(filters)
+
+    def asks(**more: Any) -> list[Ask]:
+        return [Ask(READ, slot, ("session.events", (sid, filters | more)), timeout_s)]
+
+    [answer] = yield asks()
     while True:
-        [answer] = yield [Ask(READ, slot, ("session.events", (sid, asked)), timeout_s)]
-        page = events_of(value_of(answer))
-        found += page.events
+        value = value_of(answer)
+        after = goes_on_after(value) if limit is None else None
+        if after is not None:
+            [answer] = yield Meanwhile(asks(after=after), partial(_add_page, found, value))
+            continue
+        page = _add_page(found, value)
         if page.complete or not page.events or (limit is not None and len(found) >= limit):
             return found
-        asked["after"] = found[-1].seq
-        if limit is not None:
-            asked["limit"] = limit - len(found)
+        more = {} if limit is None else {"limit": limit - len(found)}
+        [answer] = yield asks(after=found[-1].seq, **more)
+
+
+def _add_page(found: list[Event], value: Any) -> Logged:
+    page = events_of(value)
+    found += page.events
+    return page
 
 
 #: The type of the marker that tells a follower of removed events; it is in no log.

@@ -251,11 +251,17 @@ def event_topic(session_id: str, code: int) -> str:
 def encode_events(
     session_id: str, found: list[StoredEvent], complete: bool, pruned_to: int = 0
 ) -> bytes:
-    """``[[event map, ...], complete]``, encoded; a third item says up to which seq events were removed."""
+    """``[[event map, ...], complete]``, encoded; a third item says up to which seq events were removed.
+
+    Where there is more, a fourth is the last seq: a reader asks for the next page before he reads this one.
+    """
+    rows = encode_rows(session_id, found)
+    if not complete and found:
+        return b"".join((b"\x94", rows, b"\xc2", wire.repack(pruned_to), wire.repack(found[-1].seq)))
     whole = b"\xc3" if complete else b"\xc2"
     if pruned_to:
-        return b"".join((b"\x93", encode_rows(session_id, found), whole, wire.pack(pruned_to)))
-    return b"".join((b"\x92", encode_rows(session_id, found), whole))
+        return b"".join((b"\x93", rows, whole, wire.repack(pruned_to)))
+    return b"".join((b"\x92", rows, whole))
 
 
 def encode_rows(session_id: str, rows: Sequence[EventRow | StoredEvent]) -> bytes:
