@@ -148,6 +148,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     redaction: RedactionSection = RedactionSection()
     agents: dict[str, dict[str, Any]] = {}
     prices: dict[str, dict[str, Any]] = {}  #: provider -> its table; see ``core/prices.py``
+    mcp: dict[str, dict[str, Any]] = {}  #: MCP server -> how it is reached
     source: str = ""  #: the TOML file this came from; ``agents.reload`` reads its agents again
 
     def to_map(self) -> dict[str, Any]:
@@ -188,8 +189,8 @@ _LISTS: dict[tuple[str, str], frozenset[str] | None] = {
     ("retention", "exempt_tags"): None,
     ("retention", "prune_event_types_first"): frozenset(TYPE_CODE),
 }
-#: What NodeConfig holds beside sections with fixed keys: two kinds of tables, and where it came from.
-_FREE = ("agents", "prices", "source")
+#: What NodeConfig holds beside sections with fixed keys: three kinds of tables, and where it came from.
+_FREE = ("agents", "prices", "mcp", "source")
 _ENV_PREFIX = "MESH_"
 #: MESH_ variables that are not settings.
 _ENV_OTHER = frozenset(
@@ -220,13 +221,14 @@ def load(
     return _build(merged, "" if path is None else str(Path(path).resolve()))
 
 
-def load_agents(path: str) -> dict[str, dict[str, Any]]:
-    """The agents of a config file as it is now, the built-in ones included.
+def load_agents(path: str) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The agents of a config file as it is now, the built-in ones included, and its MCP servers.
 
     Raises:
         ConfigError: the file is broken; nothing of it should be used.
     """
-    return load(path, environ={}).agents
+    found = load(path, environ={})
+    return found.agents, found.mcp
 
 
 def default_data_dir(name: str) -> Path:
@@ -258,14 +260,18 @@ def _sections() -> dict[str, type[msgspec.Struct]]:
 def _merge(into: dict[str, dict[str, Any]], values: Mapping[str, Any], origin: str) -> None:
     known = _sections()
     for section, keys in values.items():
-        if section not in (*known, *_FREE[:2]):
-            names = (*known, *_FREE[:2])
+        if section not in (*known, *_FREE[:3]):
+            names = (*known, *_FREE[:3])
             raise ConfigError(f"{origin}: unknown section [{section}]{_nearest(section, names)}")
         if not isinstance(keys, Mapping):
             raise ConfigError(f"{origin}: [{section}] must be a table, not {type(keys).__name__}")
         if section == "agents":
             agents = {name: _agent(name, table, origin) for name, table in keys.items()}
             into.setdefault("agents", {}).update(agents)
+            continue
+        if section == "mcp":
+            servers = {name: _table(name, table, origin) for name, table in keys.items()}
+            into.setdefault("mcp", {}).update(servers)
             continue
         if section == "prices":
             into.setdefault("prices", {}).update(_prices(keys, origin))
@@ -332,6 +338,12 @@ def _agent(name: str, table: Any, origin: str) -> dict[str, Any]:
     return dict(table)
 
 
+def _table(name: str, table: Any, origin: str) -> dict[str, Any]:
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{origin}: [mcp.{name}] must be a table, not {type(table).__name__}")
+    return dict(table)
+
+
 def _prices(tables: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """The tables of ``[prices]``, proven."""
     try:
@@ -344,10 +356,17 @@ def _prices(tables: Mapping[str, Any], origin: str) -> dict[str, Any]:
 def _anchor_targets(merged: dict[str, dict[str, Any]], folder: Path) -> None:
     """A ``file.py:function`` in a config file is relative to that file, not to where mesh was started."""
     for table in merged.get("agents", {}).values():
-        target = table.get("target")
-        if isinstance(target, str) and target.partition(":")[0].endswith(".py"):
-            file, _, function = target.rpartition(":")
-            table["target"] = f"{(folder / Path(file).expanduser()).resolve()}:{function}"
+        if "target" in table:
+            table["target"] = _anchored(table["target"], folder)
+        if isinstance(table.get("tools"), list):
+            table["tools"] = [_anchored(target, folder) for target in table["tools"]]
+
+
+def _anchored(target: Any, folder: Path) -> Any:
+    if not isinstance(target, str) or not target.partition(":")[0].endswith(".py"):
+        return target
+    file, _, function = target.rpartition(":")
+    return f"{(folder / Path(file).expanduser()).resolve()}:{function}"
 
 
 def _from_environ(name: str, text: str) -> dict[str, Any]:
@@ -381,7 +400,8 @@ def _build(merged: dict[str, dict[str, Any]], source: str) -> NodeConfig:
     running, runners = sections["limits"].running, sections["node"].runners
     if running < runners:
         raise ConfigError(f"limits.running = {running}: the node has {runners} runners, one run for each")
-    return NodeConfig(**sections, agents=agents, prices=merged.get("prices", {}), source=source)
+    return NodeConfig(**sections, agents=agents, prices=merged.get("prices", {}), mcp=merged.get("mcp", {}),
+                      source=source)
 
 
 def _proven(redaction: RedactionSection, source: str) -> None:

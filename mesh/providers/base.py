@@ -206,6 +206,7 @@ class Provider(Protocol):
 
     name: str  #: the provider's name, as it stands in every event
     capabilities: list[dict[str, Any]]
+    enforces: frozenset[str]  #: what it does about policies: see ``kinds.ENFORCED``
     idempotent: bool  #: a run whose runner died may be executed again
     usage_mode: str  #: how its ``token_usage_updated`` count: "total" of the run so far, or "delta"
 

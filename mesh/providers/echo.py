@@ -39,10 +39,13 @@ class EchoProvider:
     """Streams the prompt back."""
 
     name = "echo"
+    CAPABILITIES = (STREAMING,)
+    enforces: frozenset[str] = frozenset()
+    tested = "itself"
 
     def __init__(self, table: Mapping[str, Any]) -> None:
         check_keys(table, tuple(_SCRIPT))
-        self.capabilities = capabilities_of(table, [STREAMING])
+        self.capabilities = capabilities_of(table, self.CAPABILITIES)
         self.idempotent: bool = checked(table, "idempotent", (bool,), True)
         self.usage_mode = usage_mode_of(table)
         self._script = _script(table)

@@ -29,7 +29,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mesh.errors import ConfigError
 from mesh.providers.base import (
@@ -44,12 +44,16 @@ from mesh.providers.base import (
     usage_mode_of,
 )
 
+if TYPE_CHECKING:
+    from mesh.providers.kinds import Place
+
 #: Threads of plain functions at a time, the abandoned ones included.
 THREADS_MAX = 256
+#: One place for each, for agents and tools together.
+THREADS = threading.Semaphore(THREADS_MAX)
 #: Pieces that a thread may be ahead of the run.
 HANDOVER_MAX = 64
 _KEYS = ("target", "options")
-_threads = threading.Semaphore(THREADS_MAX)
 #: One per file: agents of one file load at the same time, each in a thread of its own.
 _files: dict[str, threading.RLock] = {}
 
@@ -58,9 +62,12 @@ class PythonProvider:
     """One agent function, loaded. Loading executes the agent's module: do it off the loop."""
 
     name = "python"
+    CAPABILITIES = (STREAMING,)  #: of generators; a function that only returns has none
+    enforces = frozenset(("tools_before", "tools_observed", "budget", "approvals"))
+    tested = "functions of every kind"
 
-    def __init__(self, table: Mapping[str, Any], *, fresh: bool = False) -> None:
-        """Load the target; ``fresh`` reads its file again even when it was loaded before.
+    def __init__(self, table: Mapping[str, Any], place: Place) -> None:
+        """Load the target; ``place.fresh`` reads its file again even when it was loaded before.
 
         Raises:
             ConfigError: no such function, or it does not take one argument.
@@ -70,11 +77,11 @@ class PythonProvider:
         self.idempotent: bool = checked(table, "idempotent", (bool,), False)
         self.usage_mode = usage_mode_of(table)
         self._options: dict[str, Any] = dict(checked(table, "options", (dict,), {}))
-        self._function = load_target(checked(table, "target", (str,), ""), fresh=fresh)
+        self._function = load_target(checked(table, "target", (str,), ""), fresh=place.fresh)
         kind = _kind(self._function)
         self._call = _CALLS[kind]
         streams = kind in ("async generator", "generator")
-        self.capabilities = capabilities_of(table, [STREAMING] if streams else [])
+        self.capabilities = capabilities_of(table, self.CAPABILITIES if streams else ())
 
     def started(self, run: RunContext) -> dict[str, Any]:  # noqa: ARG002
         """Nothing to add."""
@@ -87,10 +94,27 @@ class PythonProvider:
 
 
 def load_target(target: str, *, fresh: bool = False) -> Callable[[RunContext], Any]:
+    """The function of an agent: it takes one argument.
+
+    Raises:
+        ConfigError: as ``load_function``, or a wrong signature.
+    """
+    function = load_function(target, fresh=fresh)
+    name = target.rpartition(":")[2]
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError as exc:
+        raise ConfigError(f"target = {target!r:.120}: {name} takes one argument, the run ({exc})") from exc
+    except ValueError:  # a builtin without a signature: calling it will tell
+        pass
+    return function
+
+
+def load_function(target: str, *, fresh: bool = False) -> Callable[..., Any]:
     """Import the module or file that a target names and find its function.
 
     Raises:
-        ConfigError: the target's form, a missing file, module or function, or a wrong signature.
+        ConfigError: the target's form, a missing file, module or function.
     """
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
@@ -101,13 +125,7 @@ def load_target(target: str, *, fresh: bool = False) -> Callable[[RunContext], A
         function = getattr(function, part, None)
     if not callable(function):
         raise ConfigError(f"target = {target!r:.120}: {place} has no function {name!r}")
-    try:
-        inspect.signature(function).bind(None)
-    except TypeError as exc:
-        raise ConfigError(f"target = {target!r:.120}: {name} takes one argument, the run ({exc})") from exc
-    except ValueError:  # a builtin without a signature: calling it will tell
-        pass
-    found: Callable[[RunContext], Any] = function
+    found: Callable[..., Any] = function
     return found
 
 
@@ -177,7 +195,7 @@ async def _coroutine(function: Callable[[RunContext], Any], run: RunContext) -> 
 
 
 async def _thread(function: Callable[[RunContext], Any], run: RunContext) -> AsyncIterator[Piece]:
-    if not _threads.acquire(blocking=False):
+    if not THREADS.acquire(blocking=False):
         raise ProviderFailure(
             f"{THREADS_MAX} threads of plain functions are busy or were abandoned", code="max_runs_exceeded"
         )
@@ -189,7 +207,7 @@ async def _thread(function: Callable[[RunContext], Any], run: RunContext) -> Asy
     try:
         thread.start()
     except RuntimeError as exc:
-        _threads.release()
+        THREADS.release()
         raise ProviderFailure(f"no thread for the function: {exc}", code="max_runs_exceeded") from exc
     try:
         while True:
@@ -232,7 +250,7 @@ def _serve(handover: _Handover, function: Callable[[RunContext], Any], run: RunC
     except BaseException as exc:  # noqa: BLE001  the run's failure is told to the run, whatever it is
         last = ("raised", exc)
     finally:
-        _threads.release()
+        THREADS.release()
     handover.put(last)
 
 
@@ -302,4 +320,6 @@ def output_of(returned: Any) -> Piece | None:
     return Output(data={"content": returned})
 
 
-__all__ = ["HANDOVER_MAX", "THREADS_MAX", "PythonProvider", "load_target", "output_of"]
+__all__ = [
+    "HANDOVER_MAX", "THREADS", "THREADS_MAX", "PythonProvider", "load_function", "load_target", "output_of",
+]

@@ -1,16 +1,18 @@
 """The agents of a node: what the config names, built into providers.
 
-A python agent's module is imported in a thread of its own, so a node is ready before a slow import is, and
-a hanging one harms nobody else. A run that comes early waits for it. A broken agent stays listed, with its
-problem; it never stops the node.
+A provider with something to import (an agent's module, an SDK) is built in a thread of its own, so a node is
+ready before a slow import is, and a hanging one harms nobody else. A run that comes early waits for it. A
+broken agent stays listed, with its problem; it never stops the node.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mesh.config import load_agents
@@ -18,10 +20,10 @@ from mesh.errors import ConfigError, MeshError, RunError
 from mesh.providers.base import Provider, checked, continuation_of, nearest_name
 from mesh.providers.echo import EchoProvider
 from mesh.providers.execution import Processes
-from mesh.providers.python import PythonProvider
+from mesh.providers.kinds import KINDS, LOADED, Place, build
 from mesh.providers.shell import ShellProvider
 
-PROVIDERS = ("echo", "python", "shell")
+PROVIDERS = tuple(sorted(KINDS))
 LOADING = "loading"
 #: A problem's text is at most so long; a traceback keeps its end, where the cause stands.
 PROBLEM_CHARS_MAX = 4_000
@@ -33,10 +35,12 @@ class Registry:
     def __init__(
         self, agents: Mapping[str, Mapping[str, Any]], *, processes: Processes,
         on_change: Callable[[], None] = lambda: None, source: str = "",
+        mcp: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self._processes = processes
         self._on_change = on_change
         self._tables = dict(agents)
+        self._mcp = mcp or {}
         self._source = source
         self._source_problem: str | None = None
         self._providers: dict[str, Provider] = {}
@@ -70,7 +74,7 @@ class Registry:
 
     def _read_source(self) -> None:
         try:
-            tables = load_agents(self._source)
+            tables, self._mcp = load_agents(self._source)
         except ConfigError as exc:
             self._source_problem = exc.message
             return
@@ -147,7 +151,7 @@ class Registry:
             self._providers.pop(name, None)
             self._problems[name] = exc.message
             return
-        if table.get("provider") == PythonProvider.name:
+        if table.get("provider") in LOADED:
             self._load(name, fresh)
             return
         try:
@@ -168,9 +172,10 @@ class Registry:
     def _load(self, name: str, fresh: bool) -> None:
         loop = asyncio.get_running_loop()
         done = self._loading[name] = loop.create_future()
+        place = Place(self._processes, fresh, name, self.provider, self._mcp)
 
         def load() -> None:
-            outcome = _load_python(self._tables[name], fresh)
+            outcome = _load(self._tables[name], place)
             try:
                 loop.call_soon_threadsafe(self._loaded, name, done, outcome)
             except RuntimeError:  # the loop is closed: the node went down meanwhile
@@ -178,7 +183,7 @@ class Registry:
 
         threading.Thread(target=load, name=f"load agent {name}", daemon=True).start()
 
-    def _loaded(self, name: str, done: asyncio.Future[None], outcome: PythonProvider | str) -> None:
+    def _loaded(self, name: str, done: asyncio.Future[None], outcome: Provider | str) -> None:
         if isinstance(outcome, str):
             self._providers.pop(name, None)
             self._problems[name] = outcome
@@ -191,10 +196,10 @@ class Registry:
             self._on_change()
 
 
-def _load_python(table: Mapping[str, Any], fresh: bool) -> PythonProvider | str:
+def _load(table: Mapping[str, Any], place: Place) -> Provider | str:
     """The provider, or the text of what is wrong with it."""
     try:
-        return PythonProvider(table, fresh=fresh)
+        return build(table, place)
     except ConfigError as exc:
         return exc.message
     except BaseException as exc:  # noqa: BLE001  an agent's module may raise anything, sys.exit included
@@ -204,11 +209,11 @@ def _load_python(table: Mapping[str, Any], fresh: bool) -> PythonProvider | str:
 
 
 _NO_CONTINUATION: tuple[str | None, Mapping[str, Any]] = (None, {})
-_LOADER = PythonProvider.__init__.__code__.co_filename
+_HERE = str(Path(__file__).parent)
 
 
 def _ours(filename: str) -> bool:
-    return filename.startswith("<frozen importlib") or filename in (_LOADER, __file__)
+    return filename.startswith(("<frozen importlib", _HERE)) or filename == importlib.__file__
 
 
 __all__ = ["LOADING", "PROVIDERS", "Registry"]

@@ -56,10 +56,13 @@ class ShellProvider:
     """Executes commands."""
 
     name = "shell"
+    CAPABILITIES = (_COMMAND_EXECUTION, STREAMING)
+    enforces = frozenset(("tools_before", "approvals"))
+    tested = "real commands"
 
     def __init__(self, table: Mapping[str, Any], processes: Processes) -> None:
         check_keys(table, _KEYS)
-        self.capabilities = capabilities_of(table, [_COMMAND_EXECUTION, STREAMING])
+        self.capabilities = capabilities_of(table, self.CAPABILITIES)
         self.idempotent: bool = checked(table, "idempotent", (bool,), False)
         self.usage_mode = usage_mode_of(table)
         self._processes = processes

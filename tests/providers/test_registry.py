@@ -165,7 +165,7 @@ def test_reload_takes_the_agents_of_a_changed_config_file(tmp_path: Path) -> Non
     file.write_text('[agents.first]\nprovider = "echo"\n')
 
     async def play() -> list[dict[str, str | None]]:
-        registry = Registry(load_agents(str(file)), processes=RunProcesses(), source=str(file))
+        registry = Registry(load_agents(str(file))[0], processes=RunProcesses(), source=str(file))
         registry.start()
         seen = []
         for text in ('[agents.second]\nprovider = "echo"\n', "[agents.second\n"):
@@ -184,7 +184,7 @@ def test_runner_that_starts_reads_the_config_file_as_it_is_now(tmp_path: Path) -
     """If a runner is replaced after a reload, then its successor has the reloaded agents too."""
     file = tmp_path / "mesh.toml"
     file.write_text('[agents.first]\nprovider = "echo"\n')
-    tables = load_agents(str(file))
+    tables, _ = load_agents(str(file))
     file.write_text('[agents.second]\nprovider = "echo"\n')
 
     async def play() -> list[str]:

@@ -1,0 +1,88 @@
+"""The providers there are: where each one's file is, and which extra brings the library it needs.
+
+A provider's file is imported when an agent needs it, and its library by the provider's constructor, never
+before: ``import mesh`` and a node without such agents load nothing of it. Adding a provider is one file and
+one row here; its class says in ``CAPABILITIES``, ``enforces`` and ``tested`` what the README's table shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from mesh.errors import ConfigError
+from mesh.providers.base import Provider
+from mesh.providers.execution import Processes
+
+#: What a provider may do about policies (``enforces``): ask before each tool; report each tool in an event;
+#: report usage while it works, so that budgets end it; wait for a human before a tool.
+ENFORCED = ("tools_before", "tools_observed", "budget", "approvals")
+
+
+class Kind(NamedTuple):
+    """One provider."""
+
+    module: str
+    cls: str
+    extra: str | None = None  #: of pyproject.toml
+
+
+class Place(NamedTuple):
+    """What a provider may be built with, beside its table."""
+
+    processes: Processes
+    fresh: bool  #: read functions' files anew
+    agent: str  #: whose table it is
+    find: Callable[[str], Awaitable[Provider]]  #: another agent's provider, waited for while it loads
+    mcp: Mapping[str, Mapping[str, Any]] = {}  #: the config's ``[mcp.NAME]`` tables
+
+
+#: Built at once, on the loop: they load nothing.
+PLAIN: dict[str, Kind] = {
+    "echo": Kind("mesh.providers.echo", "EchoProvider"),
+    "shell": Kind("mesh.providers.shell", "ShellProvider"),
+}
+#: Built in a thread, since an import may take long: ``cls(table, place)``.
+LOADED: dict[str, Kind] = {
+    "python": Kind("mesh.providers.python", "PythonProvider"),
+}
+KINDS: dict[str, Kind] = PLAIN | LOADED
+
+
+def load(name: str) -> type[Any]:
+    """The class of a provider; its library is not imported."""
+    kind = KINDS[name]
+    found: type[Any] = getattr(import_module(kind.module), kind.cls)
+    return found
+
+
+def build(table: Mapping[str, Any], place: Place) -> Provider:
+    """Build one of ``LOADED``. Off the loop.
+
+    Raises:
+        ConfigError: a wrong setting, or a library that is not installed.
+        Exception: whatever an imported module raises.
+    """
+    found: Provider = load(table["provider"])(table, place)
+    return found
+
+
+def library(name: str, provider: str) -> Any:
+    """Import the library that a provider needs.
+
+    Raises:
+        ConfigError: it is not installed; says which extra brings it.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] != name.partition(".")[0]:
+            raise
+        extra = KINDS[provider].extra
+        raise ConfigError(
+            f'provider {provider!r} needs the library {name!r}: pip install "mesh[{extra}]"'
+        ) from exc
+
+
+__all__ = ["ENFORCED", "KINDS", "LOADED", "PLAIN", "Kind", "Place", "build", "library", "load"]
