@@ -20,6 +20,8 @@ from mesh.core.session import SessionState
 #: What a provider says of itself that outlives the run: to resume there, and to know the price.
 TOLD = ("provider_session_id", "model")
 TOLD_CHARS_MAX = 512
+#: What a provider's session had used when its run ended, for one that counts from its session's beginning.
+USED_BEFORE = "used_before"
 
 
 def so_far(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def remembered(session: SessionState, report: dict[str, Any]) -> SessionState | 
     about = report.get("provider_metadata")
     if type(about) is not dict or len(about) < 2:
         return None
-    provider, told = _text(about.get("provider")), told_of(about)
+    provider, told = _text(about.get("provider")), _kept(about)
     if provider is None or not told:
         return None
     known = session.metadata.get("provider_sessions")
@@ -101,6 +103,15 @@ def remembered(session: SessionState, report: dict[str, Any]) -> SessionState | 
     )
 
 
+def _kept(about: dict[str, Any]) -> dict[str, Any]:
+    """What of it is kept with the session."""
+    told: dict[str, Any] = {**told_of(about)}
+    used = about.get(USED_BEFORE)
+    if type(used) is dict and used:
+        told[USED_BEFORE] = usage.counts(used)
+    return told
+
+
 def _text(value: Any) -> str | None:
     return value if type(value) is str and 0 < len(value) <= TOLD_CHARS_MAX else None
 
@@ -113,4 +124,6 @@ def _text_keys(value: Any) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()} if type(value) is dict else {}
 
 
-__all__ = ["TOLD", "TOLD_CHARS_MAX", "begin_again", "remembered", "settled", "so_far", "told_of"]
+__all__ = [
+    "TOLD", "TOLD_CHARS_MAX", "USED_BEFORE", "begin_again", "remembered", "settled", "so_far", "told_of",
+]

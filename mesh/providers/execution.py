@@ -55,6 +55,7 @@ class Command(NamedTuple):
     env: dict[str, str]
     timeout_s: float
     direct: bool  #: without a shell
+    stdin: bool = False  #: ``write`` reaches it; else its stdin is empty
 
 
 class _Pipe:
@@ -91,6 +92,8 @@ class _Link(asyncio.SubprocessProtocol):
         self.exited = False
         self.transport: asyncio.SubprocessTransport | None = None
         self._paused = False
+        self._room = asyncio.Event()  #: its stdin takes more, or is closed
+        self._room.set()
         self._waiter: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -105,11 +108,28 @@ class _Link(asyncio.SubprocessProtocol):
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
         self.open.discard(fd)
+        if fd == 0:
+            self._room.set()
         self._wake()
 
     def process_exited(self) -> None:
         self.exited = True
         self._wake()
+
+    def pause_writing(self) -> None:
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        self._room.set()
+
+    def stdin(self) -> asyncio.WriteTransport | None:
+        """Where its stdin is written to; None when it was closed, by us or by it."""
+        pipe = self.transport.get_pipe_transport(0) if self.transport is not None else None
+        return pipe if isinstance(pipe, asyncio.WriteTransport) and not pipe.is_closing() else None
+
+    async def written(self) -> None:
+        """Return when its stdin has room again, or nobody reads it any more."""
+        await self._room.wait()
 
     def take(self) -> tuple[int, bytes]:
         """The oldest chunk; reading goes on when there is room again."""
@@ -138,11 +158,16 @@ class _Link(asyncio.SubprocessProtocol):
 class Execution:
     """One command. ``start``, then ``pieces`` to the end, then ``end`` in any case."""
 
-    def __init__(self, processes: Processes, run_id: str, bytes_max: int) -> None:
+    def __init__(
+        self, processes: Processes, run_id: str, bytes_max: int, *, provider: str = "shell",
+        term_s: float = TERM_S,
+    ) -> None:
         self._processes = processes
+        self._provider = provider
+        self._term_s = term_s
         self._run_id = run_id
         self._link = _Link()
-        self._began_s = time.monotonic()
+        self._began_s = self._since_s = time.monotonic()
         self._pipes = {1: _Pipe(bytes_max), 2: _Pipe(bytes_max)}
         self._started = False
         self._over = False
@@ -190,7 +215,7 @@ class Execution:
             code = "command_not_found" if isinstance(exc, FileNotFoundError) else "command_failed"
             message = f"{command.argv[0]}: {exc.strerror}"
             raise ProviderFailure(
-                message, code=code, provider_error=provider_error("shell", "process_error", message)
+                message, code=code, provider_error=provider_error(self._provider, "process_error", message)
             ) from exc
         finally:
             leader = self._leader()
@@ -204,7 +229,8 @@ class Execution:
         holds them (seen with 3.11).
         """
         starting = asyncio.ensure_future(asyncio.get_running_loop().subprocess_exec(
-            lambda: self._link, *command.argv, stdin=asyncio.subprocess.DEVNULL,
+            lambda: self._link, *command.argv,
+            stdin=asyncio.subprocess.PIPE if command.stdin else asyncio.subprocess.DEVNULL,
             cwd=command.cwd, env=command.env, start_new_session=True,
         ))
         try:
@@ -216,6 +242,22 @@ class Execution:
     def _leader(self) -> int | None:
         return None if self._link.transport is None else self._link.transport.get_pid()
 
+    async def write(self, data: bytes) -> bool:
+        """Give it to the command's stdin; False when nobody reads that any more."""
+        pipe = self._link.stdin()
+        if pipe is None:
+            return False
+        pipe.write(data)
+        await self._link.written()
+        return True
+
+    def close_stdin(self, last: bytes = b"") -> None:
+        """What was written and ``last`` is all; the command sees the end of it when it has read that."""
+        pipe = self._link.stdin()
+        if pipe is not None:
+            pipe.write(last)
+            pipe.close()
+
     async def pieces(self) -> AsyncIterator[tuple[str, str]]:
         """Yield (stream, text) until the command and all its processes are gone and the pipes are empty."""
         async for fd, chunk in self.chunks():
@@ -226,31 +268,39 @@ class Execution:
                 yield _STREAMS[fd], text
 
     async def chunks(self, *, idle: bool = False) -> AsyncIterator[tuple[int, bytes]]:
-        """Yield (1 or 2, bytes) as they come, nothing is kept; ``idle``: the time limit is one of silence."""
-        async for piece in self._until(self._began_s + self.command.timeout_s, exited=True, idle=idle):
+        """Yield (1 or 2, bytes) as they come, nothing is kept; ``idle``: the time limit is one of silence.
+
+        ``self.command`` may be given another limit meanwhile.
+        """
+        self._since_s = self._began_s
+        async for piece in self._until(exited=True, idle=idle):
             yield piece
         self.timed_out = not self._link.exited
-        async for piece in self._until(time.monotonic() + (0 if self.timed_out else DRAIN_S), exited=False):
-            yield piece
-        await self._kill(TERM_S if self.timed_out else 0.0)
-        async for piece in self._until(time.monotonic() + DRAIN_S, exited=False):
+        if not self.timed_out:
+            async for piece in self._until(DRAIN_S):
+                yield piece
+        await self._kill(self._term_s if self.timed_out else 0.0)
+        async for piece in self._until(DRAIN_S):
             yield piece
         self.duration_ms = int((time.monotonic() - self._began_s) * 1000)
 
     async def _until(
-        self, until_s: float, *, exited: bool, idle: bool = False
+        self, within_s: float | None = None, *, exited: bool = False, idle: bool = False
     ) -> AsyncIterator[tuple[int, bytes]]:
         """Yield what comes until the exit (``exited``) or the end of both pipes, or until the time is over.
 
         What was read is always yielded; time passes only while nothing is there.
         """
         link = self._link
+        if within_s is not None:
+            self._since_s = time.monotonic()
         while True:
             while link.chunks:
                 yield link.take()
                 if idle:
-                    until_s = time.monotonic() + self.command.timeout_s
-            left_s = until_s - time.monotonic()
+                    self._since_s = time.monotonic()
+            limit_s = self.command.timeout_s if within_s is None else within_s
+            left_s = self._since_s + limit_s - time.monotonic()
             if (link.exited if exited else not link.open) or left_s <= 0:
                 return
             await link.changed(left_s)
@@ -259,7 +309,7 @@ class Execution:
         """Leave nothing, and close our ends of the pipes, whatever happened before."""
         try:
             if self._started and not self._over:
-                await self._kill(TERM_S)
+                await self._kill(self._term_s)
         finally:
             if self._link.transport is not None:
                 self._link.transport.close()

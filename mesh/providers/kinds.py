@@ -45,6 +45,7 @@ PLAIN: dict[str, Kind] = {
 }
 #: Built in a thread, since an import may take long: ``cls(table, place)``.
 LOADED: dict[str, Kind] = {
+    "codex": Kind("mesh.providers.codex", "CodexProvider"),
     "python": Kind("mesh.providers.python", "PythonProvider"),
 }
 KINDS: dict[str, Kind] = PLAIN | LOADED

@@ -82,6 +82,19 @@ def test_provider_session_is_kept_beside_what_changed_meanwhile(bench: Bench) ->
     assert stored(bench).metadata["provider_session_id"] == "p1"
 
 
+def test_what_a_providers_session_used_is_kept_with_it(bench: Bench) -> None:
+    """If a provider counts from the beginning of its session, then what it said last is there for the next
+    run."""
+    begun(bench)
+    about = {"provider_session_id": "s1", "used_before": {"input_tokens": 9, "x": "y"}}
+    say(bench, "completed", about=about)
+    kept = bench.store.session("s")
+    assert kept is not None
+    assert kept.metadata["provider_sessions"]["claude"] == {
+        "provider_session_id": "s1", "used_before": {"input_tokens": 9},
+    }
+
+
 def test_report_before_the_end_outlives_the_partition(bench: Bench) -> None:
     """If the partition dies after a report, then what was reported is there, and the run goes on."""
     bench.progress(begun(bench), RUN)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mesh.config import LimitsSection
 from mesh.core import wire
 from mesh.core.events import EVENT_TYPES
+from mesh.core.message import Message, Transcript
 from mesh.core.redact import Redactor
 from mesh.core.runner import Outbox, RunLog
 from mesh.log import Log
@@ -64,6 +65,7 @@ class Bench:
         self.done: dict[str, asyncio.Event] = {}
         self.spoke = asyncio.Event()
         self.stored: dict[str, list[Any]] = {}
+        self.transcripts: Any = None  # no run of a bench continues its session by itself
         self.workspaces = Workspaces(
             Path(tempfile.gettempdir()) / "unused", LimitsSection(), self.processes, Log("test")
         )
@@ -102,8 +104,12 @@ class Bench:
         session: str = "ses_1",
         attempt: int = 1,
         metadata: dict[str, Any] | None = None,
+        context: dict[str, Any] | None = None,
+        resume: str | None = None,
+        past: tuple[Message, ...] = (),
         **options: Any,
     ) -> Drive:
+        """Begin a run; ``resume`` and ``past`` are what its continuation would have found."""
         run_id = "run_" + os.urandom(16).hex()
         self.done[run_id] = asyncio.Event()
         record = {
@@ -111,13 +117,15 @@ class Bench:
             "agent": agent,
             "agent_id": "me",
             "incarnation": 3,
-            "context": {"k": "v"},
+            "context": {"k": "v"} if context is None else context,
             "metadata": metadata or {},
             "tags": ["t"],
         }
         drive = Drive(
             self, (run_id, attempt), partition=0, session=record, run_input=run_input, options=options
         )
+        drive.context.resume = resume
+        drive.context.transcript = Transcript(session, past)
         drive.start()
         return drive
 
