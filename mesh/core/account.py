@@ -31,9 +31,14 @@ def so_far(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, A
         return {"provider": given["provider"], "provider_metadata": given,
                 "metadata": {**run.metadata, "provider": given["provider"]}}
     about = _text_keys(given)
-    provider, told = _text(about.get("provider")), told_of(about)
+    told: dict[str, Any] = {**told_of(about)}
+    provider = _text(about.get("provider"))
     used = usage.counts(_map(report.get("token_usage")))
     cost = prices.cost(provider, told.get("model"), used)
+    for part in report.get("before") or ():  # of agents that this one took over from: each has its own price
+        spent = usage.counts(_map(part["token_usage"]))
+        cost = together(prices.cost(_text(part["provider"]), _text(part["model"]), spent), cost)
+        used = usage.added(spent, used)
     turns = report.get("turn_count")
     turns = turns if type(turns) is int and 0 <= turns <= usage.COUNT_MAX else 0
     if run.earlier is not None:
@@ -41,6 +46,9 @@ def so_far(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, A
         used = usage.added(usage.counts(before["token_usage"]), used)
         cost = together(Cost(before["cost_usd"], CostState(before["cost_state"])), cost)
         turns = min(turns + before["turn_count"], usage.COUNT_MAX)
+    routing = about.pop("routing", None)
+    if type(routing) is dict:
+        told = {**told, "routing": routing}
     return {
         "token_usage": usage.without_cost(used), "cost_usd": cost.usd, "cost_state": cost.state,
         "turn_count": turns, "provider": provider, "provider_metadata": about,

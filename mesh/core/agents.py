@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 from mesh.core import wire
 from mesh.core.live import NoRunner
+from mesh.core.manifest import negotiate
+from mesh.core.routing_rules import ROUTER
 from mesh.core.state import State
 from mesh.errors import InvalidArgument, NotFound, Unavailable, shown
 
@@ -35,6 +37,7 @@ class Agents:
         self.state = state
         self.configured = configured
         self.catalogue: dict[str, dict[str, Any]] = {}
+        self.routing: dict[int, dict[str, Any]] = {}  #: by runner: how the agents of its routers are
         self.reloads: dict[str, Reload] = {}
         self._tokens = 0
         state.provider_of = self.provider
@@ -65,17 +68,20 @@ class Agents:
 
         Raises:
             InvalidArgument: ``missing_required_capability``.
+            NoRunner: it is a router, and some of its agents are loading.
         """
         wanted = options.get("required_capabilities") or ()
         entry = self.catalogue.get(agent)
         if not wanted or entry is None or entry["problem"]:
             return
-        have = {c["type"] for c in entry["capabilities"] if c.get("enabled", True)}
-        missing = [name for name in wanted if name not in have]
+        missing = negotiate(entry["capabilities"], wanted).missing
+        if missing and entry.get("partial"):
+            raise NoRunner
         if missing:
+            have = {c["type"] for c in entry["capabilities"] if c.get("enabled", True)}
             raise InvalidArgument(
                 f"agent {agent!r} has no {missing[0]!r}", code="missing_required_capability",
-                details={"missing": missing, "has": sorted(have)},
+                details={"missing": list(missing), "has": sorted(have)},
             )
 
     def check_named(self, agent: str, name: str) -> None:
@@ -98,13 +104,22 @@ class Agents:
         return str(entry.get("provider") or agent)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The agents of the node, sorted by name."""
+        """The agents of the node, sorted by name; with routers, how each runner finds their agents."""
         empty = {"capabilities": [], "problem": "loading"}
         rows = self.catalogue or {
             name: {"name": name, "provider": table.get("provider", ""), **empty}
             for name, table in self.configured.items()
         }
-        return [row for _, row in sorted(rows.items())]
+        return [self._row(name, row) for name, row in sorted(rows.items())]
+
+    def _row(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
+        if row.get("provider") != ROUTER:
+            return row
+        ready = self.state.ready_runners()
+        seen = [{"runner": runner, "agents": self.routing[runner][name]} for runner in sorted(ready)
+                if name in self.routing.get(runner, ())]
+        shown = {key: value for key, value in row.items() if key != "partial"}
+        return {**shown, "routing": seen}
 
     def reload(self, part: Part) -> None:
         """Have every runner load its agents anew; the answer comes when all have.
@@ -124,6 +139,8 @@ class Agents:
 
     def on_catalogue(self, runner: int, token: str | None, entries: Sequence[dict[str, Any]]) -> bool:
         """A runner says what it can run (all of it); whether that is news."""
+        # What changes with every run is kept apart: it is no news for calls that wait for an agent.
+        self.routing[runner] = {e["name"]: e.pop("routing") for e in entries if "routing" in e}
         former, self.catalogue = self.catalogue, {entry["name"]: entry for entry in entries}
         waiting = self.reloads.get(token) if token is not None else None
         if waiting is not None and token is not None:

@@ -48,7 +48,7 @@ class ControlOps:
                 f"cannot {what} run {run.id}: it is {state}", code="invalid_operation",
                 details={"status": run.status.value, "run_id": run.id},
             )
-        self.runs.agents.check_named(self.state.session(run.session_id).agent, what)
+        self.runs.agents.check_named(runs.executor_of(run, self.state.session(run.session_id).agent), what)
         if run.status != wanted:
             run = in_step(self.state, runs.step(run, wanted))
             self.state.commands.append((run.runner or 0, [what, run.id, run.attempt]))

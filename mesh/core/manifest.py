@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -98,4 +99,36 @@ class Manifest(Record, frozen=True):
         return tuple(one for one in self.capabilities if one.enabled)
 
 
-__all__ = ["CAPABILITY_TYPES", "Capability", "CapabilityType", "Manifest"]
+class Negotiation(NamedTuple):
+    """What an agent has of what a run wants, by types of capabilities; only enabled ones count."""
+
+    missing: tuple[str, ...]  #: required, and not there: the agent cannot take the run
+    unsupported: tuple[str, ...]  #: optional, and not there
+    supported: tuple[str, ...]
+
+    @property
+    def status(self) -> str:
+        """``full``, or ``degraded`` when something optional is not there."""
+        return "degraded" if self.unsupported else "full"
+
+    def to_map(self) -> dict[str, Any]:
+        """What a run says about it."""
+        warnings = [f"optional capability {name!r} is not there" for name in self.unsupported]
+        return {"status": self.status, "supported": list(self.supported),
+                "unsupported": list(self.unsupported), "warnings": warnings}
+
+
+def negotiate(
+    capabilities: Iterable[Mapping[str, Any]], required: Iterable[str] = (), optional: Iterable[str] = ()
+) -> Negotiation:
+    """Compare what an agent declares with the types that a run requires, and those that it would like."""
+    have = {one["type"] for one in capabilities if one.get("enabled", True)}
+    required, optional = dict.fromkeys(required), dict.fromkeys(optional)
+    return Negotiation(
+        tuple(name for name in required if name not in have),
+        tuple(name for name in optional if name not in have),
+        tuple(name for name in {**required, **optional} if name in have),
+    )
+
+
+__all__ = ["CAPABILITY_TYPES", "Capability", "CapabilityType", "Manifest", "Negotiation", "negotiate"]

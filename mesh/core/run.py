@@ -156,6 +156,13 @@ def agent_of(run: RunState, session_agent: str) -> str:
     return run.options.get("agent") or session_agent
 
 
+def executor_of(run: RunState, session_agent: str) -> str:
+    """Who executes the run: of a router the agent that it found, as far as that is known."""
+    routing = run.metadata.get("routing")
+    found = routing.get("routed_to") if type(routing) is dict else None
+    return found if type(found) is str else agent_of(run, session_agent)
+
+
 def checked_result(settle: dict[str, Any]) -> dict[str, Any]:
     """What the run gave, of a runner's settlement: an output or an error, as a map that can be read back."""
     output, error = settle.get("output"), settle.get("error")
@@ -228,6 +235,7 @@ __all__ = [
     "checked_result",
     "decode",
     "encode",
+    "executor_of",
     "messages",
     "step",
     "to_wire",

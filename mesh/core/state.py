@@ -263,7 +263,8 @@ class State:
             run.id if run else None,
             data,
             ts=self.now,
-            provider=provider or self.provider_of(agent_of(run, session.agent) if run else session.agent),
+            provider=provider or (run.provider if run else None)
+            or self.provider_of(agent_of(run, session.agent) if run else session.agent),
             correlation_id=_text(session.metadata.get("correlation_id")),
         )
         self.append_fragment(session_id, ev.TYPE_CODE[event_type], self.now, fragment, run)

@@ -184,7 +184,7 @@ class Fold:
 
     def _knows(self, event: Event, data: Mapping[str, Any]) -> tuple[str, str, str] | None:
         own = next((data[key] for key in PROVIDER_SESSION_KEYS if data.get(key)), None)
-        provider, agent = event.get("provider"), data.get("agent")
+        provider, agent = event.get("provider"), data.get("routed_to") or data.get("agent")
         if not (type(own) is str and type(provider) is str and type(agent) is str):
             return None
         return (provider, agent, own) if data.get("continuation") or self.empty else None

@@ -12,7 +12,7 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from mesh.node.continuing import Transcripts, able, begin_run, close
 from mesh.node.ending import Ending, cancelled, error_map, failure, raised, timed_out
 from mesh.node.guard import Guard
 from mesh.node.pieces import Pieces, Sink, is_output
+from mesh.node.routed import Routed, negotiated
 from mesh.node.ws_drive import RunWorkspace, Workspaces
 from mesh.providers.base import Piece, Provider, RunContext, SessionInfo
 from mesh.providers.live import Steering
@@ -183,6 +184,7 @@ class Drive:
         except MeshError as exc:
             ending = failure(exc)
         if self.workspace is not None:  # now it is decided how the run ends; its folder is looked at first
+            self.pieces.ensure_begun()
             self.ending = self.ending or ending
             self.ending = await self.workspace.close(self.ending, self.pieces)
         self._settle(ending)
@@ -197,16 +199,23 @@ class Drive:
         return await self._execute()
 
     async def _execute(self) -> Ending:
-        host = self._host
+        registry = self._host.registry
         agent = self.info.agent
-        provider = host.registry.ready(agent) or await host.registry.provider(agent)
+        provider = registry.ready(agent)
+        router = registry.router(agent) if provider is None else None
+        if provider is None and router is None:
+            provider = await registry.provider(agent)
         try:
             if self.pieces.guard is not None:
                 self.pieces.guard.begin()
-            stream, first = await self._begin(provider)
-            if self.workspace is not None:
-                self.workspace.tell(self.pieces)
-            await self._pull(stream, first)
+            if provider is None:
+                assert router is not None
+                await Routed(self, self._host, router, self._session, self._options).execute()
+            else:
+                stream, first = await self._begin(provider)
+                if self.workspace is not None:
+                    self.workspace.tell(self.pieces)
+                await self.pull(stream, () if first is None else (first,))
         except (GeneratorExit, asyncio.CancelledError):  # the loop is gone; the run is over
             raise
         except BaseException as exc:  # noqa: BLE001  rule 3
@@ -217,6 +226,8 @@ class Drive:
         """Write ``run_started``; what the provider yields, and its first word when that was heard already."""
         context, registry = self.context, self._host.registry
         about = provider.started(context)
+        if "optional_capabilities" in self._options:
+            about = about | negotiated(provider, self._options)
         mode, opts = registry.continuation(context.session.agent)
         if "continuation" in self._options:
             mode = self._options["continuation"] or None
@@ -234,16 +245,24 @@ class Drive:
             raise
         if begun.why is not None:
             self.pieces.emit("error_recovered", {"error_message": begun.why, "recovered_by": "replay"})
-        self._heard_s = self._loop.time()
+        self.heard()
         return begun.stream, begun.first
 
-    async def _pull(self, stream: AsyncIterator[Piece], first: Piece | None) -> None:
-        """Take every piece the provider yields, as fast as they are stored elsewhere."""
+    def heard(self) -> None:
+        """The provider said something, or another one begins: its time of silence counts from here."""
+        self._heard_s = self._loop.time()
+
+    async def pull(self, stream: AsyncIterator[Piece], held: Sequence[Piece]) -> None:
+        """Take every piece the provider yields, ``held`` first, as fast as they are stored elsewhere."""
         outbox, guard = self._host.outbox, self.pieces.guard
         count = 0
         try:
-            if first is not None and not self._taken(first):
-                return
+            for piece in held:
+                if self.ending is not None:
+                    self._late()
+                    return
+                if not self._taken(piece):
+                    return
             async for piece in stream:
                 if self.ending is not None or (self.pieces.closed and not is_output(piece)):
                     self._late()

@@ -46,6 +46,7 @@ class Guard:
         self._waited_s = 0.0  #: of the time since then, for humans
         self._asked = False
         self._over = False
+        self._paid: tuple[float, float | None] = (0, 0.0)  #: tokens and USD, of agents that gave up
 
     def begin(self) -> None:
         """The run is about to start: its time counts from here.
@@ -81,8 +82,20 @@ class Guard:
 
     def on_usage(self, used: usage.Counts, provider: str | None, model: str | None) -> None:
         """The agent said what it used; ``used`` are the counts of the run so far."""
+        tokens, usd = self._sums(used, provider, model)
+        self._act(self.monitor.on_usage(tokens, usd))
+
+    def paid(self, used: usage.Counts, provider: str | None, model: str | None) -> None:
+        """That was used by an agent from whom another one takes over: it counts beside what comes."""
+        self._paid = self._sums(used, provider, model)
+        self._act(self.monitor.on_usage(*self._paid))
+
+    def _sums(
+        self, used: usage.Counts, provider: str | None, model: str | None
+    ) -> tuple[float, float | None]:
         tokens = used.get(usage.TOTAL, used.get(usage.INPUT, 0) + used.get(usage.OUTPUT, 0))
-        self._act(self.monitor.on_usage(tokens, self._prices.cost(provider, model, used).usd))
+        usd, (paid_tokens, paid_usd) = self._prices.cost(provider, model, used).usd, self._paid
+        return tokens + paid_tokens, None if usd is None or paid_usd is None else usd + paid_usd
 
     async def permit(self, tool: str, tool_input: Any, call_id: str | None) -> None:
         """May this tool be called? Asked before it runs; returns when it may, perhaps after a human said so.

@@ -11,6 +11,7 @@ Rules of this file:
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from math import inf
 from typing import Any, Protocol
 
@@ -36,6 +37,8 @@ OPEN_CALLS_MAX = 10_000
 ABORTED = "aborted"
 _EVENT_KEYS = frozenset(("type", "data", "metadata", "correlation_id", "ts"))
 _NOTHING: tuple[dict[str, Any] | None, str | None, float | None] = (None, None, None)
+#: The first three arguments of ``begin``.
+Opening = tuple[Provider | None, dict[str, Any], dict[str, Any] | None]
 _TOOL_ENDS = frozenset(("tool_call_completed", "tool_call_failed"))
 
 
@@ -78,11 +81,15 @@ class Pieces:
         self._about = _NOTHING  #: what a streamed event says beside its data
         self._report = Report(self.log.note)
         self.guard: Guard | None = None
+        self.opening: Callable[[], Opening] = _unopened  #: what a run begins with that ends before it began
         self._redactor = sink.redactor
         self._speech = Speech(sink.redactor, self)
 
-    def begin(self, provider: Provider | None, data: dict[str, Any]) -> None:
-        """Write ``run_started``."""
+    def begin(
+        self, provider: Provider | None, data: dict[str, Any], routing: dict[str, Any] | None = None,
+        ts: float | None = None,
+    ) -> None:
+        """Write ``run_started``; ``routing`` says how a router came to this provider."""
         data = plain_map(data, "run_started")
         name = self._encoder.provider
         if provider is not None and provider.name != name:
@@ -92,10 +99,13 @@ class Pieces:
         self._report.provider = name
         self.begun = True
         self._report.tell(data)
+        if routing is not None:
+            data = {**data, "routed_to": routing["routed_to"], "routing": routing}
+            self._report.routed(routing)
         self.emit("run_started", {
             "agent": self._info.agent, "provider": name, "attempt": self._key[1],
             **data,
-        })
+        }, ts=ts)
 
     def _encoder_for(self, provider: str) -> FragmentEncoder:
         correlation_id = self._info.metadata.get("correlation_id")
@@ -280,12 +290,32 @@ class Pieces:
         for names in self._open_calls.values():
             self.emit("tool_call_failed", {**names, "error": ABORTED})
 
+    def paid(self, spent: Report) -> None:
+        """Count what an agent used that another one takes over from."""
+        if spent.used:
+            self._report.before(spent)
+            if self.guard is not None:
+                self.guard.paid(spent.used, spent.provider, spent.model)
+
+    def start_over(self) -> None:
+        """Close what was said as partial: another provider begins the same run anew."""
+        self._break_off()
+        self.paid(self._report)
+        self._report.anew()
+        self._text, self._text_left, self._received = [], self._sink.output_bytes_max, 0
+        self._truncated, self._unreceived = False, True
+        self._open_calls, self._output, self._completion, self.closed = {}, None, {}, False
+
+    def ensure_begun(self) -> None:
+        """A run that ends before it began begins now: whatever is written stands behind ``run_started``."""
+        if not self.begun:
+            self.begin(*self.opening())
+
     def settle(self, ending: Ending) -> None:
         """Write the terminal event and the settlement, once."""
         if self.settled:
             return
-        if not self.begun:
-            self.begin(None, {})
+        self.ensure_begun()
         if ending.status != "completed":
             self._break_off()
         if ending.error is not None:
@@ -337,6 +367,10 @@ class Pieces:
         if self.guard is not None:
             self.guard.end()
         self._sink.outbox.drop(self._key)
+
+
+def _unopened() -> Opening:
+    return None, {}, None
 
 
 def _call_of(data: dict[str, Any]) -> str:

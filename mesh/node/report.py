@@ -21,6 +21,7 @@ class Report:
         self._turns = 0
         self.provider: str | None = None
         self._about: dict[str, Any] = {}
+        self._before: list[dict[str, Any]] = []  #: what other agents used, whom this one took over from
         self._changed = changed
 
     def count(self, data: dict[str, Any]) -> None:
@@ -57,6 +58,22 @@ class Report:
             self._about |= told
             self._changed(self.encoded)
 
+    def routed(self, routing: dict[str, Any]) -> None:
+        """Take how a router came to its provider."""
+        self._about["routing"] = routing
+        self._changed(self.encoded)
+
+    def before(self, spent: Report) -> None:
+        """Another agent used something before this one began."""
+        self._before.append({
+            "provider": spent.provider, "model": spent.model, "token_usage": spent.used,
+        })
+        self._changed(self.encoded)
+
+    def anew(self) -> None:
+        """Another agent begins."""
+        self.used, self._about = {}, {}
+
     def end(self, output: Output, metadata: dict[str, Any]) -> None:
         """Take what the provider says at the end; its last word on a count is the count."""
         if metadata:
@@ -70,6 +87,7 @@ class Report:
         return {
             "token_usage": self.used, "turn_count": self._turns,
             "provider_metadata": {"provider": self.provider, **self._about},
+            **({"before": self._before} if self._before else {}),
         }
 
     def encoded(self) -> bytes:

@@ -120,6 +120,17 @@ class Cancellation:
                 waiter.set_result(None)
         self._waiters.clear()
 
+    def child(self) -> Cancellation:
+        """One of its own for a part of the run: over with this one, or before it."""
+        part = Cancellation()
+        if self._set:
+            part.set()
+        else:
+            told = asyncio.get_running_loop().create_future()
+            told.add_done_callback(lambda _: part.set())
+            self._waiters.append(told)
+        return part
+
     async def wait(self) -> None:
         """Return when the run is cancelled."""
         if not self._set:

@@ -64,11 +64,11 @@ class Steering:
     What was taken is in the log as a message of this run; what nobody takes is the session's next turn.
     """
 
-    __slots__ = ("_ask", "_count", "_news", "_texts", "hinted", "open")
+    __slots__ = ("_ask", "_news", "_texts", "count", "hinted", "open")
 
     def __init__(self, ask: Callable[[], None] = lambda: None) -> None:
         self._ask = ask
-        self._count = 0  #: how often something was taken
+        self.count = 0  #: how often something was taken
         self._texts: list[str] = []  #: taken, and not given to the agent yet
         self._news = _News()
         self.hinted = False  #: something waits, by the node's word
@@ -78,7 +78,7 @@ class Steering:
         """Take all that waits."""
         if self.hinted and not self.open:
             self.hinted = False
-            self.open = self._count + 1
+            self.open = self.count + 1
             self._ask()
         while self.open and not self._texts:
             await self._news.wait()
@@ -102,7 +102,7 @@ class Steering:
         if number != self.open:
             return
         if texts:
-            self._count = number
+            self.count = number
             self._texts += texts
         self.open = 0
         self._news.wake()

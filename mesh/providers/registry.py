@@ -21,9 +21,10 @@ from mesh.providers.base import Provider, checked, continuation_of, nearest_name
 from mesh.providers.echo import EchoProvider
 from mesh.providers.execution import Processes
 from mesh.providers.kinds import KINDS, LOADED, Place, build
+from mesh.providers.router import Router
 from mesh.providers.shell import ShellProvider
 
-PROVIDERS = tuple(sorted(KINDS))
+PROVIDERS = tuple(sorted((*KINDS, Router.name)))
 LOADING = "loading"
 #: A problem's text is at most so long; a traceback keeps its end, where the cause stands.
 PROBLEM_CHARS_MAX = 4_000
@@ -44,6 +45,7 @@ class Registry:
         self._source = source
         self._source_problem: str | None = None
         self._providers: dict[str, Provider] = {}
+        self._routers: dict[str, Router] = {}
         self._problems: dict[str, str] = {}
         self._continuations: dict[str, tuple[str | None, Mapping[str, Any]]] = {}
         self._loading: dict[str, asyncio.Future[None]] = {}
@@ -80,9 +82,13 @@ class Registry:
             return
         self._source_problem = None
         for name in self._tables.keys() - tables.keys():
-            self._providers.pop(name, None)
+            self._forget(name)
             self._problems.pop(name, None)
         self._tables = dict(tables)
+
+    def _forget(self, name: str) -> None:
+        self._providers.pop(name, None)
+        self._routers.pop(name, None)
 
     async def loaded(self) -> None:
         """Return when nothing is being loaded."""
@@ -101,6 +107,20 @@ class Registry:
         """The agent's provider, when it is there."""
         return self._providers.get(agent)
 
+    def router(self, agent: str) -> Router | None:
+        """The agent, when it is one that has others do its runs."""
+        return self._routers.get(agent)
+
+    def _abilities(self, agent: str) -> list[dict[str, Any]] | None:
+        """What an agent can do; None while it loads, nothing when it cannot be loaded."""
+        router = self._routers.get(agent)
+        if router is not None:
+            return None if router.waits_for else router.capabilities
+        provider = self._providers.get(agent)
+        if provider is None:
+            return None if agent in self._loading else []
+        return provider.capabilities
+
     async def provider(self, agent: str) -> Provider:
         """The agent's provider, waited for while it loads.
 
@@ -114,6 +134,8 @@ class Registry:
             return self._providers[agent]
         if agent not in self._tables:
             raise MeshError(f"no agent {agent!r}{nearest_name(agent, self._tables)}", code="unknown_agent")
+        if agent in self._routers:
+            raise RunError(f"agent {agent!r} is a router: it has no provider of its own")
         problem = self._problems.get(agent, LOADING)
         raise RunError(
             f"agent {agent!r} cannot be loaded: {problem.strip().splitlines()[-1]}",
@@ -121,7 +143,8 @@ class Registry:
         )
 
     def catalogue(self) -> list[dict[str, Any]]:
-        """One entry per agent: {name, provider, capabilities, problem, idempotent}."""
+        """One entry per agent: {name, provider, capabilities, problem, idempotent}; a router's says how its
+        agents are."""
         entries = [self._entry(name, table) for name, table in sorted(self._tables.items())]
         if self._source_problem is not None:
             entries.append({
@@ -131,8 +154,10 @@ class Registry:
         return entries
 
     def _entry(self, name: str, table: Mapping[str, Any]) -> dict[str, Any]:
-        provider = self._providers.get(name)
+        router = self._routers.get(name)
+        provider = router or self._providers.get(name)
         loading = name in self._loading and provider is None
+        routing = {} if router is None else {"routing": router.view(), "partial": bool(router.waits_for)}
         return {
             "name": name,
             "provider": table.get("provider"),
@@ -140,6 +165,7 @@ class Registry:
             "problem": LOADING if loading else self._problems.get(name),
             "idempotent": table.get("idempotent") is True if provider is None else provider.idempotent,
             "native_process": table.get("native_process") is True,
+            **routing,
         }
 
     def _build(self, name: str, *, fresh: bool) -> None:
@@ -148,14 +174,19 @@ class Registry:
             self._continuations[name] = continuation_of(table)
             checked(table, "native_process", (bool,), False)
         except ConfigError as exc:
-            self._providers.pop(name, None)
+            self._forget(name)
             self._problems[name] = exc.message
             return
         if table.get("provider") in LOADED:
+            self._routers.pop(name, None)
             self._load(name, fresh)
             return
+        self._forget(name)
         try:
-            self._providers[name] = self._built_in(table)
+            if table.get("provider") == Router.name:
+                self._routers[name] = Router(name, self._tables, self._abilities)
+            else:
+                self._providers[name] = self._built_in(table)
             self._problems.pop(name, None)
         except ConfigError as exc:
             self._problems[name] = exc.message
