@@ -9,6 +9,7 @@
     |  |- NotFound                 nothing under that key or id
     |  |- InvalidArgument          an argument is wrong; details name it; nothing was changed
     |  |- InvalidState             the state machine forbids it; nothing was changed
+    |  |- NotAllowed               the session is protected, or another drives it; nothing was changed
     |  `- ClientExpired            our sequence numbers are unknown there; the SDK starts anew by itself
     |- Unavailable                 try again later, or elsewhere
     |  |- Overloaded               a bound was reached; details.retry_after_ms
@@ -145,6 +146,12 @@ class InvalidState(RequestError):
     code = "invalid_transition"
 
 
+class NotAllowed(RequestError):
+    """The session's token was not shown, or somebody else drives it. Nothing was changed."""
+
+    code = "unauthorized"
+
+
 class ClientExpired(RequestError):
     """The node forgot this client's numbers (15 min of silence). Begin anew with a new client id."""
 
@@ -209,6 +216,7 @@ CODES: dict[str, tuple[type[MeshError], str, bool]] = {
     "context_mismatch": (InvalidArgument, "state", False),
     "degraded": (StoreError, "storage", True),
     "dependency_not_available": (RunError, "storage", False),
+    "driver_taken": (InvalidState, "concurrency", False),
     "duplicate_capability": (InvalidState, "resource", False),
     "expired": (NotFound, "resource", False),
     "internal_error": (RequestError, "runtime", False),
@@ -220,6 +228,7 @@ CODES: dict[str, tuple[type[MeshError], str, bool]] = {
     "invalid_id": (InvalidArgument, "validation", False),
     "invalid_input": (InvalidArgument, "validation", False),
     "invalid_operation": (InvalidState, "concurrency", False),
+    "invalid_role": (InvalidArgument, "validation", False),
     "invalid_route": (InvalidArgument, "validation", False),
     "invalid_session_key": (InvalidArgument, "validation", False),
     "invalid_status": (InvalidArgument, "state", False),
@@ -235,6 +244,7 @@ CODES: dict[str, tuple[type[MeshError], str, bool]] = {
     "missing_required_field": (InvalidArgument, "validation", False),
     "no_route": (NotFound, "resource", False),
     "node_unreachable": (NodeUnreachable, "provider", True),
+    "not_driver": (NotAllowed, "concurrency", False),
     "not_found": (NotFound, "resource", False),
     "outcome_unknown": (RunError, "runtime", False),
     "overloaded": (Overloaded, "concurrency", True),
@@ -273,6 +283,7 @@ CODES: dict[str, tuple[type[MeshError], str, bool]] = {
     "tool_execution_failed": (RunError, "tool", False),
     "tool_not_found": (RunError, "tool", False),
     "tool_permission_denied": (RunError, "tool", False),
+    "unauthorized": (NotAllowed, "state", False),
     "unknown_agent": (NotFound, "resource", False),
     "unknown_error": (RequestError, "runtime", False),
     "unknown_op": (InvalidArgument, "validation", False),
@@ -320,6 +331,7 @@ __all__ = [
     "LocalProtocolError",
     "MeshError",
     "NodeUnreachable",
+    "NotAllowed",
     "NotFound",
     "Overloaded",
     "ProtocolError",

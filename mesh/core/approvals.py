@@ -18,6 +18,7 @@ import msgspec
 
 from mesh.core import approval as ap
 from mesh.core import wire
+from mesh.core.access import opens
 from mesh.core.agents import Part
 from mesh.core.asked import answer, in_step, open_of
 from mesh.core.records import TERMINAL
@@ -181,7 +182,7 @@ class Approvals:
         found = []
         for run_id, name in self.due:
             asked = self._asked(run_id, name)
-            if asked is not None:
+            if asked is not None and self._visible(run_id):
                 place = [asked["asked_at"], run_id, name]
                 if session_id in (None, self.state.runs[run_id].session_id) and (not after or place > after):
                     found.append(place)
@@ -192,6 +193,11 @@ class Approvals:
             page.append(to_wire(self.state.runs[place[1]], place[2]))
             bytes_max -= len(wire.repack(page[-1]))
         return [page, None]
+
+    def _visible(self, run_id: str) -> bool:
+        """Whether the caller may see what is asked in this run's session."""
+        session = self.state.session(self.state.runs[run_id].session_id)
+        return opens(session.access, session.id, self.state.presented)
 
 
 def to_wire(run: RunState, name: str) -> dict[str, Any]:

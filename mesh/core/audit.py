@@ -10,13 +10,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from mesh.core import wire
+from mesh.core.access import unwrapped
 
 AUDITED = frozenset((
     "session.create", "session.start", "session.start_or_get", "session.activate", "session.pause",
     "session.resume", "session.complete", "session.cancel", "session.fail", "session.stop", "session.abort",
     "session.interrupt", "session.recall", "session.clear", "session.delete", "session.undelete",
-    "session.import", "session.compact", "session.pin", "run.cancel", "run.cancel_for_approval", "run.decide",
-    "run.interrupt", "run.pause", "run.resume", "agent.reload", "partition.backup", "maintenance.run",
+    "session.import", "session.compact", "session.pin", "session.claim", "session.release",
+    "session.set_token", "run.cancel", "run.cancel_for_approval", "run.decide", "run.interrupt",
+    "run.pause", "run.resume", "agent.reload", "partition.backup", "maintenance.run",
 ))
 TARGET_CHARS_MAX = 200
 
@@ -30,7 +32,7 @@ def entries(
     """What an answered payload leaves."""
     return [
         (now, client, op, _target(args), _outcome(answer))
-        for (op, args), answer in zip(calls, answers, strict=True)
+        for (op, args), answer in zip((unwrapped(*call) for call in calls), answers, strict=True)
         if op in AUDITED and answer is not None and not _middle(op, args)
     ]
 

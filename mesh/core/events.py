@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from xxhash import xxh3_128_hexdigest
 
-from mesh.core.wire import map_header, pack, repack
+from mesh.core.wire import map_header, pack, repack, unpack
 from mesh.errors import InvalidArgument
 
 SCHEMA_VERSION = 1
@@ -77,6 +77,8 @@ EVENTS: tuple[EventType, ...] = (
     EventType("tool_approval_denied", "approval", "human", True, _TOOL),
     EventType("transcript_compacted", "transcript", "node", True, {"summary": str, "up_to": int}),
     EventType("message_pinned", "transcript", "node", False, {"seq": int}),
+    EventType("driver_changed", "session", "node", True, {"reason": str}),
+    EventType("access_changed", "session", "node", False, {"protected": bool}),
 )
 EVENT_TYPES: tuple[str, ...] = tuple(row.name for row in EVENTS)
 TYPE_CODE: dict[str, int] = {name: code for code, name in enumerate(EVENT_TYPES)}
@@ -179,6 +181,12 @@ def encode_fragment(
     return repack(pairs)[1:]  # without the header of a map of nine
 
 
+def masked(fragment: bytes) -> bytes:
+    """The same event for whom its session does not open: that it happened, not what was said."""
+    pairs = unpack(map_header(FRAGMENT_PAIRS) + fragment)
+    return repack({**pairs, "data": {}, "metadata": {"protected": True}})[1:]
+
+
 class FragmentEncoder:
     """The fragments of one run's events: what they share is encoded once."""
 
@@ -267,6 +275,7 @@ __all__ = [
     "encode_published",
     "encode_stored",
     "event_id",
+    "masked",
     "shape_warnings",
     "type_code",
 ]

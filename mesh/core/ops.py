@@ -3,8 +3,8 @@
 An op is what a call names; its arguments travel as an array in the order given here. ``?`` marks an
 argument that may be nil or missing at the end. Kinds: ``read`` changes nothing that was acknowledged,
 ``write`` is numbered and answered exactly once, ``wait`` is parked until there is something to say (at
-most 25 s; one call per payload). Addressing: by the slot of the key, session or run named by the first
-argument, except where ``every`` says that the SDK asks each partition.
+most 25 s; one call per payload). ``any``: of the kind of the op inside. Addressing: by the slot of the key,
+session or run named by the first argument, except where ``every`` says that the SDK asks each partition.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CATALOGUE: tuple[Op, ...] = (
     Op("route.prune", "write", "", "int: entries removed", True),
     Op("route.config", "read", "", "map of the route settings"),
     # sessions: fields is a map with agent_id?, context?, metadata?, tags?, slots?, parent_session_id?,
-    # fork_seq?; if_version refuses with version_conflict when the record changed meanwhile
+    # fork_seq?, token?; if_version refuses with version_conflict when the record changed meanwhile
     Op("session.create", "write", "session_id, agent, fields?", "session map"),
     Op("session.start", "write", "session_id, agent, fields?", "session map, active"),
     Op("session.start_or_get", "write", "session_id, agent, fields?", "session map"),
@@ -76,6 +76,19 @@ CATALOGUE: tuple[Op, ...] = (
     Op("session.undelete", "write", "session_id", "session map"),
     Op("session.compact", "write", "session_id, summary, up_to seq?", "int: the seq of the event"),
     Op("session.pin", "write", "session_id, seq, pinned?: bool", "int: the seq of the event"),
+    # rights: a protected session, and one that has a driver, ask for credentials
+    Op(
+        "session.as", "any", "{token?, driver?: key, viewer?: bool}, op, args",
+        "the answer of op; travels as op does",
+    ),
+    Op("session.claim", "write", "session_id, key, {by?, ttl_s?, takeover?}?", "claim map"),
+    Op("session.renew", "write", "session_id, key", "claim map"),
+    Op("session.release", "write", "session_id, key", "bool: whether the key was the driver's"),
+    Op("session.set_token", "write", "session_id, token?", "nil"),
+    Op(
+        "session.snapshot", "read", "session_id",
+        "map: session, runs that execute, approvals, queued, omitted; all of one moment",
+    ),
     Op("session.get", "read", "session_id", "session map"),
     Op(
         "session.list",

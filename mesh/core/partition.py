@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.core import wire
+from mesh.core.access import AS, NEEDS, NODE, SHOWING, envelope, unwrapped
 from mesh.core.audit import AUDITED, entries
 from mesh.core.live import NoRunner
 from mesh.core.receipts import Key, Receipt, Receipts
@@ -126,20 +127,49 @@ class Partition:
         self.open: dict[Key, Pending] = {}  #: waiting for something
         self.parked: list[tuple[Pending, int, float]] = []
         self.effects: list[tuple[str, Any, PartOf]] = []
-        self.reads = {
+        self.reads: dict[str, Callable[[list[Any], int], bytes]] = {
             "route.get": routes.get, "route.resolve": routes.resolve, "route.get_many": routes.get_many,
-            "route.resolve_many": routes.resolve_many, "route.list": routes.list, **reads,
+            "route.resolve_many": routes.resolve_many, "route.list": routes.list, AS: self._read_as,
         }
+        self.add_reads(reads)
         self.route_writes: dict[str, Callable[[list[Any], int, list[Any]], bytes]] = {
             "route.set": routes.set, "route.delete": routes.delete, "route.set_many": routes.set_many,
             "route.prune": routes.prune,
         }
-        self.writes = {**ops.writes, "partition.backup": self._backup,
-                       "maintenance.run": self._maintenance}
+        self.writes = {
+            **ops.driving.guarded_writes(ops.writes), "partition.backup": self._backup,
+            "maintenance.run": self._maintenance, AS: self._write_as,
+        }
         routes.check_owner, routes.on_bug = self._check_owner, self.bug
         ops.owns = ops.importing.owns = self.owns_session
 
+    # --- with credentials ---
+
+    def _write_as(self, args: list[Any], part: PartOf) -> bytes | None:
+        credentials, op, inner = envelope(args)
+        if op not in self.writes:
+            return self._unknown(op)
+        part.pending.audited = part.pending.audited or op in AUDITED
+        with self.ops.driving.presenting(credentials):
+            return self.writes[op](inner, part)
+
+    def _read_as(self, args: list[Any], _now: int) -> bytes:
+        credentials, op, inner = envelope(args)
+        if op not in NEEDS and op not in SHOWING:
+            return self._unknown(op)
+        with self.ops.driving.presenting(credentials):
+            return self.read_one(op, inner)
+
+    def read_inside(self, op: str, args: list[Any]) -> bytes:
+        """Answer one read of the node itself, which may see everything."""
+        with self.ops.driving.presenting(NODE):
+            return self.read_one(op, args)
+
     # --- reads ---
+
+    def add_reads(self, table: dict[str, Callable[[list[Any], int], bytes]]) -> None:
+        """Answer these reads, too; those of one session are refused to whom it does not open."""
+        self.reads.update(self.ops.driving.guarded_reads(table))
 
     def read(self, calls: list[Any]) -> bytes:
         """Answer the calls of a READ payload: the body of the reply."""
@@ -387,6 +417,7 @@ class Partition:
 
 def _scope(op: str, args: list[Any]) -> int | None:
     """The slot that a call on a session or a run is about: calls of one list stay in order there."""
+    op, args = unwrapped(op, args) if op == AS else (op, args)
     if args and type(args[0]) is str:
         if op.startswith("session."):
             return session_slot(args[0])

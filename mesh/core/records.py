@@ -208,6 +208,8 @@ class Session(Record, frozen=True):
     pruned: int = 0  #: events of its log that retention removed
     pruned_to: int = 0  #: what is missing up to this seq was removed, and is no loss
     fork_seq: int | None = None  #: its transcript begins with that of ``parent_session_id`` up to this seq
+    driver: dict[str, Any] | None = None  #: who drives it: by, claim, since, ttl_s
+    protected: bool = False  #: it has a token
 
     @property
     def created(self) -> datetime | None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from mesh.core.access import Access, Credentials, checked_token, driver_map, opens, token_hash, with_token
 from mesh.core.records import SessionStatus
 from mesh.core.slots import check_id
 from mesh.core.wire import check_depth
@@ -39,7 +40,7 @@ VERBS: dict[str, tuple[frozenset[SessionStatus], SessionStatus, str]] = {
     "fail": (frozenset((_PENDING, _ACTIVE, _PAUSED)), SessionStatus.FAILED, "session_failed"),
 }
 
-_FIELDS = {"agent_id", "context", "metadata", "tags", "parent_session_id", "slots", "fork_seq"}
+_FIELDS = {"agent_id", "context", "metadata", "tags", "parent_session_id", "slots", "fork_seq", "token"}
 #: Order is the code in the store: append only.
 STATUS_CODE = {status: code for code, status in enumerate(SessionStatus)}
 
@@ -73,6 +74,7 @@ class SessionState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     version: int = 1
     slots: int = 0  #: runs at a time; 0: the node's setting
     fork_seq: int | None = None  #: its transcript begins with that of ``parent_session_id`` up to here
+    access: Access | None = None  #: its token and its driver; None: it is everybody's
 
     @property
     def live(self) -> bool:
@@ -190,12 +192,14 @@ def new_session(n: int, session_id: Any, agent: Any, fields: Any, now: float) ->
             f"fork_seq must be a seq of another session, parent_session_id, not {shown(fork_seq, 40)}",
             code="invalid_cursor",
         )
+    token = checked_token(fields.get("token"))
     return SessionState(
         n=n, id=check_id(session_id), agent=agent, agent_id=agent_id, status=_PENDING, created_at=now,
         updated_at=now, parent_session_id=None if parent is None else check_id(parent, "parent_session_id"),
         metadata=checked_map(fields.get("metadata"), "metadata"),
         context=checked_map(fields.get("context"), "context"), tags=tuple(tags), slots=slots or 0,
         fork_seq=fork_seq,
+        access=None if token is None else with_token(None, token_hash(session_id, token)),
     )
 
 
@@ -216,6 +220,15 @@ def handle_map(state: SessionState, pid: int | None) -> dict[str, Any] | None:
     return {"session_id": state.id, "runner": state.runner, "pid": pid or 0, "incarnation": state.incarnation}
 
 
+def listed(state: SessionState, pid: int | None, shown_by: Credentials) -> dict[str, Any]:
+    """The session map of a list of many: of one whose token was not shown, without what it is about."""
+    found = to_wire(state, pid)
+    return found if opens(state.access, state.id, shown_by) else {**found, **_UNSEEN}
+
+
+_UNSEEN: dict[str, Any] = {"metadata": {}, "context": {}, "error": None}
+
+
 def to_wire(state: SessionState, pid: int | None) -> dict[str, Any]:
     """The session map that travels; ``row`` is the cursor of lists."""
     return {
@@ -225,6 +238,8 @@ def to_wire(state: SessionState, pid: int | None) -> dict[str, Any]:
         "error": state.error, "handle": handle_map(state, pid), "row": state.n,
         "deleted_at": state.deleted_at, "pruned": state.pruned, "pruned_to": state.pruned_to,
         "version": state.version, "slots": state.slots or None, "fork_seq": state.fork_seq,
+        "driver": driver_map(state.access),
+        "protected": state.access is not None and state.access.token is not None,
     }
 
 
@@ -244,6 +259,6 @@ def decode(data: bytes) -> SessionState:
 
 __all__ = [
     "CLOSED", "ERASED", "IMPORTING", "SLOTS_MAX", "STATUS_CODE", "VERBS", "SessionState",
-    "check_version", "checked_map", "decode", "encode", "handle_map", "new_session",
+    "check_version", "checked_map", "decode", "encode", "handle_map", "listed", "new_session",
     "refuse_deleted", "require_active", "step", "to_wire",
 ]

@@ -17,6 +17,7 @@ from mesh.core import wire
 from mesh.core.agents import Agents, Part
 from mesh.core.approvals import Approvals
 from mesh.core.control import ControlOps
+from mesh.core.driving import Driving
 from mesh.core.error_map import checked_error
 from mesh.core.importing import Importing
 from mesh.core.keeping import Keeping
@@ -47,6 +48,7 @@ class SessionOps:
         self.runs = RunOps(self.queue, self.agents, self.settling, input_bytes_max=input_bytes_max)
         self.prompts = PromptOps(self.runs, self.settling)
         self.approvals = Approvals(runners, self.runs, self.settling)
+        self.driving = Driving(self.state)
         self.keeping = Keeping(self.state)
         self.importing = Importing(self.keeping)
         self.owns: Callable[[str], bool] = lambda _: True
@@ -69,6 +71,7 @@ class SessionOps:
             **self.prompts.writes,
             **ControlOps(self.runs, self.settling).writes,
             **self.approvals.writes,
+            **self.driving.writes,
             **self.keeping.writes,
             "session.import": self.importing.take,
             **TranscriptOps(self.queue, self.runs).writes,
@@ -195,6 +198,7 @@ class SessionOps:
         """Give up what did not happen in time."""
         self.settling.tick()
         self.approvals.tick()
+        self.driving.tick()
         self.agents.expire()
 
     def agent_reload(self, args: list[Any], part: Part) -> bytes | None:

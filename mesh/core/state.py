@@ -21,6 +21,7 @@ import msgspec
 
 from mesh.core import events as ev
 from mesh.core import wire
+from mesh.core.access import NOBODY, Credentials
 from mesh.core.audit import Entry
 from mesh.core.redact import Redactor
 from mesh.core.run import RunState, agent_of
@@ -110,12 +111,15 @@ class State:
         self.work: dict[str, Work] = {}
         self.live: OrderedDict[str, float] = OrderedDict()
         self.runners: dict[int, RunnerEntry] = {}
+        self.leases: dict[str, float] = {}  #: session -> until when its driver has it, on the monotonic clock
+        self.presented: Credentials = NOBODY  #: what the caller shows whose call is being decided
         self.pos = self.lseq = 0
         self.next_session = self.next_run = 1
         self.session_count = 0
         self.now = 0.0  #: wall time of this batch, seconds
         self.provider_of: Callable[[str], str] = str  #: agent -> provider, set by the catalogue
         self.mono = 0.0  #: monotonic time of this batch, seconds
+        self.born = 0.0  #: the same when this incarnation of the partition began
         self.stamp = b"".join(
             (
                 b"\xa9partition",

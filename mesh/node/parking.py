@@ -15,6 +15,7 @@ from typing import Any
 
 from mesh.core import run as runs
 from mesh.core import wire
+from mesh.core.access import AS, envelope
 from mesh.core.partition import Partition
 from mesh.core.records import TERMINAL
 from mesh.core.run import RunState
@@ -80,6 +81,11 @@ class Parking:
 
     def _look(self, waiter: Waiter, op: str, args: list[Any]) -> bytes | None:
         """What there is to say now; None when the read was parked."""
+        if op == AS:
+            credentials, op, args = envelope(args)
+            with self.partition.ops.driving.presenting(credentials):
+                return self._look(waiter, op, args)
+        self.partition.ops.driving.check(op, args)
         if op == "session.wait":
             return self._session_wait(waiter, args)
         if op == "run.wait":

@@ -90,8 +90,8 @@ class PartitionProcess:
             log_bug=lambda op: self.log.write("a call failed", op=op, trace=traceback.format_exc()),
         )
         self.reads.partition, self.reads.info = self.partition, lambda: counters(self)
-        self.partition.reads.update(Queries(self.state, self.store, self.partition.owns_session,
-                                            page_bytes=limits.page_bytes).table)
+        self.partition.add_reads(Queries(self.state, self.store, self.partition.owns_session,
+                                         page_bytes=limits.page_bytes).table)
         self._connect()
         self.recovery = Recovery(self.store, self.partition, self.log, node_boot=child.node_boot,
                                  boot_id=boot_id, offset_ms=offset_ms)

@@ -7,6 +7,7 @@ from typing import Any
 from mesh.config import LimitsSection
 from mesh.core import events as ev
 from mesh.core import wire
+from mesh.core.access import NOBODY, opens
 from mesh.core.routes import RouteTable
 from mesh.core.state import State, topic_id
 from mesh.core.topics import Topics
@@ -65,10 +66,12 @@ class Publisher:
 
     def _publish_events(self) -> None:
         everything, sessions = self.topics.every_session, self.topics.sessions
-        quiet = self.state.quiet
+        quiet, known = self.state.quiet, self.state.sessions
         for event in self.state.events:
             if quiet and event.session_id in quiet:
                 continue  # its past is no news; who listens to all may meet it in a hole
+            if (access := known[event.session_id].access) and not opens(access, event.session_id, NOBODY):
+                event = event._replace(fragment=ev.masked(event.fragment))  # the feed is everybody's
             if everything or f"session.{topic_id(event.session_id)}.".encode() in sessions:
                 self._send(
                     event_topic(event.session_id, event.type).encode(),

@@ -10,6 +10,7 @@ from mesh.core import query as q
 from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core import wire
+from mesh.core.access import opens
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.core.state import State
@@ -43,19 +44,42 @@ class Queries:
 
     def _session(self, stored: SessionState) -> bytes:
         session = self.state.sessions.get(stored.id) or self.store.session(stored.id) or stored
-        return wire.pack(sessions.to_wire(session, self.state.pid_of(session)))
+        return wire.pack(sessions.listed(session, self.state.pid_of(session), self.state.presented))
 
     def runs(self, args: list[Any], now: int) -> bytes:
         found = self.search.runs(q.check_query("runs", args))
-        redactor = self.state.redactor
-        return _page(
-            found, lambda run: wire.pack(runs.to_wire(self.state.runs.get(run.id, run), redactor))
-        )
+        redactor, seen = self.state.redactor, self._seen()
+
+        def encode(run: RunState) -> bytes:
+            values = runs.to_wire(self.state.runs.get(run.id, run), redactor)
+            return wire.pack(values if seen(run.session_id) else {**values, **_UNSEEN})
+
+        return _page(found, encode)
+
+    def _seen(self) -> Callable[[str], bool]:
+        """Whether the caller may see what is said in a session; asked once for each."""
+        known: dict[str, bool] = {}
+
+        def seen(session_id: str) -> bool:
+            if session_id not in known:
+                session = self.state.sessions.get(session_id) or self.store.session(session_id)
+                known[session_id] = session is None or opens(
+                    session.access, session_id, self.state.presented)
+            return known[session_id]
+
+        return seen
 
     def events(self, args: list[Any], now: int) -> bytes:
         query = self._of_one_session(q.check_query("events", args))
         found = self.search.events(query)
-        return _page(found, lambda row: ev.encode_stored(row[1].fragment, row[0], row[1].seq))
+        seen = self._seen()
+
+        def encode(row: Any) -> bytes:
+            session_id, event = row[0], row[1]
+            fragment = event.fragment if seen(session_id) else ev.masked(event.fragment)
+            return ev.encode_stored(fragment, session_id, event.seq)
+
+        return _page(found, encode)
 
     def count(self, args: list[Any], now: int) -> bytes:
         filters, reached = _exactly(args, 2)
@@ -125,6 +149,12 @@ class Queries:
             "last_event_at": last[1] if last else None, "pruned": session.pruned,
             "pruned_to": session.pruned_to,
         })
+
+
+#: What is left out of a run in a session that does not open to the caller.
+_UNSEEN: dict[str, Any] = {
+    "input": None, "output": None, "error": None, "metadata": {}, "provider_metadata": {},
+}
 
 
 def _page(found: Found, encode: Callable[[Any], bytes]) -> bytes:

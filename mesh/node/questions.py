@@ -116,7 +116,7 @@ class Questions:
             op, args = self._waiting.pop(key)
             name = op if op in ASKABLE else f"{op!r:.40}"
             runner, incarnation, token = key
-            answer = wire.pack(["answer", token, self._partition.read_one(name, args)])
+            answer = wire.pack(["answer", token, self._partition.read_inside(name, args)])
             send(wire.actor_id(mailbox.RUNNER, runner, incarnation) + answer)
             room -= len(answer)
 

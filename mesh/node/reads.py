@@ -9,6 +9,8 @@ from mesh.core import events as ev
 from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core import wire
+from mesh.core.access import NOBODY, opens
+from mesh.core.attached import snapshot_of
 from mesh.core.partition import Partition
 from mesh.core.records import SessionStatus
 from mesh.core.session_ops import LIST_MAX
@@ -37,6 +39,7 @@ class Reads:
         self.table: dict[str, Callable[[list[Any], int], bytes]] = {
             "route.config": lambda args, now: wire.ok(self.routes_config),
             "session.get": self.session_get,
+            "session.snapshot": self.session_snapshot,
             "session.list": self.session_list,
             "session.handle": self.handle,
             "session.id_of": self.id_of,
@@ -56,6 +59,14 @@ class Reads:
     def session_get(self, args: list[Any], now: int) -> bytes:
         session = self.state.session(*_exactly(args, 1))
         return wire.ok(sessions.to_wire(session, self.state.pid_of(session)))
+
+    def session_snapshot(self, args: list[Any], now: int) -> bytes:
+        session = self.state.session(*_exactly(args, 1))
+        ops = self.partition.ops
+        return wire.ok(snapshot_of(
+            self.state, session, ops.approvals.rows(session.id, LIST_MAX, None, self.page_bytes)[0],
+            ops.prompts.rows(session.id), self.page_bytes,
+        ))
 
     def session_list(self, args: list[Any], now: int) -> bytes:
         status, agent_id, tags, limit, after = _exactly(args + [None] * (5 - len(args)), 5)
@@ -81,7 +92,7 @@ class Reads:
         for stored in found:
             session = self.state.sessions.get(stored.id, stored)
             if self.partition.owns_session(session.id) and wanted <= set(session.tags) and not page.add(
-                sessions.to_wire(session, self.state.pid_of(session))
+                sessions.listed(session, self.state.pid_of(session), self.state.presented)
             ):
                 return page.encode()
         return page.encode(following)
@@ -209,6 +220,9 @@ class Reads:
         )
         parts = [wire.OK, wire.array_header(len(rows))]
         for session_id, event in rows:
+            session = self.state.session(session_id)
+            if not opens(session.access, session_id, NOBODY):
+                event = event._replace(fragment=ev.masked(event.fragment))
             parts.append(b"\x92" + wire.pack(event_topic(session_id, event.type)) + ev.encode_published(
                 event.fragment, session_id, event.seq, event.pos, self.state.stamp, STAMP_PAIRS))
         return b"".join(parts)

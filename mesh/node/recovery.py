@@ -66,10 +66,13 @@ class Recovery:
         self.routes.loading = True
         self.routes.fetch = self._fetch_route
         self.routes.keys_after = self.store.route_keys
+        state.born = state.mono
         for session in self.store.live_sessions():
             if self.partition.owns_session(session.id):
                 state.sessions[session.id] = session
-                state.live[session.id] = state.mono
+                if session.live:
+                    state.live[session.id] = state.mono
+                self.partition.ops.driving.recover(session)
         for run in sorted(self.store.active_runs(), key=lambda run: (run.queued_at, run.n)):
             if self.partition.owns_session(run.session_id):
                 self._load_run(run)

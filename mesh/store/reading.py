@@ -152,7 +152,7 @@ class StoredRows:
         return found
 
     def live_sessions(self) -> list[SessionState]:
-        """Sessions that were live at the last commit."""
+        """Sessions that were live, or had a driver, at the last commit."""
         rows = self.guarded(lambda: self._db.execute(
             "SELECT record, sum FROM session WHERE live = 1 ORDER BY n").fetchall(), "read the live sessions")
         return self._sound(

@@ -31,9 +31,11 @@ PUT_RUN = (
 def session_row(state: SessionState) -> tuple[Any, ...]:
     """The values of ``PUT_SESSION``."""
     record = sessions.encode(state)
+    driven = state.access is not None and state.access.lease is not None
     return (
         state.n, state.id, session_slot(state.id), sessions.STATUS_CODE[state.status], state.agent_id,
-        int(state.live), state.created_at, state.updated_at, state.deleted_at, record, checksum(record),
+        int(state.live or driven), state.created_at, state.updated_at, state.deleted_at, record,
+        checksum(record),
     )
 
 

@@ -44,13 +44,14 @@ maps = st.dictionaries(
 
 def test_the_codes_in_the_store_never_change() -> None:
     """If a type's code moved, then stored logs would tell another story."""
-    assert len(EVENT_TYPES) == len(TYPE_CODE) == 30
+    assert len(EVENT_TYPES) == len(TYPE_CODE) == 32
     assert [
         TYPE_CODE[name]
         for name in ("session_created", "run_started", "message_sent", "tool_approval_denied")
-    ] + [TYPE_CODE["message_pinned"]] == [0, 7, 12, 27, 29]
+    ] + [TYPE_CODE[name] for name in ("message_pinned", "driver_changed", "access_changed")] == [
+        0, 7, 12, 27, 29, 30, 31]
     assert set(RUN_TERMINAL_EVENT.values()) <= set(EVENT_TYPES)
-    assert [type_code(name) for name in EVENT_TYPES] == list(range(30))
+    assert [type_code(name) for name in EVENT_TYPES] == list(range(32))
 
 
 @pytest.mark.parametrize("name", [None, 7, "", "run_begun", ["run_started"], b"run_started", "x" * 10_000])

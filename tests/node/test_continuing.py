@@ -258,7 +258,7 @@ def test_an_error_is_raised_and_one_that_passes_is_asked_again(monkeypatch: pyte
 
 
 class Reads:
-    def read_one(self, op: str, args: list[Any]) -> bytes:
+    def read_inside(self, op: str, args: list[Any]) -> bytes:
         return wire.ok([op, args])
 
 
