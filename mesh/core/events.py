@@ -78,7 +78,7 @@ EVENTS: tuple[EventType, ...] = (
     EventType("transcript_compacted", "transcript", "node", True, {"summary": str, "up_to": int}),
     EventType("message_pinned", "transcript", "node", False, {"seq": int}),
     EventType("driver_changed", "session", "node", True, {"reason": str}),
-    EventType("access_changed", "session", "node", False, {"protected": bool}),
+    EventType("access_changed", "session", "node", False, {}),
 )
 EVENT_TYPES: tuple[str, ...] = tuple(row.name for row in EVENTS)
 TYPE_CODE: dict[str, int] = {name: code for code, name in enumerate(EVENT_TYPES)}

@@ -95,7 +95,7 @@ def test_whoever_operates_the_node_may_always_end_a_session(bench: Bench) -> Non
 
 
 def test_a_second_claim_is_refused_until_it_takes_over(bench: Bench) -> None:
-    """If Ann drives, then Bob is driver_taken; when he takes over, she learns it in the log and by each call."""
+    """If Ann drives, then Bob is driver_taken; when he takes over, she learns it in the log."""
     started(bench)
     bench.call("session.claim", "s", ANN, {"by": "ann"})
     reply = bench.replies[bench.post(["session.claim", ["s", BOB, {"by": "bob"}]])]

@@ -133,6 +133,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "tool_approval_denied": {"tool_name": "bash"},
     "transcript_compacted": {"summary": "s", "up_to": 3},
     "message_pinned": {"seq": 3},
+    "driver_changed": {"reason": "claimed"},
 }
 
 
@@ -151,7 +152,7 @@ def test_the_groups_hold_as_many_types_as_promised() -> None:
     """If a type changed its group, then who reads by group reads something else."""
     groups = Counter(row.group for row in EVENTS)
     assert groups == {
-        "session": 7, "run": 5, "message": 3, "tool": 3, "error": 2, "usage": 2, "workspace": 2, "policy": 1,
+        "session": 9, "run": 5, "message": 3, "tool": 3, "error": 2, "usage": 2, "workspace": 2, "policy": 1,
         "approval": 3, "transcript": 2,
     }  # fmt: skip
 
