@@ -13,9 +13,12 @@ from mesh.config import LimitsSection
 from mesh.core import wire
 from mesh.core.events import EVENT_TYPES
 from mesh.core.message import Message, Transcript
+from mesh.core.prices import Prices
 from mesh.core.redact import Redactor
 from mesh.core.runner import Outbox, RunLog
+from mesh.errors import NotFound
 from mesh.log import Log
+from mesh.node.continuing import Transcripts
 from mesh.node.drive import Drive
 from mesh.node.ending import cancelled as cancelled_with
 from mesh.node.processes import RunProcesses
@@ -61,6 +64,8 @@ class Bench:
         self.redactor = Redactor()
         self.output_bytes_max = output_bytes
         self.late = 0
+        self.prices = Prices()
+        self.transcripts = Transcripts(self._no_log, lambda: b"")
         self.asked: list[tuple[str, int]] = []
         self.done: dict[str, asyncio.Event] = {}
         self.spoke = asyncio.Event()
@@ -70,6 +75,9 @@ class Bench:
             Path(tempfile.gettempdir()) / "unused", LimitsSection(), self.processes, Log("test")
         )
         self.registry.start()
+
+    async def _no_log(self, partition: int, op: str, args: list[Any]) -> Any:
+        raise NotFound("there is no log here")
 
     def changed(self, log: RunLog) -> None:
         self.spoke.set()
