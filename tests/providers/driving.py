@@ -70,7 +70,6 @@ class Bench:
         self.done: dict[str, asyncio.Event] = {}
         self.spoke = asyncio.Event()
         self.stored: dict[str, list[Any]] = {}
-        self.transcripts: Any = None  # no run of a bench continues its session by itself
         self.workspaces = Workspaces(
             Path(tempfile.gettempdir()) / "unused", LimitsSection(), self.processes, Log("test")
         )
