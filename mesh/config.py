@@ -358,6 +358,8 @@ def _anchor_targets(merged: dict[str, dict[str, Any]], folder: Path) -> None:
     for table in merged.get("agents", {}).values():
         if "target" in table:
             table["target"] = _anchored(table["target"], folder)
+        if isinstance(table.get("file"), str):  # of a recording
+            table["file"] = str((folder / Path(table["file"]).expanduser()).resolve())
         if isinstance(table.get("tools"), list):
             table["tools"] = [_anchored(target, folder) for target in table["tools"]]
 

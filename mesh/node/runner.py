@@ -85,7 +85,7 @@ class Runner:
         self.processes = RunProcesses()
         self.registry = Registry(
             child.config.agents, processes=self.processes, on_change=self._tell_catalogue,
-            source=child.config.source, mcp=child.config.mcp,
+            source=child.config.source, mcp=child.config.mcp, redactor=child.config.redaction.redactor(),
         )
         self.workspaces = Workspaces(child.data_dir, limits, self.processes, Log(child.name))
         self.states: dict[str, dict[str, Any]] = {}

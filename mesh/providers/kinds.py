@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from mesh.core.redact import Redactor
 from mesh.errors import ConfigError
 from mesh.providers.base import Provider
 from mesh.providers.execution import Processes
@@ -36,6 +37,8 @@ class Place(NamedTuple):
     agent: str  #: whose table it is
     find: Callable[[str], Awaitable[Provider]]  #: another agent's provider, waited for while it loads
     mcp: Mapping[str, Mapping[str, Any]] = {}  #: the config's ``[mcp.NAME]`` tables
+    ready: Callable[[str], Provider | None] = lambda _: None  #: another agent's provider, when it is there
+    redactor: Redactor = Redactor()  #: for what is written beside the log
 
 
 #: Built at once, on the loop: they load nothing.
@@ -47,6 +50,8 @@ PLAIN: dict[str, Kind] = {
 LOADED: dict[str, Kind] = {
     "codex": Kind("mesh.providers.codex", "CodexProvider"),
     "python": Kind("mesh.providers.python", "PythonProvider"),
+    "record": Kind("mesh.providers.record", "RecordProvider"),
+    "replay": Kind("mesh.providers.replay", "ReplayProvider"),
 }
 KINDS: dict[str, Kind] = PLAIN | LOADED
 

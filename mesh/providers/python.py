@@ -7,6 +7,8 @@
 - a coroutine: what it returns is the output,
 - a plain function, or a generator: runs in a thread of its own, so it may block.
 
+Or it is an agent of LangGraph, pydantic-ai or openai-agents (``adapters``).
+
 What is returned: a text becomes ``output["content"]``, a map is the output, None stands for the joined text,
 and any other value becomes ``output["content"]``.
 
@@ -32,6 +34,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mesh.errors import ConfigError
+from mesh.providers.adapters import adapted
 from mesh.providers.base import (
     STREAMING,
     Output,
@@ -94,12 +97,13 @@ class PythonProvider:
 
 
 def load_target(target: str, *, fresh: bool = False) -> Callable[[RunContext], Any]:
-    """The function of an agent: it takes one argument.
+    """The function of an agent, which takes one argument; made from a framework's object where that is one.
 
     Raises:
         ConfigError: as ``load_function``, or a wrong signature.
     """
-    function = load_function(target, fresh=fresh)
+    found = load_object(target, fresh=fresh)
+    function = adapted(found) or _callable(found, target)
     name = target.rpartition(":")[2]
     try:
         inspect.signature(function).bind(None)
@@ -116,16 +120,26 @@ def load_function(target: str, *, fresh: bool = False) -> Callable[..., Any]:
     Raises:
         ConfigError: the target's form, a missing file, module or function.
     """
+    return _callable(load_object(target, fresh=fresh), target)
+
+
+def _callable(found: Any, target: str) -> Callable[..., Any]:
+    if not callable(found):
+        place, _, name = target.rpartition(":")
+        raise ConfigError(f"target = {target!r:.120}: {place} has no function {name!r}")
+    function: Callable[..., Any] = found
+    return function
+
+
+def load_object(target: str, *, fresh: bool = False) -> Any:
+    """Import the module or file that a target names and find what it names there; None: there is none."""
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
         raise ConfigError(f'target = {target!r:.120}: expected "module:function" or "file.py:function"')
     module = _load_file(Path(place), fresh) if place.endswith(".py") else _load_module(place, fresh)
-    function: Any = module
+    found: Any = module
     for part in name.split("."):
-        function = getattr(function, part, None)
-    if not callable(function):
-        raise ConfigError(f"target = {target!r:.120}: {place} has no function {name!r}")
-    found: Callable[..., Any] = function
+        found = getattr(found, part, None)
     return found
 
 
@@ -321,5 +335,6 @@ def output_of(returned: Any) -> Piece | None:
 
 
 __all__ = [
-    "HANDOVER_MAX", "THREADS", "THREADS_MAX", "PythonProvider", "load_function", "load_target", "output_of",
+    "HANDOVER_MAX", "THREADS", "THREADS_MAX", "PythonProvider", "load_function", "load_object", "load_target",
+    "output_of",
 ]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh.config import load_agents
+from mesh.core.redact import Redactor
 from mesh.errors import ConfigError, MeshError, RunError
 from mesh.providers.base import Provider, checked, continuation_of, nearest_name
 from mesh.providers.echo import EchoProvider
@@ -36,12 +37,13 @@ class Registry:
     def __init__(
         self, agents: Mapping[str, Mapping[str, Any]], *, processes: Processes,
         on_change: Callable[[], None] = lambda: None, source: str = "",
-        mcp: Mapping[str, Mapping[str, Any]] | None = None,
+        mcp: Mapping[str, Mapping[str, Any]] | None = None, redactor: Redactor | None = None,
     ) -> None:
         self._processes = processes
         self._on_change = on_change
         self._tables = dict(agents)
         self._mcp = mcp or {}
+        self._redactor = redactor or Redactor()
         self._source = source
         self._source_problem: str | None = None
         self._providers: dict[str, Provider] = {}
@@ -171,7 +173,7 @@ class Registry:
     def _build(self, name: str, *, fresh: bool) -> None:
         table = self._tables[name]
         try:
-            self._continuations[name] = continuation_of(table)
+            self._continuations[name] = continuation_of(self._with_recorded(table))
             checked(table, "native_process", (bool,), False)
         except ConfigError as exc:
             self._forget(name)
@@ -191,6 +193,11 @@ class Registry:
         except ConfigError as exc:
             self._problems[name] = exc.message
 
+    def _with_recorded(self, table: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is recorded continues as its agent does, unless it says itself how."""
+        other = table.get("agent") if table.get("provider") == "record" else None
+        return {**self._tables.get(other, {}), **table} if isinstance(other, str) else table
+
     def _built_in(self, table: Mapping[str, Any]) -> Provider:
         match table.get("provider"):
             case EchoProvider.name:
@@ -203,7 +210,7 @@ class Registry:
     def _load(self, name: str, fresh: bool) -> None:
         loop = asyncio.get_running_loop()
         done = self._loading[name] = loop.create_future()
-        place = Place(self._processes, fresh, name, self.provider, self._mcp)
+        place = Place(self._processes, fresh, name, self.provider, self._mcp, self.ready, self._redactor)
 
         def load() -> None:
             outcome = _load(self._tables[name], place)
