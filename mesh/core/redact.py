@@ -37,7 +37,7 @@ CLEAN_CHARS_MAX = 40
 FIELDS: dict[str, frozenset[str]] = {
     "message_sent": frozenset(("content",)),
     "message_received": frozenset(("content",)),
-    "message_streamed": frozenset(("content", "delta")),
+    "message_streamed": frozenset(("content", "delta", "thinking")),
     "tool_call_started": frozenset(("tool_input",)),
     "tool_call_completed": frozenset(("tool_input", "tool_output")),
     "tool_call_failed": frozenset(("tool_input", "tool_output")),

@@ -191,10 +191,17 @@ def messages(run_input: Any) -> list[dict[str, Any]]:
             if type(message) is dict and message.get("content"):
                 content = message["content"]
                 role = str(message.get("role") or "user").lower()
-                found.append({"role": role, "content": content if type(content) is str else str(content)})
+                found.append({"role": role, "content": content if type(content) is str else _said(content)})
         return found
     prompt = run_input.get("prompt")
     return [{"role": "user", "content": prompt}] if type(prompt) is str and prompt else []
+
+
+def _said(content: Any) -> str:
+    """A message's content as text: of blocks their texts, and the names of the others."""
+    if type(content) is not list or not all(type(b) is dict and type(b.get("type")) is str for b in content):
+        return str(content)
+    return "".join(b["text"] if type(b.get("text")) is str else f"[{b['type']}]" for b in content)
 
 
 def to_wire(run: RunState, redactor: Redactor) -> dict[str, Any]:

@@ -113,6 +113,7 @@ class Drive:
         if self._deadline_s is not None:
             ending = timed_out("the run took longer than its", "deadline_s", self._deadline_s)
             self._timers.append(self._loop.call_later(self._deadline_s, self.stop, ending))
+            self.context.deadline_at = self._loop.time() + self._deadline_s
         if self._idle_s is not None:
             self._heard_s = self._loop.time()
             self._look(self._idle_s)

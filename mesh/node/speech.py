@@ -18,7 +18,7 @@ HOLD_S = 0.1
 #: Streams of one run that may hold something at a time; with more of them the oldest text ends.
 STREAMS_MAX = 16
 #: Where the text of a ``message_streamed`` stands.
-TEXT_KEYS = ("content", "delta")
+TEXT_KEYS = ("content", "delta", "thinking")
 STDERR = "stderr"
 
 
@@ -105,6 +105,7 @@ class Speech:
     def _tell(self, voice: _Voice, text: str) -> None:
         if text:
             data = {**voice.data, voice.key: text}
+            data.setdefault("content", "")
             self._says.said(_of_answer(data), data)
 
     def end(self, *, cut: bool = False) -> None:

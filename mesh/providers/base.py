@@ -143,8 +143,8 @@ class RunContext:
     """What an agent is given: ``async def agent(run: mesh.RunContext)``."""
 
     __slots__ = (
-        "_states", "attempt", "cancelled", "guard", "input", "late", "options", "paused", "resume", "run_id",
-        "session", "steering", "transcript", "workspace",
+        "_states", "attempt", "cancelled", "deadline_at", "guard", "input", "late", "options", "paused",
+        "resume", "run_id", "session", "steering", "transcript", "workspace",
     )
 
     def __init__(
@@ -166,6 +166,7 @@ class RunContext:
         #: The provider's own session to go on with, for one that declares ``session_resume``, or None.
         self.resume: str | None = None
         self.late = late  #: for providers: on the loop, count a word that came after the run's end
+        self.deadline_at: float | None = None  #: on the loop's clock; None: it has its time
         self.workspace: str | None = None  #: the folder of the run, when it was given one
         self._states: MutableMapping[str, dict[str, Any]] = {} if states is None else states
 
@@ -192,6 +193,13 @@ class RunContext:
             return str(given["prompt"])
         return "\n".join(message["content"] for message in messages(given) if message["role"] == "user")
 
+    @property
+    def left_s(self) -> float | None:
+        """How long the run may still take (``deadline_s``), None when nobody set a limit."""
+        if self.deadline_at is None:
+            return None
+        return max(0.0, self.deadline_at - asyncio.get_running_loop().time())
+
     async def permit(self, tool: str, tool_input: Any = None, *, tool_call_id: str | None = None) -> None:
         """Ask whether a tool may be called with this input, before it is called. Returns when it may: at
         once, or when a human said so, where the policy asks one.
@@ -213,7 +221,11 @@ Piece = str | dict[str, Any] | Output
 
 
 class Provider(Protocol):
-    """One agent's way to execute runs. One object serves many runs at the same time."""
+    """One agent's way to execute runs. One object serves many runs at the same time.
+
+    One that holds something between runs (connections) has ``async def close()`` too: called when the agent
+    is replaced; what executes then goes on.
+    """
 
     name: str  #: the provider's name, as it stands in every event
     capabilities: list[dict[str, Any]]

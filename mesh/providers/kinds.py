@@ -48,7 +48,9 @@ PLAIN: dict[str, Kind] = {
 }
 #: Built in a thread, since an import may take long: ``cls(table, place)``.
 LOADED: dict[str, Kind] = {
+    "anthropic": Kind("mesh.providers.anthropic", "AnthropicProvider", "anthropic"),
     "codex": Kind("mesh.providers.codex", "CodexProvider"),
+    "openai": Kind("mesh.providers.openai", "OpenAIProvider", "openai"),
     "python": Kind("mesh.providers.python", "PythonProvider"),
     "record": Kind("mesh.providers.record", "RecordProvider"),
     "replay": Kind("mesh.providers.replay", "ReplayProvider"),

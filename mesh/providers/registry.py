@@ -49,6 +49,8 @@ class Registry:
         self._providers: dict[str, Provider] = {}
         self._routers: dict[str, Router] = {}
         self._problems: dict[str, str] = {}
+        self._codes: dict[str, str] = {}  #: of problems that a run has a code for
+        self._closing: set[asyncio.Task[None]] = set()
         self._continuations: dict[str, tuple[str | None, Mapping[str, Any]]] = {}
         self._loading: dict[str, asyncio.Future[None]] = {}
 
@@ -84,13 +86,8 @@ class Registry:
             return
         self._source_problem = None
         for name in self._tables.keys() - tables.keys():
-            self._forget(name)
-            self._problems.pop(name, None)
+            self._set(name, None)
         self._tables = dict(tables)
-
-    def _forget(self, name: str) -> None:
-        self._providers.pop(name, None)
-        self._routers.pop(name, None)
 
     async def loaded(self) -> None:
         """Return when nothing is being loaded."""
@@ -141,7 +138,7 @@ class Registry:
         problem = self._problems.get(agent, LOADING)
         raise RunError(
             f"agent {agent!r} cannot be loaded: {problem.strip().splitlines()[-1]}",
-            details={"problem": problem},
+            code=self._codes.get(agent, "provider_error"), details={"problem": problem},
         )
 
     def catalogue(self) -> list[dict[str, Any]]:
@@ -176,22 +173,20 @@ class Registry:
             self._continuations[name] = continuation_of(self._with_recorded(table))
             checked(table, "native_process", (bool,), False)
         except ConfigError as exc:
-            self._forget(name)
-            self._problems[name] = exc.message
+            self._set(name, None, exc)
             return
         if table.get("provider") in LOADED:
             self._routers.pop(name, None)
             self._load(name, fresh)
             return
-        self._forget(name)
         try:
             if table.get("provider") == Router.name:
+                self._set(name, None)
                 self._routers[name] = Router(name, self._tables, self._abilities)
             else:
-                self._providers[name] = self._built_in(table)
-            self._problems.pop(name, None)
+                self._set(name, self._built_in(table))
         except ConfigError as exc:
-            self._problems[name] = exc.message
+            self._set(name, None, exc)
 
     def _with_recorded(self, table: Mapping[str, Any]) -> Mapping[str, Any]:
         """What is recorded continues as its agent does, unless it says itself how."""
@@ -221,29 +216,53 @@ class Registry:
 
         threading.Thread(target=load, name=f"load agent {name}", daemon=True).start()
 
-    def _loaded(self, name: str, done: asyncio.Future[None], outcome: Provider | str) -> None:
-        if isinstance(outcome, str):
-            self._providers.pop(name, None)
-            self._problems[name] = outcome
+    def _loaded(self, name: str, done: asyncio.Future[None], outcome: Provider | ConfigError) -> None:
+        if isinstance(outcome, ConfigError):
+            self._set(name, None, outcome)
         else:
-            self._providers[name] = outcome
-            self._problems.pop(name, None)
+            self._set(name, outcome)
         del self._loading[name]
         done.set_result(None)
         if not self._loading:
             self._on_change()
 
+    def _set(self, name: str, provider: Provider | None, problem: ConfigError | None = None) -> None:
+        """What an agent is from now on. What it was is closed; runs that execute keep it."""
+        former = self._providers.pop(name, None)
+        self._routers.pop(name, None)
+        self._problems.pop(name, None)
+        self._codes.pop(name, None)
+        if provider is not None:
+            self._providers[name] = provider
+        if problem is not None:
+            self._problems[name] = problem.message
+            if problem.code.startswith("provider_"):  # a run fails with it
+                self._codes[name] = problem.code
+        close = getattr(former, "close", None)
+        if close is not None:
+            task = asyncio.get_running_loop().create_task(close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
-def _load(table: Mapping[str, Any], place: Place) -> Provider | str:
-    """The provider, or the text of what is wrong with it."""
+    async def close(self) -> None:
+        """Close what providers hold (connections); those that execute runs do so when these are over."""
+        for name in list(self._providers):
+            self._set(name, None)
+        if self._closing:
+            await asyncio.wait(list(self._closing))
+
+
+def _load(table: Mapping[str, Any], place: Place) -> Provider | ConfigError:
+    """The provider, or what is wrong with it."""
     try:
         return build(table, place)
     except ConfigError as exc:
-        return exc.message
+        return exc
     except BaseException as exc:  # noqa: BLE001  an agent's module may raise anything, sys.exit included
         frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if not _ours(frame.filename)]
         lines = traceback.format_list(frames) + traceback.format_exception_only(exc)
-        return ("Traceback (most recent call last):\n" + "".join(lines)).strip()[-PROBLEM_CHARS_MAX:]
+        text = ("Traceback (most recent call last):\n" + "".join(lines)).strip()
+        return ConfigError(text[-PROBLEM_CHARS_MAX:])
 
 
 _NO_CONTINUATION: tuple[str | None, Mapping[str, Any]] = (None, {})

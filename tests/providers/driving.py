@@ -167,7 +167,10 @@ def drive(agents: dict[str, Any], play: Callable[[Bench], Awaitable[Any]], **set
     async def main() -> Any:
         bench = Bench(agents, **settings)
         await bench.registry.loaded()
-        return await play(bench)
+        try:
+            return await play(bench)
+        finally:
+            await bench.registry.close()
 
     return asyncio.run(main())
 
