@@ -68,7 +68,7 @@ def test_killed_supervisor_takes_everything_with_it(tmp_path: Path, node_config:
                 cursor = next(iter(feed)).cursor
             supervisor = client.status()["pid"]
             mark = mark_of(supervisor)
-            assert len(sleepers()) == 3
+            wait_for(lambda: len(sleepers()) == 3, "all three commands")
             os.kill(supervisor, signal.SIGKILL)
             wait_for(lambda: not [p for p in marked(mark) if p != supervisor], "the end of every process")
             assert sleepers() == []
