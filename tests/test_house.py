@@ -31,6 +31,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "store": frozenset({"errors", "core", "config", "log"}),
     "launch": frozenset({"errors", "core", "config", "log", "proc", "launch_view", "root"}),
     "providers": frozenset({"errors", "core", "config", "log", "proc"}),
+    "rendering": frozenset({"errors", "core", "net"}),
     "workspaces": frozenset({"errors", "core", "proc"}),
     "node": frozenset(
         {"errors", "core", "config", "log", "proc", "launch", "launch_view", "net", "store", "providers",
@@ -39,7 +40,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "client": frozenset({"errors", "core", "config", "log", "proc", "net"}),
     "root": frozenset({"errors", "core", "config", "client", "providers"}),
     "cli": frozenset(
-        {"errors", "core", "config", "log", "proc", "launch", "launch_view", "net", "store", "client", "root"}
+        {"errors", "core", "config", "log", "proc", "launch", "launch_view", "net", "store", "client",
+         "rendering", "root"}
     ),
     "__main__": frozenset({"cli"}),
 }

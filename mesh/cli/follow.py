@@ -1,81 +1,137 @@
-"""Events as a person reads them while they arrive: the agent's text as it is, everything else a line."""
+"""What ``mesh run`` and ``mesh session attach`` show of a session: which renderer, and which sinks.
+
+| output | what a person sees on a terminal | what a pipe gets |
+|---|---|---|
+| ``mesh run`` | the agent's words, clean | the agent's words, byte for byte; its stderr on stderr |
+| ``attach`` | ``studio`` | ``verbose`` |
+| ``--render NAME`` | that renderer, in colours | the same without |
+| ``-o json`` | each event as a line of JSON, whatever else was asked for | the same |
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mesh.cli import render
+from mesh.cli.app import shell
+from mesh.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from mesh.core.records import Event, Run
+    from mesh.rendering import Renderer, Rendering, Sink
 
 #: Types after which a session has nothing more to say.
 ENDED = frozenset(("session_completed", "session_failed", "session_cancelled"))
 #: Types after which a run has nothing more to say.
 RUN_ENDED = frozenset(("run_completed", "run_failed", "run_cancelled", "run_timeout"))
-#: Keys of an event's data that are worth a place on its line, in this order.
-TOLD = (
-    "role",
-    "tool_name",
-    "command",
-    "exit_code",
-    "reason",
-    "error_code",
-    "error_message",
-    "message",
-    "content",
-)
+#: Named here too, so that --help does not import them; a test compares.
+RENDERERS = ("text", "studio", "compact", "verbose", "passthrough")
+SINKS = ("file", "jsonl", "jsonl-compact", "feed")
+TOOL_OUTPUTS = ("summary", "preview", "full")
 
 
-def piece(event: Event) -> tuple[str, bool]:
-    """The text of a streamed piece, and whether it belongs on stderr."""
-    text = event.data.get("content")
-    return (text if isinstance(text, str) else "", event.data.get("stream") == "stderr")
+def view_options(command: Any) -> Any:
+    """Decorator: --render, --tool-output and --sink, for a command that shows events."""
+    options = (
+        click.option(
+            "--render", "renderer", type=click.Choice(RENDERERS),
+            help="How it looks; passthrough prints nothing. Colours: on a terminal, unless NO_COLOR is set.",
+        ),
+        click.option(
+            "--tool-output", type=click.Choice(TOOL_OUTPUTS),
+            help="How much studio shows of what a tool gave: nothing (default), the last lines, all.",
+        ),
+        click.option(
+            "--sink", "sinks", multiple=True, metavar="KIND:PLACE",
+            help="Also write it to file:PATH, jsonl:PATH, jsonl-compact:PATH, or publish it at "
+            "feed:tcp://HOST:PORT; may be repeated.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
-class EventPrinter:
-    """Prints events in order; knows whether the cursor stands at the beginning of a line."""
+def open_view(
+    default: tuple[str, str], renderer: str | None = None, tool_output: str | None = None,
+    sinks: Sequence[str] = (),
+) -> Rendering:
+    """The renderer and all sinks, open. ``default``: which renderer on a terminal, and which elsewhere.
 
-    def __init__(self, *, as_json: bool, only_text: bool = False) -> None:
-        self._json = as_json
-        self._only_text = only_text
-        self._at_start = True
-        self._streamed: set[str | None] = set()
+    Raises:
+        InvalidArgument: a sink of no known kind, or an option that does not fit the renderer.
+        OSError: a file that cannot be written.
+    """
+    from mesh.rendering import JsonLinesSink, Rendering, TerminalSink
 
-    def show(self, event: Event) -> None:
-        """Print one event at once."""
-        if self._json:
-            return render.emit_json(event.to_map())
-        if event.type == "message_streamed":
-            self._streamed.add(event.run_id)
-            return self.write(*piece(event))
-        if event.type == "message_received" and event.run_id not in self._streamed:
-            return self.write(*piece(event))
-        if not self._only_text and not (event.type == "message_received" and event.run_id in self._streamed):
-            self.end_line()
-            click.echo(line(event))
-        return None
-
-    def write(self, text: str, to_stderr: bool = False) -> None:
-        """Print a piece of an agent's text as it is."""
-        if text:
-            click.echo(text, nl=False, err=to_stderr)
-            self._at_start = text.endswith("\n")
-
-    def end_line(self) -> None:
-        """Begin a new line, for a person; a pipe gets exactly what the agent wrote."""
-        if not self._at_start and (sys.stdout.isatty() or not self._only_text) and not self._json:
-            click.echo()
-        self._at_start = True
+    terminal = sys.stdout.isatty() and not shell().json
+    name = renderer or default[0 if terminal else 1]
+    if tool_output is not None and name != "studio":
+        raise InvalidArgument(f"--tool-output is for --render studio, not for {name}")
+    made = _renderer(name, tool_output or "summary", terminal)
+    others = [_sink(given) for given in sinks]
+    width = shutil.get_terminal_size().columns if terminal else None
+    first: Sink
+    if shell().json:
+        first = JsonLinesSink(sys.stdout, mode="event")
+    else:
+        first = TerminalSink(sys.stdout, err=sys.stderr if name == "text" else None, width=width)
+    return Rendering(made, [first, *others], on_broken=_warn(first, made))
 
 
-def line(event: Event) -> str:
-    """One line for one event."""
-    told = [f"{name}={_short(event.data[name])}" for name in TOLD if event.data.get(name) not in (None, "")]
-    return f"[{event.seq}] {event.type} {' '.join(told)}".rstrip()
+def show(view: Rendering, event: Event) -> None:
+    """Show one event.
+
+    Raises:
+        BrokenPipeError: nobody reads any more.
+    """
+    view.show(event)
+    if not view.alive:
+        raise BrokenPipeError
+
+
+def _renderer(name: str, tool_output: str, terminal: bool) -> Renderer:
+    from mesh import rendering
+
+    if name == "text":
+        return rendering.TextRenderer(exact=not terminal, exact_stderr=not sys.stderr.isatty())
+    color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    if name == "studio":
+        return rendering.StudioRenderer(color=color, tool_output=tool_output, live=terminal)
+    return rendering.renderer(name, color=color)
+
+
+def _sink(given: str) -> Sink:
+    """A sink, in a thread of its own: what it waits for holds up nothing else."""
+    from mesh import rendering
+
+    kind, sign, place = given.partition(":")
+    make: dict[str, Callable[[], Sink]] = {
+        "file": lambda: rendering.FileSink(place),
+        "jsonl": lambda: rendering.JsonLinesSink(place),
+        "jsonl-compact": lambda: rendering.JsonLinesSink(place, mode="compact"),
+        "feed": lambda: rendering.FeedSink(place, include_text=True),
+    }
+    if kind not in make or not sign or not place:
+        raise InvalidArgument(f"--sink {given!r} is not KIND:PLACE with a KIND of {', '.join(SINKS)}")
+    return rendering.Queued(make[kind]())
+
+
+def _warn(first: Sink, made: Renderer) -> Callable[[Sink, Exception], None]:
+    """Say which sink gets no more. Without a reader of stdout nobody is left to be told."""
+
+    def broken(sink: Sink, error: Exception) -> None:
+        if sink is first and isinstance(error, BrokenPipeError):
+            return
+        gap = "\n" if made.line_open and sys.stdout.isatty() else ""
+        click.echo(f"{gap}warning: {sink.name} gets no more: {error}", err=True)
+
+    return broken
 
 
 def used(run: Run) -> str:
@@ -92,9 +148,14 @@ def used(run: Run) -> str:
     return "; ".join(said)
 
 
-def _short(value: object, width: int = 100) -> str:
-    text = " ".join((value if isinstance(value, str) else render.to_json(value)).split())
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-__all__ = ["ENDED", "RUN_ENDED", "TOLD", "EventPrinter", "line", "piece", "used"]
+__all__ = [
+    "ENDED",
+    "RENDERERS",
+    "RUN_ENDED",
+    "SINKS",
+    "TOOL_OUTPUTS",
+    "open_view",
+    "show",
+    "used",
+    "view_options",
+]

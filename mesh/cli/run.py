@@ -12,17 +12,21 @@ import click
 
 from mesh.cli import render, values
 from mesh.cli.app import command, open_client, shell
+from mesh.cli.follow import open_view, show, view_options
 from mesh.cli.settings import config_option, load, sections
 from mesh.cli.workspace import say_workspace, workspace_of, workspace_options
 from mesh.errors import DeadlineExceeded, MeshError, RunError, from_wire
 
 if TYPE_CHECKING:
     import mesh
+    from mesh.rendering import Rendering
 
 #: How long a cancelled run may take to settle before we leave; the node's own limit is 5 s.
 CANCEL_WAIT_S = 8.0
 #: How much of an input the question for an approval shows.
 ASKED_CHARS = 200
+#: How a run looks on a terminal, and elsewhere: the agent's words.
+RUN_VIEW = ("text", "text")
 
 
 @command()
@@ -72,6 +76,7 @@ ASKED_CHARS = 200
     help="What the agent is told; may be repeated.",
 )
 @workspace_options
+@view_options
 @config_option
 def run(
     agent: str,
@@ -86,6 +91,9 @@ def run(
     workspace: str | None,
     rollback: bool,
     worktree: bool,
+    renderer: str | None,
+    tool_output: str | None,
+    sinks: tuple[str, ...],
     config_file: str | None,
 ) -> None:
     """Run AGENT once and stream its answer. Uses the node that is up, else one of its own for this run.
@@ -98,17 +106,19 @@ def run(
       mesh run shell "make test" --deadline 600 --idle 60
       mesh run shell "git log -3" --policy configs/policies/readonly.toml
       mesh run shell "make release" --workspace . --rollback
+      mesh run coder "fix the tests" --render studio --sink jsonl:events.jsonl
     """
     words = values.prompt_text(prompt)
     folder = workspace_of(workspace, rollback=rollback, worktree=worktree)
-    with _signals_heard(), _a_client(config_file) as (client, address):
+    view = open_view(RUN_VIEW, renderer, tool_output, sinks)
+    with closing_view(view), _signals_heard(), _a_client(config_file) as (client, address):
         if cwd is None and folder is None and agent == "shell" and not (shell().address or _named_address()):
             cwd = "."
         task = Task(
             agent, words, session_id, deadline_s, str(Path(cwd).resolve()) if cwd else None, context or None,
             idle_s=idle_s, usage=usage, policies=policies, workspace=folder,
         )
-        raise click.exceptions.Exit(run_task(client, address, task))
+        raise click.exceptions.Exit(run_task(client, address, task, view))
 
 
 class Task(NamedTuple):
@@ -126,7 +136,7 @@ class Task(NamedTuple):
     usage: bool | None = None  #: None: on a terminal, when there is something to say
 
 
-def run_task(client: mesh.Client, address: str | None, task: Task) -> int:
+def run_task(client: mesh.Client, address: str | None, task: Task, view: Rendering) -> int:
     """Start (or find) the session, run, follow; a session made for this run ends with it."""
     if task.session_id is None:
         record = client.sessions.start(task.agent, context=task.context)
@@ -143,7 +153,7 @@ def run_task(client: mesh.Client, address: str | None, task: Task) -> int:
             workspace=task.workspace,
             provider_opts={"cwd": task.cwd} if task.cwd else None,
         )
-        code = follow_run(client, record.id, given.id, after=record.seq, address=address)
+        code = follow_run(client, record.id, given.id, view, after=record.seq, address=address)
         if code != render.INTERRUPTED:  # then the client stopped in the middle
             _say_usage(client, given.id, task.usage)
             if task.workspace is not None:
@@ -171,26 +181,41 @@ def _signals_heard() -> Iterator[None]:
 
 
 def follow_run(
-    client: mesh.Client, session_id: str, run_id: str, *, after: int = 0, address: str | None = None
+    client: mesh.Client,
+    session_id: str,
+    run_id: str,
+    view: Rendering | None = None,
+    *,
+    after: int = 0,
+    address: str | None = None,
 ) -> int:
     """Stream a run's output until its end, cancel it at Ctrl-C; the exit code."""
-    from mesh.cli.follow import RUN_ENDED, EventPrinter
+    from mesh.cli.follow import RUN_ENDED
 
-    printer = EventPrinter(as_json=shell().json, only_text=True)
-    try:
-        for event in client.sessions.stream(session_id, after=after, run_id=run_id):
-            if shell().json or (event.type.startswith("message_") and event.type != "message_sent"):
-                printer.show(event)
-            elif event.type == "tool_approval_requested" and event.data.get("tool_call_id"):
-                printer.end_line()
-                click.echo(_question(event, address), err=True)
-            if event.type in RUN_ENDED:
-                printer.end_line()
-                return _verdict(event, client.runs.get(run_id))
-    except KeyboardInterrupt:
-        printer.end_line()
-        return _cancelled(address or shell().address, run_id)
+    with closing_view(view or open_view(RUN_VIEW)) as shown:
+        try:
+            for event in client.sessions.stream(session_id, after=after, run_id=run_id):
+                show(shown, event)
+                if event.type == "tool_approval_requested" and event.data.get("tool_call_id"):
+                    if not shell().json:
+                        shown.interrupt()
+                        click.echo(_question(event, address), err=True)
+                elif event.type in RUN_ENDED:
+                    shown.finish()
+                    return _verdict(event, client.runs.get(run_id))
+        except KeyboardInterrupt:
+            shown.interrupt()
+            return _cancelled(address or shell().address, run_id)
     raise MeshError("the stream ended before the run did", code="stream_closed")
+
+
+@contextmanager
+def closing_view(view: Rendering) -> Iterator[Rendering]:
+    """Say the last words, and close the sinks, however it ends."""
+    try:
+        yield view
+    finally:
+        view.finish()
 
 
 def _question(event: Any, address: str | None) -> str:
@@ -303,4 +328,13 @@ def _embedded(config_file: str | None) -> Iterator[str]:
         yield node.address
 
 
-__all__ = ["ASKED_CHARS", "CANCEL_WAIT_S", "Task", "follow_run", "run", "run_task"]
+__all__ = [
+    "ASKED_CHARS",
+    "CANCEL_WAIT_S",
+    "RUN_VIEW",
+    "Task",
+    "closing_view",
+    "follow_run",
+    "run",
+    "run_task",
+]

@@ -8,6 +8,7 @@ import click
 
 from mesh.cli import keep, prompting, render, transcript, values
 from mesh.cli.app import group, shell
+from mesh.cli.follow import view_options
 
 STATUSES = ("pending", "active", "paused", "completed", "cancelled", "failed")
 
@@ -154,30 +155,41 @@ def show(session_id: str) -> None:
 @click.option(
     "--after", type=click.IntRange(min=0), help="Begin behind this event; default: now. 0 is the beginning."
 )
-def attach(session_id: str, after: int | None) -> None:
+@view_options
+def attach(
+    session_id: str,
+    after: int | None,
+    renderer: str | None,
+    tool_output: str | None,
+    sinks: tuple[str, ...],
+) -> None:
     """Follow a session, live. Ctrl-C detaches and cancels nothing; the line it prints goes on where you were.
 
-    Example: mesh session attach build-42 --after 0
+    \b
+    Example:
+      mesh session attach build-42 --after 0
+      mesh session attach build-42 --render compact --sink file:build.log
     """
-    from mesh.cli.follow import ENDED, EventPrinter
+    from mesh.cli.follow import ENDED, open_view, show
 
     with shell().client() as client:
         record = client.sessions.get(session_id)
         seen = record.seq if after is None else after
         over = record.status in ("completed", "cancelled", "failed")
-        printer = EventPrinter(as_json=shell().json)
+        if over and seen >= record.seq:
+            return render.say(f"the session is {record.status}; see it all with --after 0")
+        view = open_view(("studio", "verbose"), renderer, tool_output, sinks)
         try:
-            if over and seen >= record.seq:
-                return render.say(f"the session is {record.status}; see it all with --after 0")
             for event in client.sessions.stream(session_id, after=seen):
-                printer.show(event)
+                show(view, event)
                 seen = event.seq
                 if event.type in ENDED and (not over or event.seq >= record.seq):
                     break
         except KeyboardInterrupt:
-            printer.end_line()
+            view.finish()
             click.echo(f"detached; go on with: mesh session attach {session_id} --after {seen}", err=True)
-        printer.end_line()
+        finally:
+            view.finish()
     return None
 
 

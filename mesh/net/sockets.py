@@ -34,6 +34,8 @@ FEED_HWM_FRAMES = 50_000
 #: What listeners send to the feed: subscriptions. A longer topic costs the connection: libzmq keeps topics in
 #: a tree of one level per byte and takes it down by recursion; one of a megabyte ended the process (SIGSEGV).
 TOPIC_BYTES_MAX = 4096
+#: So long a program's own feed goes on sending when it is closed.
+BROADCAST_LINGER_MS = 500
 #: Plain numbers: an operation on pyzmq's enumerations takes microseconds, and every frame needs some.
 NOWAIT = int(zmq.NOBLOCK)
 MORE = int(zmq.SNDMORE) | NOWAIT
@@ -132,6 +134,11 @@ def announcer_socket(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.
     socket = _open(ctx, zmq.PUB, FEED_HWM_FRAMES, FRAME_BYTES_MAX)
     socket.connect(endpoint)
     return socket
+
+
+def broadcast_socket(ctx: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """A PUB of a program's own, to be bound: what a listener does not take is dropped, as on every feed."""
+    return _open(ctx, zmq.PUB, HWM_FRAMES, FRAME_BYTES_MAX)
 
 
 def subscriber_socket(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:

@@ -228,7 +228,8 @@ def test_attach_ends_with_the_session(cli: Cli, fake: FakeClient) -> None:
     }
     done = cli("session", "attach", "s1", "--after", "1")
     assert done.exit_code == 0
-    assert done.stdout == "hello\n[4] run_completed\n[5] session_completed\n"
+    lines = ["hello", "[run_completed] seq=4", "[session_completed] seq=5", "--- 4 events, 0 tools ---"]
+    assert done.stdout.splitlines() == lines
 
 
 def test_attach_detaches_at_ctrl_c_and_says_how_to_go_on(cli: Cli, fake: FakeClient) -> None:
