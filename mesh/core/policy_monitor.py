@@ -133,6 +133,11 @@ class Monitor:
         elif len(self._judged) < CALLS_MAX:
             self._judged.add(call_id)
 
+    def refused(self, call_id: str | None) -> None:
+        """A human denied this call: that it failed, which its agent will report, is no second question."""
+        if call_id is not None and len(self._judged) < CALLS_MAX:
+            self._judged.add(call_id)
+
     def _was_permitted(self, tool: str) -> bool:
         left = self._permitted.get(tool.casefold(), 0)
         if left:

@@ -124,6 +124,7 @@ class Guard:
         if decision["approved"]:
             self._approved(tool, call_id, decision["scope"])
             return
+        self.monitor.refused(call_id)
         details = {"tool_name": tool, "tool_call_id": name, "by": decision["by"],
                    "reason": decision["reason"]}
         raise RunError(f"{tool!r:.80} was denied{_who(decision)}", code="tool_permission_denied",

@@ -16,9 +16,9 @@ from mesh.errors import ConfigError
 from mesh.providers.base import Provider
 from mesh.providers.execution import Processes
 
-#: What a provider may do about policies (``enforces``): ask before each tool; report each tool in an event;
-#: report usage while it works, so that budgets end it; wait for a human before a tool.
-ENFORCED = ("tools_before", "tools_observed", "budget", "approvals")
+#: What a provider may do about policies (``enforces``): ask before each tool; wait for a human before a tool;
+#: report each tool in an event; report usage while it works, so that budgets end it.
+ENFORCED = ("tools_before", "approvals", "tools_observed", "budget")
 
 
 class Kind(NamedTuple):

@@ -16,6 +16,7 @@ _HEAD = (
     "provider", "extra", "capabilities", "asks before a tool", "a human may be asked", "reports its tools",
     "budgets end it", "tested against",
 )
+OTHER = "as its agent"
 
 
 def rows() -> Iterator[tuple[str, ...]]:
@@ -26,16 +27,18 @@ def rows() -> Iterator[tuple[str, ...]]:
     """
     for name, kind in sorted(KINDS.items()):
         cls: Any = load(name)
-        strange = cls.enforces - set(ENFORCED)
-        if strange:
-            raise ValueError(f"{name}: enforces {sorted(strange)}")
-        yield (
-            f"`{name}`", f"`{kind.extra}`" if kind.extra else "",
-            ", ".join(capability["name"] for capability in cls.CAPABILITIES),
-            *("yes" if word in cls.enforces else "no"
-              for word in ("tools_before", "approvals", "tools_observed", "budget")),
-            cls.tested,
-        )
+        capabilities = ", ".join(capability["name"] for capability in cls.CAPABILITIES)
+        yield (f"`{name}`", f"`{kind.extra}`" if kind.extra else "", capabilities,
+               *_enforced(name, cls.enforces), cls.tested)
+
+
+def _enforced(name: str, enforces: Any) -> list[str]:
+    if isinstance(enforces, property):  # one that has another agent do its runs
+        return [OTHER] * len(ENFORCED)
+    strange = enforces - set(ENFORCED)
+    if strange:
+        raise ValueError(f"{name}: enforces {sorted(strange)}")
+    return ["yes" if word in enforces else "no" for word in ENFORCED]
 
 
 def text() -> str:

@@ -67,6 +67,7 @@ class Bench:
         self.prices = Prices()
         self.transcripts = Transcripts(self._no_log, lambda: b"")
         self.asked: list[tuple[str, int]] = []
+        self.human: bool | None = None  #: what a human says to every question; None: nobody answers
         self.done: dict[str, asyncio.Event] = {}
         self.spoke = asyncio.Event()
         self.stored: dict[str, list[Any]] = {}
@@ -99,6 +100,9 @@ class Bench:
 
     def ask(self, key: Any, tag: Any, partition: int, make: Any, answered: Any) -> None:
         self.asked.append((key[0], tag))
+        if isinstance(tag, str) and self.human is not None:
+            decision = {"approved": self.human, "scope": "once", "by": "ann", "reason": None}
+            asyncio.get_running_loop().call_soon(answered, decision)
 
     def ended(self, drive: Drive) -> None:
         self.done[drive.key[0]].set()

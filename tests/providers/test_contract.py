@@ -1,162 +1,129 @@
-"""One suite for every provider: what any agent's run leaves, however it ends."""
+"""One suite for every provider: what any agent's run leaves, however it ends. Its subjects: ``contract.py``."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from driving import Bench, Result, cancelled, drive, python_agent, run
+from contract import SCENES, SECRET, Subject, subjects
+from driving import Bench, Result, cancelled, drive
 
+from mesh.core.message import Message, Role
 from mesh.node.drive import CANCEL_S
+from mesh.providers.kinds import ENFORCED, KINDS, load
 
-ASYNC_GENERATOR = """
-import asyncio
-async def agent(run):
-    if run.input == "fail":
-        yield "some"
-        raise ValueError("broken on purpose")
-    for word in run.prompt.split(" "):
-        if word == "wait":
-            await asyncio.sleep(1000)
-        yield word
-"""
-COROUTINE = """
-import asyncio
-async def agent(run):
-    if run.input == "fail":
-        raise ValueError("broken on purpose")
-    if "wait" in run.prompt:
-        await asyncio.sleep(1000)
-    return run.prompt.replace(" ", "")
-"""
-FUNCTION = """
-import time
-def agent(run):
-    if run.input == "fail":
-        raise ValueError("broken on purpose")
-    while "wait" in run.prompt and not run.cancelled:
-        time.sleep(0.01)
-    return run.prompt.replace(" ", "")
-"""
-GENERATOR = """
-import time
-def agent(run):
-    if run.input == "fail":
-        yield "some"
-        raise ValueError("broken on purpose")
-    for word in run.prompt.split(" "):
-        while word == "wait" and not run.cancelled:
-            time.sleep(0.01)
-        yield word
-"""
+SUBJECTS = subjects()
 
 
-class Case:
-    """How one provider is made to succeed, to fail and to wait."""
-
-    def __init__(
-        self,
-        table: Callable[[Path], dict[str, Any]],
-        *,
-        good: Any,
-        bad: Any,
-        slow: Any,
-        code: str = "provider_error",
-        text: str = "hello",
-        streams: bool = True,
-    ) -> None:
-        self.table, self.good, self.bad, self.slow = table, good, bad, slow
-        self.code, self.text, self.streams = code, text, streams
+@pytest.fixture(params=SUBJECTS)
+def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
+    found = SUBJECTS[request.param]
+    before = _children()
+    with found.opened(tmp_path):
+        yield found
+    assert _children() <= before, "a process was left"
 
 
-def python(source: str, *, streams: bool) -> Case:
-    return Case(
-        lambda folder: python_agent(folder, source), good="hel lo", bad="fail", slow="a wait", streams=streams
-    )
+def _children() -> set[int]:
+    """The processes that this one started."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(stat[1]) == os.getpid() and stat[0] not in "ZX":
+            found.add(int(entry.name))
+    return found
 
 
-CASES = {
-    "echo": Case(lambda _: {"provider": "echo"}, good="hello", bad=None, slow="a"),
-    "shell": Case(
-        lambda _: {"provider": "shell"},
-        good="printf hello",
-        bad="echo some; exit 3",
-        slow="echo a; sleep 1000",
-        code="command_failed",
-    ),
-    "async generator": python(ASYNC_GENERATOR, streams=True),
-    "coroutine": python(COROUTINE, streams=False),
-    "function": python(FUNCTION, streams=False),
-    "generator": python(GENERATOR, streams=True),
-}
+def needs(subject: Subject, scene: str) -> None:
+    assert subject.scenes <= set(SCENES)
+    if scene not in subject.scenes:
+        pytest.skip(f"{subject.name} cannot be made to play {scene!r}")
 
 
-@pytest.fixture(params=CASES)
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def run(subject: Subject, scene: str, folder: Path, *, human: bool | None = None, **more: Any) -> Result:
+    """One run of a scene, to its end."""
+    settings = more.pop("settings", {})
+    agent = subject.agent(scene, folder)
+
+    async def play(bench: Bench) -> Result:
+        bench.human = human
+        return await bench.result(bench.begin("agent", agent.input, **{**agent.options, **more}))
+
+    result = drive({"agent": agent.table}, play, **settings)
+    assert isinstance(result, Result)
+    return result
 
 
-def options(name: str, how: str) -> dict[str, Any]:
-    """``echo`` is scripted, the others do what the input says."""
-    script = {"bad": {"fail": "broken on purpose"}, "slow": {"delay_s": 0.2, "pieces": 10_000}}
-    return {"provider_opts": script[how]} if name == "echo" and how in script else {}
+def main_types(result: Result) -> list[str]:
+    """The types of a run's events without the text's pieces and without what only some report."""
+    beside = ("message_streamed", "token_usage_updated", "turn_completed")
+    return [event_type for event_type in result.types if event_type not in beside]
 
 
-def test_good_run_leaves_its_events_in_order(name: str, tmp_path: Path) -> None:
+def test_good_run_leaves_its_events_in_order(subject: Subject, tmp_path: Path) -> None:
     """If a run goes well, then its events are the contract's, in order, and name their provider and run."""
-    case = CASES[name]
-    result = run(case.table(tmp_path), case.good)
-    middle = [t for t in result.types if t != "message_streamed"]
-    assert middle == ["run_started", "message_received", "run_completed"]
+    result = run(subject, "good", tmp_path)
+    assert main_types(result) == ["run_started", "message_received", "run_completed"]
     assert result.types[0] == "run_started"
     assert result.types[-2:] == ["message_received", "run_completed"]
-    assert "".join(data["content"] for data in result.data("message_streamed")) == case.text
-    assert result.data("message_received") == [{"role": "assistant", "content": case.text}]
-    assert result.output["content"] == case.text
+    assert "".join(data["content"] for data in result.data("message_streamed")) == subject.text
+    assert result.data("message_received") == [{"role": "assistant", "content": subject.text}]
+    assert result.output["content"] == subject.text
     assert result.settle["status"] == "completed"
     assert result.settle["error"] is None
     [started] = result.data("run_started")
     assert {event["provider"] for event in result.events} == {started["provider"]}
     assert started["agent"] == "agent"
     assert {event["session_id"] for event in result.events} == {"ses_1"}
+    [completed] = result.data("run_completed")
+    assert completed["stop_reason"] == subject.stop_reason
 
 
-def test_failed_run_has_one_terminal_event_and_its_code(name: str, tmp_path: Path) -> None:
+def test_failed_run_has_one_terminal_event_and_its_code(subject: Subject, tmp_path: Path) -> None:
     """If a run fails, then its last event is run_failed, and event and settlement say the same."""
-    case = CASES[name]
-    result = run(case.table(tmp_path), case.bad, **options(name, "bad"))
+    result = run(subject, "bad", tmp_path)
     assert result.settle["status"] == "failed"
-    assert result.error["code"] == case.code
+    assert result.error["code"] == subject.code
     assert result.error["message"]
     [failed] = result.data("run_failed")
     assert result.types[0] == "run_started"
     assert result.types[-1] == "run_failed"
-    assert (failed["error_code"], failed["error_message"]) == (case.code, result.error["message"])
+    assert (failed["error_code"], failed["error_message"]) == (subject.code, result.error["message"])
     assert "run_completed" not in result.types
+    told = result.error["provider_error"]
+    assert told["provider"] == result.events[0]["provider"]
+    stderr = told.get("stderr") or ""
+    assert stderr.count("\n") <= 200 and len(stderr.encode()) <= 16_384
 
 
-def play_slow(name: str, how: Callable[[Bench, Any], Any], folder: Path) -> Result:
+def play_slow(subject: Subject, how: Callable[[Bench, Any], Any], folder: Path) -> Result:
+    agent = subject.agent("slow", folder)
+
     async def play(bench: Bench) -> Any:
-        running = bench.begin("agent", CASES[name].slow, **options(name, "slow"))
+        running = bench.begin("agent", agent.input, **agent.options)
         await bench.until(running, lambda result: bool(result.events))
         return await how(bench, running)
 
-    result = drive({"agent": CASES[name].table(folder)}, play)
+    result = drive({"agent": agent.table}, play)
     assert isinstance(result, Result)
     return result
 
 
-def test_cancelled_run_is_settled_soon_and_once(name: str, tmp_path: Path) -> None:
+def test_cancelled_run_is_settled_soon_and_once(subject: Subject, tmp_path: Path) -> None:
     """If a run is cancelled, then its provider ends by itself, and run_cancelled is its last event."""
 
     async def how(bench: Bench, running: Any) -> Result:
         async with asyncio.timeout(CANCEL_S / 2):  # else it was only abandoned
             return await cancelled(bench, running)
 
-    result = play_slow(name, how, tmp_path)
+    result = play_slow(subject, how, tmp_path)
     assert result.settle["status"] == "cancelled"
     assert result.error["code"] == "cancelled"
     assert result.types.count("run_cancelled") == 1
@@ -164,58 +131,158 @@ def test_cancelled_run_is_settled_soon_and_once(name: str, tmp_path: Path) -> No
     assert result.data("run_cancelled") == [{"reason": "cancel"}]
 
 
-def test_cancel_before_the_first_step_leaves_a_whole_story(name: str, tmp_path: Path) -> None:
+def test_cancel_before_the_first_step_leaves_a_whole_story(subject: Subject, tmp_path: Path) -> None:
     """If a run is cancelled in the turn it was begun, then it still starts, and ends, in the log."""
+    agent = subject.agent("slow", tmp_path)
 
     async def play(bench: Bench) -> Result:
-        return await cancelled(bench, bench.begin("agent", CASES[name].slow, **options(name, "slow")))
+        return await cancelled(bench, bench.begin("agent", agent.input, **agent.options))
 
-    result = drive({"agent": CASES[name].table(tmp_path)}, play)
+    result = drive({"agent": agent.table}, play)
     assert result.types == ["run_started", "run_cancelled"]
     assert result.settle["status"] == "cancelled"
 
 
-def test_deadline_ends_a_run_as_timeout(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scene", ["slow", "silent"])
+def test_deadline_ends_a_run_as_timeout(subject: Subject, scene: str, tmp_path: Path) -> None:
     """If a run takes longer than deadline_s, then it is stopped, and its status is timeout."""
-
-    async def play(bench: Bench) -> Result:
-        return await bench.result(
-            bench.begin("agent", CASES[name].slow, deadline_s=0.3, **options(name, "slow"))
-        )
-
-    result = drive({"agent": CASES[name].table(tmp_path)}, play)
+    needs(subject, scene)
+    result = run(subject, scene, tmp_path, deadline_s=0.3)
     assert (result.settle["status"], result.error["code"]) == ("timeout", "timeout")
     assert result.types[-1] == "run_timeout"
     assert result.data("run_timeout") == [{"deadline_s": 0.3}]
 
 
-def test_capabilities_are_honest(name: str, tmp_path: Path) -> None:
-    """If a provider says that it streams, then it does, and one that cannot does not say so."""
+def test_capabilities_are_honest(subject: Subject, tmp_path: Path) -> None:
+    """If a provider says that it streams or calls tools, then it does, and one that cannot does not say so."""
+    scenes = {"streaming": subject.streams, "tool_use": "tool" in subject.scenes}
+    table = subject.agent("good", tmp_path).table
 
     async def play(bench: Bench) -> Any:
         return bench.registry.catalogue()
 
-    [entry] = drive({"agent": CASES[name].table(tmp_path)}, play)
-    names = [capability["name"] for capability in entry["capabilities"]]
-    assert ("streaming" in names) == CASES[name].streams
+    [entry] = drive({"agent": table}, play)
     assert entry["problem"] is None
-    assert entry["provider"] == CASES[name].table(tmp_path)["provider"]
+    assert entry["provider"] == table["provider"]
+    names = {capability["name"] for capability in entry["capabilities"]}
+    assert {name: name in names for name in scenes} == scenes
+    assert ("session_resume" in names) <= ("resume" in subject.scenes)
+    if subject.streams and subject.name not in ("shell",):
+        assert len(run(subject, "good", tmp_path).data("message_streamed")) > (subject.name != "echo")
 
 
-def test_one_failing_run_leaves_its_neighbours_alone(name: str, tmp_path: Path) -> None:
-    """If one of several runs of an agent fails, then the others end well."""
-    case = CASES[name]
+def test_one_failing_run_leaves_its_neighbours_alone(subject: Subject, tmp_path: Path) -> None:
+    """If one of several runs of a provider fails, then the others end well."""
+    good, bad = subject.agent("good", tmp_path), subject.agent("bad", tmp_path)
 
     async def play(bench: Bench) -> Any:
-        good = [bench.begin("agent", case.good) for _ in range(3)]
-        bad = bench.begin("agent", case.bad, **options(name, "bad"))
-        return [(await bench.result(one)).settle["status"] for one in (*good, bad)]
+        running = [bench.begin("good", good.input, **good.options) for _ in range(3)]
+        running.append(bench.begin("bad", bad.input, **bad.options))
+        return [(await bench.result(one)).settle["status"] for one in running]
 
-    assert drive({"agent": case.table(tmp_path)}, play) == ["completed"] * 3 + ["failed"]
+    assert drive({"good": good.table, "bad": bad.table}, play) == ["completed"] * 3 + ["failed"]
 
 
-def test_full_outbox_stops_the_provider_and_loses_nothing(name: str, tmp_path: Path) -> None:
+def test_full_outbox_stops_the_provider_and_loses_nothing(subject: Subject, tmp_path: Path) -> None:
     """If nothing is stored for a while, then the provider waits, and every piece arrives in the end."""
-    case = CASES[name]
-    result = run(case.table(tmp_path), case.good, settings={"bytes_max": 1})
-    assert "".join(data["content"] for data in result.data("message_streamed")) == case.text
+    result = run(subject, "good", tmp_path, settings={"bytes_max": 1})
+    assert "".join(data["content"] for data in result.data("message_streamed")) == subject.text
+
+
+def test_usage_is_reported(subject: Subject, tmp_path: Path) -> None:
+    """If a provider says what was used, then the run's record has the counts."""
+    needs(subject, "usage")
+    result = run(subject, "usage", tmp_path)
+    assert result.settle["token_usage"].items() >= subject.used.items()
+    assert result.settle["status"] == "completed"
+
+
+def test_a_budget_ends_the_run(subject: Subject, tmp_path: Path) -> None:
+    """If more is used than the policy allows, then the run ends with it, when its provider reports usage."""
+    needs(subject, "usage")
+    policy = {"name": "p", "limits": {"max_total_tokens": 5}, "on_violation": "cancel"}
+    result = run(subject, "usage", tmp_path, policies=[policy])
+    assert result.error["code"] == "policy_violation"
+
+
+def test_secrets_are_redacted(subject: Subject, tmp_path: Path) -> None:
+    """If a model or command says a secret, in one piece or in several, then no event and no output has it."""
+    needs(subject, "secret")
+    result = run(subject, "secret", tmp_path)
+    assert result.settle["status"] == "completed"
+    assert "REDACTED" in str(result.output["content"])
+    assert SECRET not in "".join(str(data.get("content")) for data in result.data("message_streamed"))
+    assert SECRET not in str(result)
+
+
+def test_a_tool_is_told_from_its_start_to_its_end(subject: Subject, tmp_path: Path) -> None:
+    """If a tool is called, then its events say id, name, input and output, and the answer comes after them."""
+    needs(subject, "tool")
+    result = run(subject, "tool", tmp_path)
+    assert main_types(result)[-4:] == [
+        "tool_call_started", "tool_call_completed", "message_received", "run_completed",
+    ]
+    [started], [completed] = result.data("tool_call_started"), result.data("tool_call_completed")
+    said = {"tool_call_id": subject.tool_call_id, "tool_name": subject.tool,
+            "tool_input": subject.tool_input}
+    assert started.items() >= said.items()
+    assert completed.items() >= {**said, "tool_output": subject.tool_output}.items()
+    assert result.output["content"].endswith(subject.text)
+
+
+PAST = (Message(Role.USER, "what is the word?"), Message(Role.ASSISTANT, "the word is marmalade"))
+
+
+def _policy(subject: Subject, effect: str) -> list[dict[str, Any]]:
+    rules = [[effect, [subject.tool]]]
+    return [{"name": "p", "tool_rules": rules, "on_violation": "warn"}]
+
+
+@pytest.mark.parametrize("past", [(), PAST], ids=["first run", "resumed"])
+def test_a_forbidden_tool_is_not_called(subject: Subject, past: Any, tmp_path: Path) -> None:
+    """If the policy forbids a tool, in a first or a resumed run, then it does not run, and its model is told."""
+    needs(subject, "tool")
+    result = run(subject, "tool", tmp_path, policies=_policy(subject, "deny"), past=past)
+    assert subject.executed() == 0
+    assert "tool_call_completed" not in result.types
+    assert [data["kind"] for data in result.data("policy_violation")] == ["tool_denied"]
+    assert result.settle["status"] == "completed"
+
+
+@pytest.mark.parametrize("past", [(), PAST], ids=["first run", "resumed"])
+@pytest.mark.parametrize("says", [True, False])
+def test_a_human_is_asked_before_a_tool(
+    subject: Subject, says: bool, past: Any, tmp_path: Path
+) -> None:
+    """If the policy asks a human, in a first or a resumed run, then the tool runs only when he says yes."""
+    needs(subject, "tool")
+    result = run(subject, "tool", tmp_path, policies=_policy(subject, "ask"), human=says, past=past)
+    assert result.types.count("tool_call_completed") == says
+    assert result.data("policy_violation") == []
+    assert result.settle["status"] == "completed"
+
+
+def test_a_session_goes_on_where_another_provider_left_it(subject: Subject, tmp_path: Path) -> None:
+    """If a session has a past, then the provider's other side is told it, tool calls included."""
+    needs(subject, "resume")
+    past = (
+        *PAST,
+        Message(Role.ASSISTANT, None, "toolu:9", "mcp__files__read", {"path": "plum.txt"}),
+        Message(Role.TOOL, None, "toolu:9", "mcp__files__read", None, "damson"),
+        Message(Role.SYSTEM, "a summary about quinces"),
+        Message(Role.USER, "and then?"),
+    )
+    result = run(subject, "resume", tmp_path, past=past)
+    assert result.settle["status"] == "completed"
+    for word in ("marmalade", "plum.txt", "damson", "quinces", "and then?"):
+        assert word in subject.heard()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_a_provider_enforces_is_of_the_known(name: str) -> None:
+    """If a class says something that no policy knows, or nothing about its tests, then the table is wrong."""
+    cls = load(name)
+    if not isinstance(cls.enforces, property):  # else it says what another agent says
+        assert cls.enforces <= set(ENFORCED)
+        assert cls.name == name
+    assert cls.tested
