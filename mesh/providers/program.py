@@ -136,7 +136,7 @@ class Program:
     def _hear(self, chunk: bytes) -> None:
         """Keep stderr's beginning and its last line. One that asks for a login would wait for it for ever."""
         self._stderr.add(chunk)
-        if not self._spoke and _AUTH.search(self._stderr.text):
+        if self._facts.login and not self._spoke and _AUTH.search(self._stderr.text):
             raise self.failure("")
 
     def leave(self) -> None:
@@ -159,7 +159,7 @@ class Program:
             message += f" (exit code {exit_code})"
         if code is None:
             code = "provider_timeout" if kind == "timeout" else classify(why or stderr)
-        if code == "provider_authentication_failed":
+        if code == "provider_authentication_failed" and self._facts.login:
             message += f". Log in: {self._facts.login}"
         details: dict[str, Any] = {"program": self._facts.name}
         if self._noise.count:

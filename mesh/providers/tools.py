@@ -96,8 +96,9 @@ class Toolbox:
         tools = [_bound(target, run) for target in python_targets(table)]
         async with AsyncExitStack() as stack:
             if table.get("mcp"):
-                mcp = import_module("mesh.providers.mcp")
-                found = await mcp.mcp_tools(table["mcp_tables"], _names(table, "mcp"), stack)
+                found = await _mcp().mcp_tools(
+                    table["mcp_tables"], _names(table, "mcp"), stack, run, table["processes"]
+                )
                 tools += _allowed(found, _names(table, "mcp_allow"), _names(table, "mcp_deny"))
             yield cls(tools, run, timeout_s=timeout_of(table))
 
@@ -268,7 +269,22 @@ def check_tools(table: Mapping[str, Any], place: Place) -> dict[str, Any]:
             raise ConfigError(f"mcp: no [mcp.{server}] in the config{nearest_name(server, place.mcp)}")
     if not names and not servers:
         return {}
-    return {**{key: table[key] for key in TOOL_KEYS if key in table}, "mcp_tables": place.mcp}
+    if servers:
+        mcp = _mcp()
+        for server in servers:
+            mcp.check_server(server, place.mcp[server])
+    found = {key: table[key] for key in TOOL_KEYS if key in table}
+    return {**found, "mcp_tables": place.mcp, "processes": place.processes}
+
+
+def _mcp() -> Any:
+    """What speaks to MCP servers; nobody else loads its SDK."""
+    try:
+        return import_module("mesh.providers.mcp")
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] == "mesh":
+            raise
+        raise ConfigError(f'mcp needs the library {exc.name!r}: pip install "mesh[mcp]"') from exc
 
 
 __all__ = [
