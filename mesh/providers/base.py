@@ -34,7 +34,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, Protocol
 
 import msgspec
@@ -144,7 +144,7 @@ class RunContext:
 
     __slots__ = (
         "_states", "attempt", "cancelled", "deadline_at", "guard", "input", "late", "options", "paused",
-        "resume", "run_id", "session", "steering", "transcript", "workspace",
+        "resume", "run_id", "session", "steering", "tools", "transcript", "workspace",
     )
 
     def __init__(
@@ -167,6 +167,8 @@ class RunContext:
         self.resume: str | None = None
         self.late = late  #: for providers: on the loop, count a word that came after the run's end
         self.deadline_at: float | None = None  #: on the loop's clock; None: it has its time
+        #: Opens the tools of the agent's table: ``async with run.tools() as box``; None: it names none.
+        self.tools: Callable[[], AbstractAsyncContextManager[Any]] | None = None
         self.workspace: str | None = None  #: the folder of the run, when it was given one
         self._states: MutableMapping[str, dict[str, Any]] = {} if states is None else states
 

@@ -2,13 +2,13 @@
 
 A server is a table of the config, which agents name (``mcp = ["files"]``):
 
-    [mcp.files]                                        [mcp.search]
-    command = "mcp-server-files"                       url = "https://example.org/mcp"
-    args = ["/srv"]                                    headers = { Authorization = "env:SEARCH_AUTHORIZATION" }
+    [mcp.files]                              [mcp.search]
+    command = "mcp-server-files"             url = "https://example.org/mcp"
+    args = ["/srv"]                          headers = { Authorization = "env:SEARCH_AUTHORIZATION" }
     env = { TOKEN = "env:FILES_TOKEN" }
 
-also ``cwd``, ``start_timeout_s`` (30) and ``timeout_s`` of one call (60). A value ``env:NAME`` is taken from the
-node's environment when the server starts.
+also ``cwd``, ``start_timeout_s`` (30) and ``timeout_s`` of one call (60). A value ``env:NAME`` is taken from
+the node's environment when the server starts.
 
 Rules of this file:
 
@@ -39,7 +39,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 
 from mesh.errors import ConfigError, MeshError, RunError
-from mesh.providers.base import RunContext, check_names, checked
+from mesh.providers.base import RunContext, checked, nearest_name
 from mesh.providers.execution import Command, Processes
 from mesh.providers.program import Facts, Program
 from mesh.providers.tools import TOOLS_MAX, Tool, ToolResult
@@ -67,7 +67,7 @@ async def mcp_tools(
     """Start the servers of an agent for one run, all at once; ``stack`` ends them.
 
     Raises:
-        RunError: ``provider_unavailable``: a server that does not start or is not reached; says which and why.
+        RunError: ``provider_unavailable``: a server does not start or is not reached; says which and why.
     """
     servers = [Server(name, tables[name], run, processes) for name in names]
     for server in servers:
@@ -86,7 +86,9 @@ def check_server(name: str, table: Mapping[str, Any]) -> None:
         ConfigError: names the server and the key.
     """
     try:
-        check_names(table, _KEYS)
+        strange = next((key for key in table if key not in _KEYS), None)
+        if strange is not None:
+            raise ConfigError(f"unknown key {strange!r:.80}{nearest_name(strange, _KEYS)}")
         if ("command" in table) == ("url" in table):
             raise ConfigError("expected either command or url")
         for key in ("command", "cwd", "url"):

@@ -57,6 +57,8 @@ THREADS = threading.Semaphore(THREADS_MAX)
 #: Pieces that a thread may be ahead of the run.
 HANDOVER_MAX = 64
 _KEYS = ("target", "options")
+#: Of ``tools``, which is loaded by agents that have some.
+TOOL_KEYS = ("tools", "mcp", "mcp_allow", "mcp_deny", "tool_timeout_s")
 #: One per file: agents of one file load at the same time, each in a thread of its own.
 _files: dict[str, threading.RLock] = {}
 
@@ -76,11 +78,12 @@ class PythonProvider:
             ConfigError: no such function, or it does not take one argument.
             Exception: whatever the agent's module raises while it is imported.
         """
-        check_keys(table, _KEYS)
+        check_keys(table, (*_KEYS, *TOOL_KEYS))
         self.idempotent: bool = checked(table, "idempotent", (bool,), False)
         self.usage_mode = usage_mode_of(table)
         self._options: dict[str, Any] = dict(checked(table, "options", (dict,), {}))
         self._function = load_target(checked(table, "target", (str,), ""), fresh=place.fresh)
+        self._tools = _tools(table, place)
         kind = _kind(self._function)
         self._call = _CALLS[kind]
         streams = kind in ("async generator", "generator")
@@ -93,7 +96,17 @@ class PythonProvider:
     def run(self, run: RunContext) -> AsyncIterator[Piece]:
         """Call the function and hand on what it yields and returns."""
         run.options = {**self._options, **run.options}
+        run.tools = None if self._tools is None else functools.partial(self._tools, run)
         return self._call(self._function, run)
+
+
+def _tools(table: Mapping[str, Any], place: Place) -> Callable[[RunContext], Any] | None:
+    """What opens the tools that a table names, when it names any."""
+    if not any(key in table for key in TOOL_KEYS):
+        return None
+    from mesh.providers.tools import Toolbox, check_tools
+
+    return functools.partial(Toolbox.of, check_tools(table, place))
 
 
 def load_target(target: str, *, fresh: bool = False) -> Callable[[RunContext], Any]:
@@ -335,6 +348,6 @@ def output_of(returned: Any) -> Piece | None:
 
 
 __all__ = [
-    "HANDOVER_MAX", "THREADS", "THREADS_MAX", "PythonProvider", "load_function", "load_object", "load_target",
-    "output_of",
+    "HANDOVER_MAX", "THREADS", "THREADS_MAX", "TOOL_KEYS", "PythonProvider", "load_function", "load_object",
+    "load_target", "output_of",
 ]

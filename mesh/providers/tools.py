@@ -31,6 +31,7 @@ from mesh.errors import ConfigError, MeshError, RunError
 from mesh.providers.base import RunContext, checked, nearest_name
 from mesh.providers.functions import plan_of
 from mesh.providers.kinds import Place
+from mesh.providers.python import TOOL_KEYS
 
 #: One call's time when the table does not say otherwise; waiting for a human does not count.
 TIMEOUT_S = 60.0
@@ -40,7 +41,6 @@ STOP_S = 1.0
 TEXT_CHARS_MAX = 200_000
 #: Tools of one agent.
 TOOLS_MAX = 512
-TOOL_KEYS = ("tools", "mcp", "mcp_allow", "mcp_deny", "tool_timeout_s")
 MCP_PREFIX = "mcp__"
 
 
