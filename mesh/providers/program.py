@@ -13,7 +13,7 @@ Rules of this file:
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -92,7 +92,7 @@ class Program:
         """It hears nothing more."""
         self._execution.close_stdin()
 
-    async def messages(self) -> AsyncIterator[dict[str, Any]]:
+    async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
         """Yield every object it says, until it and all its processes are gone.
 
         Raises:
