@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mesh.client._aio_attach import AsyncAttachment
     from mesh.client._aio_listener import AsyncListener
+    from mesh.client._blocking_attach import Attachment
     from mesh.client._blocking_listener import Listener
+    from mesh.client._surface_attach import new_token
     from mesh.client.aio import AsyncClient
     from mesh.client.blocking import Client
     from mesh.client.local_node import LocalNode
     from mesh.core.approval import Approval
+    from mesh.core.attached import Claim, Snapshot
     from mesh.core.keys import SessionKey
     from mesh.core.manifest import Capability, CapabilityType, Manifest
     from mesh.core.message import Message, Role, Transcript
@@ -111,10 +115,13 @@ _ERRORS = (
 #: public name -> the module that defines it.
 _HOME: dict[str, str] = {
     "Approval": "mesh.core.approval",
+    "AsyncAttachment": "mesh.client._aio_attach",
     "AsyncClient": "mesh.client.aio",
     "AsyncListener": "mesh.client._aio_listener",
+    "Attachment": "mesh.client._blocking_attach",
     "Capability": "mesh.core.manifest",
     "CapabilityType": "mesh.core.manifest",
+    "Claim": "mesh.core.attached",
     "Client": "mesh.client.blocking",
     "Listener": "mesh.client._blocking_listener",
     "LocalNode": "mesh.client.local_node",
@@ -124,7 +131,9 @@ _HOME: dict[str, str] = {
     "Role": "mesh.core.message",
     "RunContext": "mesh.providers.base",
     "SessionKey": "mesh.core.keys",
+    "Snapshot": "mesh.core.attached",
     "Transcript": "mesh.core.message",
+    "new_token": "mesh.client._surface_attach",
     **dict.fromkeys(_RECORDS, "mesh.core.records"),
     **dict.fromkeys(_ERRORS, "mesh.errors"),
 }
@@ -144,10 +153,13 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Approval",
+    "AsyncAttachment",
     "AsyncClient",
     "AsyncListener",
+    "Attachment",
     "Capability",
     "CapabilityType",
+    "Claim",
     "Client",
     "ClientClosed",
     "ClientExpired",
@@ -191,10 +203,12 @@ __all__ = [
     "Session",
     "SessionKey",
     "SessionStatus",
+    "Snapshot",
     "Source",
     "StopReason",
     "StoreError",
     "Transcript",
     "Unavailable",
     "__version__",
+    "new_token",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from mesh.client import _surface_prompts as prompt_plans
 from mesh.client import _surface_sessions as plans
+from mesh.client._blocking_attach import Attaching
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._blocking_queries import StoredSessions
 from mesh.client._blocking_transcripts import Transcripts
@@ -17,7 +18,7 @@ from mesh.client._surface import check_function, failure
 from mesh.core.records import Event, Handle, Page, Prompted, QueuedPrompt, Run, Session
 
 
-class Sessions(StoredSessions, Transcripts):
+class Sessions(StoredSessions, Transcripts, Attaching):
     """Conversations: stored with their log, live while an actor hosts them."""
 
     def __init__(self, link: BlockingLink) -> None:
@@ -44,15 +45,16 @@ class Sessions(StoredSessions, Transcripts):
         tags: Sequence[str] = (),
         parent_session_id: str | None = None,
         slots: int | None = None,
+        token: str | None = None,
         timeout_s: float | None = None,
     ) -> Session:
-        """Store a new session, ``pending``.
+        """Store a new session, ``pending``. With a ``token`` (``mesh.new_token()``) it opens to that alone.
 
         Raises:
             NotFound: ``unknown_agent``.
             InvalidState: ``already_exists``.
         """
-        given = plans.fields(agent_id, context, metadata, tags, parent_session_id, slots)
+        given = plans.fields(agent_id, context, metadata, tags, parent_session_id, slots, token)
         return Session.from_map(
             self._one(WRITE, plans.new_session_call("session.create", agent, id, given), timeout_s)
         )
@@ -68,6 +70,7 @@ class Sessions(StoredSessions, Transcripts):
         tags: Sequence[str] = (),
         parent_session_id: str | None = None,
         slots: int | None = None,
+        token: str | None = None,
         timeout_s: float | None = None,
     ) -> Session:
         """Create a session and bring up its live actor: ``active``, with a handle.
@@ -75,7 +78,7 @@ class Sessions(StoredSessions, Transcripts):
         Raises:
             Unavailable: the agent cannot start; the message says why.
         """
-        given = plans.fields(agent_id, context, metadata, tags, parent_session_id, slots)
+        given = plans.fields(agent_id, context, metadata, tags, parent_session_id, slots, token)
         return Session.from_map(
             self._one(WRITE, plans.new_session_call("session.start", agent, id, given), timeout_s)
         )
@@ -91,10 +94,11 @@ class Sessions(StoredSessions, Transcripts):
         tags: Sequence[str] = (),
         parent_session_id: str | None = None,
         slots: int | None = None,
+        token: str | None = None,
         timeout_s: float | None = None,
     ) -> Session:
         """The session of that id, live; started when there is none. An existing one keeps its options."""
-        given = plans.fields(agent_id, context, metadata, tags, parent_session_id, slots)
+        given = plans.fields(agent_id, context, metadata, tags, parent_session_id, slots, token)
         return Session.from_map(
             self._one(WRITE, plans.new_session_call("session.start_or_get", agent, id, given), timeout_s)
         )

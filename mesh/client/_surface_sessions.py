@@ -25,6 +25,7 @@ from mesh.client._surface import (
 )
 from mesh.client._surface_routes import Linked, list_pages
 from mesh.client._workspace import workspace_option
+from mesh.core.access import checked_token
 from mesh.core.continuation import checked_budget, checked_mode
 from mesh.core.events import type_code
 from mesh.core.plain import plain, plain_map, seconds
@@ -72,7 +73,8 @@ def new_run_id(session_id: str) -> str:
 
 
 def fields(
-    agent_id: Any, context: Any, metadata: Any, tags: Any, parent_session_id: Any, slots: Any = None
+    agent_id: Any, context: Any, metadata: Any, tags: Any, parent_session_id: Any, slots: Any = None,
+    token: Any = None,
 ) -> dict[str, Any]:
     """The optional fields of a new session; what was not given does not travel.
 
@@ -92,6 +94,8 @@ def fields(
         given["tags"] = _tags(tags)
     if slots is not None:
         given["slots"] = slots
+    if token is not None:
+        given["token"] = checked_token(token)
     return given
 
 

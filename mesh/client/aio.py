@@ -12,6 +12,7 @@ from mesh.client import _surface_prompts as prompt_plans
 from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as session_plans
 from mesh.client._aio_approvals import AsyncApprovals
+from mesh.client._aio_attach import keyed
 from mesh.client._aio_link import AsyncLink
 from mesh.client._aio_listener import AsyncListener
 from mesh.client._aio_queries import AsyncAudit, AsyncEvents, AsyncMaintenance, AsyncUsage
@@ -28,19 +29,25 @@ class AsyncClient:
 
     ``address`` is ``tcp://host:port``, ``host:port`` or ``ipc://path``; None is ``$MESH_ADDRESS``, else the
     node of this user on this machine. ``timeout_s`` is the limit of each call that does not name its own.
+    ``token`` and ``driver`` (``Claim.key``) are shown with every call about a session: it acts as whoever
+    has them.
     """
 
-    def __init__(self, address: str | None = None, *, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self, address: str | None = None, *, timeout_s: float = 5.0, token: str | None = None,
+        driver: str | None = None,
+    ) -> None:
         self._link = AsyncLink(address, timeout_s)
+        link = keyed(self._link, token, driver)
         self.routes = AsyncRoutes(self._link)
         self.partitions = AsyncPartitions(self._link)
-        self.sessions = AsyncSessions(self._link)
-        self.runs = AsyncRuns(self._link)
+        self.sessions = AsyncSessions(link)
+        self.runs = AsyncRuns(link)
         self.agents = AsyncAgents(self._link)
-        self.events = AsyncEvents(self._link)
+        self.events = AsyncEvents(link)
         self.usage = AsyncUsage(self._link)
         self.audit = AsyncAudit(self._link)
-        self.approvals = AsyncApprovals(self._link)
+        self.approvals = AsyncApprovals(link)
         self.maintenance = AsyncMaintenance(self._link)
 
     async def run_once(

@@ -12,6 +12,7 @@ from mesh.client import _surface_prompts as prompt_plans
 from mesh.client import _surface_runs as run_plans
 from mesh.client import _surface_sessions as session_plans
 from mesh.client._blocking_approvals import Approvals
+from mesh.client._blocking_attach import keyed
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._blocking_listener import Listener
 from mesh.client._blocking_queries import Audit, Events, Maintenance, Usage
@@ -28,19 +29,25 @@ class Client:
 
     ``address`` is ``tcp://host:port``, ``host:port`` or ``ipc://path``; None is ``$MESH_ADDRESS``, else the
     node of this user on this machine. ``timeout_s`` is the limit of each call that does not name its own.
+    ``token`` and ``driver`` (``Claim.key``) are shown with every call about a session: it acts as whoever
+    has them.
     """
 
-    def __init__(self, address: str | None = None, *, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self, address: str | None = None, *, timeout_s: float = 5.0, token: str | None = None,
+        driver: str | None = None,
+    ) -> None:
         self._link = BlockingLink(address, timeout_s)
+        link = keyed(self._link, token, driver)
         self.routes = Routes(self._link)
         self.partitions = Partitions(self._link)
-        self.sessions = Sessions(self._link)
-        self.runs = Runs(self._link)
+        self.sessions = Sessions(link)
+        self.runs = Runs(link)
         self.agents = Agents(self._link)
-        self.events = Events(self._link)
+        self.events = Events(link)
         self.usage = Usage(self._link)
         self.audit = Audit(self._link)
-        self.approvals = Approvals(self._link)
+        self.approvals = Approvals(link)
         self.maintenance = Maintenance(self._link)
 
     def run_once(

@@ -27,6 +27,7 @@ class Claim(Record, frozen=True):
     by: str | None
     since: float
     ttl_s: float
+    seq: int = 0  #: of the session's last event then: a ``driver_changed`` behind it is news
 
     def __repr__(self) -> str:
         return f"Claim(session_id={self.session_id!r}, claim={self.claim!r}, by={self.by!r}, ...)"

@@ -72,7 +72,12 @@ class Driving:
                 raise Overloaded(f"{DRIVEN_MAX} sessions of this partition have a driver",
                                  details={"retry_after_ms": 1_000})
             self._change(self._vacated(session), lease, "claimed" if present is None else "takeover", present)
-        return wire.ok(_claim_map(session.id, lease))
+        return self._answer(session.id, lease)
+
+    def _answer(self, session_id: str, lease: Lease) -> bytes:
+        """The map of a ``Claim``, without its key."""
+        seq = self.state.sessions[session_id].seq
+        return wire.ok({"session_id": session_id, **msgspec.structs.asdict(lease), "seq": seq})
 
     def _wanted(self, key: bytes, options: Any) -> tuple[Lease, bool]:
         options = {} if options is None else options
@@ -100,7 +105,7 @@ class Driving:
             raise not_driver(session, lease)
         assert lease is not None
         self._extend(session.id, lease)
-        return wire.ok(_claim_map(session.id, lease))
+        return self._answer(session.id, lease)
 
     def release(self, args: list[Any], part: Part) -> bytes | None:
         session_id, key = take(args, 2)
@@ -288,10 +293,6 @@ def _taken(session: SessionState, lease: Lease) -> InvalidState:
         code="driver_taken",
         details={"session_id": session.id, "driver": lease.by, "claim": lease.claim, "since": lease.since},
     )
-
-
-def _claim_map(session_id: str, lease: Lease) -> dict[str, Any]:
-    return {"session_id": session_id, **msgspec.structs.asdict(lease)}
 
 
 __all__ = ["AS", "DRIVEN_MAX", "TTL_MAX_S", "TTL_MIN_S", "TTL_S", "Driving", "not_driver", "unauthorized"]

@@ -12,12 +12,14 @@ import pytest
 import mesh
 from mesh.client import (
     _aio_approvals,
+    _aio_attach,
     _aio_queries,
     _aio_routes,
     _aio_runs,
     _aio_sessions,
     _aio_transcripts,
     _blocking_approvals,
+    _blocking_attach,
     _blocking_queries,
     _blocking_routes,
     _blocking_runs,
@@ -40,6 +42,8 @@ PAIRS: list[tuple[type[Any], type[Any]]] = [
     (_aio_queries.AsyncEvents, _blocking_queries.Events),
     (_aio_queries.AsyncUsage, _blocking_queries.Usage),
     (_aio_approvals.AsyncApprovals, _blocking_approvals.Approvals),
+    (_aio_attach.AsyncAttaching, _blocking_attach.Attaching),
+    (_aio_attach.AsyncAttachment, _blocking_attach.Attachment),
     (_aio_queries.AsyncAudit, _blocking_queries.Audit),
     (_aio_queries.AsyncMaintenance, _blocking_queries.Maintenance),
 ]
@@ -48,7 +52,8 @@ CONTRACT = {
     "routes": "set get resolve delete list prune config set_many get_many resolve_many",
     "partitions": "count of pid info list restart prune",
     "sessions": "create start start_or_get activate pause resume complete cancel fail stop abort prompt get "
-    "list handle id_of stop_by_handle runs events stream transcript fork compact pin",
+    "list handle id_of stop_by_handle runs events stream transcript fork compact pin "
+    "attach claim renew release set_token",
     "runs": "create execute submit wait get cancel cancel_for_approval approve deny",
     "approvals": "list approve deny",
     "agents": "list reload",
