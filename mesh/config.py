@@ -194,7 +194,8 @@ _FREE = ("agents", "prices", "mcp", "source")
 _ENV_PREFIX = "MESH_"
 #: MESH_ variables that are not settings.
 _ENV_OTHER = frozenset(
-    ("MESH_ADDRESS", "MESH_CONFIG", "MESH_MARK", "MESH_RUN", "MESH_RUNTIME_DIR", "MESH_PYTHON")
+    ("MESH_ADDRESS", "MESH_CONFIG", "MESH_DRIVER", "MESH_MARK", "MESH_PYTHON", "MESH_RUN", "MESH_RUNTIME_DIR",
+     "MESH_TOKEN")
 )
 
 

@@ -11,6 +11,7 @@ Rules of this file:
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,10 +73,12 @@ class Shell:
 
 
 def open_client(address: str | None, timeout_s: float) -> mesh.Client:
-    """The one place where the command line makes its client."""
+    """The one place where the command line makes its client. It shows $MESH_TOKEN and $MESH_DRIVER: not an
+    option, since everybody sees the options of a process."""
     import mesh
 
-    return mesh.Client(address, timeout_s=timeout_s)
+    token, driver = os.environ.get("MESH_TOKEN") or None, os.environ.get("MESH_DRIVER") or None
+    return mesh.Client(address, timeout_s=timeout_s, token=token, driver=driver)
 
 
 def shell() -> Shell:

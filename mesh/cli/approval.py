@@ -27,7 +27,7 @@ def approval() -> None:
     """
 
 
-def _who() -> str | None:
+def who() -> str | None:
     """The name in the log when ``--by`` is not given."""
     try:
         return getpass.getuser()
@@ -77,7 +77,7 @@ def approve(run_id: str, tool_call_id: str, scope: str, by: str | None) -> None:
     Example: mesh approval approve $run t1 --scope turn
     """
     with shell().client() as client:
-        _show(client.approvals.approve(run_id, tool_call_id, scope=scope, by=by or _who()))
+        _show(client.approvals.approve(run_id, tool_call_id, scope=scope, by=by or who()))
 
 
 @approval.command("deny")
@@ -91,7 +91,7 @@ def deny(run_id: str, tool_call_id: str, reason: str | None, by: str | None) -> 
     Example: mesh approval deny $run t1 "not on production"
     """
     with shell().client() as client:
-        _show(client.approvals.deny(run_id, tool_call_id, reason, by=by or _who()))
+        _show(client.approvals.deny(run_id, tool_call_id, reason, by=by or who()))
 
 
-__all__ = ["approval"]
+__all__ = ["approval", "who"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mesh.cli import keep, prompting, render, transcript, values
+from mesh.cli import driving, keep, prompting, render, transcript, values
 from mesh.cli.app import group, shell
 from mesh.cli.follow import view_options
 
@@ -49,6 +49,7 @@ def _creation(command: Any) -> Any:
             "--slots", type=click.IntRange(min=1), help="Runs it executes at a time; default: sessions.slots."
         ),
         click.option("--parent", "parent_session_id", metavar="ID", help="The session this one belongs to."),
+        click.option("--protect", is_flag=True, help="Give it a token; it is printed below the id."),
     )
     for option in reversed(options):
         command = option(command)
@@ -64,13 +65,23 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
         "tags": options["tags"],
         "parent_session_id": options["parent_session_id"],
         "slots": options["slots"],
+        "token": options["token"],
     }
 
 
-def _show_new(record: Any) -> None:
+def _token(options: dict[str, Any]) -> None:
+    """Mint the token that ``--protect`` wants."""
+    import mesh
+
+    options["token"] = mesh.new_token() if options["protect"] else None
+
+
+def _show_new(record: Any, token: str | None) -> None:
     if shell().json:
-        return render.emit_json(record.to_map())
+        return render.emit_json(record.to_map() | ({"token": token} if token else {}))
     click.echo(record.id)
+    if token:
+        click.echo(token)
     render.say(f"{record.status}; talk to it with: mesh session prompt {record.id} TEXT")
     return None
 
@@ -82,8 +93,9 @@ def create(agent: str, **options: Any) -> None:
 
     Example: mesh session create echo --tag demo --context user=ann
     """
+    _token(options)
     with shell().client() as client:
-        _show_new(client.sessions.create(agent, **_fields(options)))
+        _show_new(client.sessions.create(agent, **_fields(options)), options["token"])
 
 
 @session.command("start")
@@ -93,8 +105,9 @@ def start(agent: str, **options: Any) -> None:
 
     Example: mesh session start shell --id build-42
     """
+    _token(options)
     with shell().client() as client:
-        _show_new(client.sessions.start(agent, **_fields(options)))
+        _show_new(client.sessions.start(agent, **_fields(options)), options["token"])
 
 
 @session.command("list")
@@ -155,10 +168,16 @@ def show(session_id: str) -> None:
 @click.option(
     "--after", type=click.IntRange(min=0), help="Begin behind this event; default: now. 0 is the beginning."
 )
+@click.option("--drive", is_flag=True, help="Claim it meanwhile; each line you type is a prompt.")
+@click.option("--takeover", is_flag=True, help=driving.TAKEOVER_HELP)
+@click.option("--by", metavar="NAME", help=driving.BY_HELP)
 @view_options
 def attach(
     session_id: str,
     after: int | None,
+    drive: bool,
+    takeover: bool,
+    by: str | None,
     renderer: str | None,
     tool_output: str | None,
     sinks: tuple[str, ...],
@@ -168,6 +187,7 @@ def attach(
     \b
     Example:
       mesh session attach build-42 --after 0
+      mesh session attach build-42 --drive
       mesh session attach build-42 --render compact --sink file:build.log
     """
     from mesh.cli.follow import ENDED, open_view, show
@@ -180,7 +200,9 @@ def attach(
             return render.say(f"the session is {record.status}; see it all with --after 0")
         view = open_view(("studio", "verbose"), renderer, tool_output, sinks)
         try:
-            for event in client.sessions.stream(session_id, after=seen):
+            for event in driving.tail(
+                client, session_id, seen, drive=drive or takeover, takeover=takeover, by=by
+            ):
                 show(view, event)
                 seen = event.seq
                 if event.type in ENDED and (not over or event.seq >= record.seq):
@@ -279,7 +301,7 @@ def _done(session_id: str, what: str) -> None:
         render.say(f"{session_id}: {what}")
 
 
-for _command in (*prompting.COMMANDS, *transcript.COMMANDS, *keep.COMMANDS):
+for _command in (*prompting.COMMANDS, *driving.COMMANDS, *transcript.COMMANDS, *keep.COMMANDS):
     session.add_command(_command)
 
 __all__ = ["session"]

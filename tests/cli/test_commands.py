@@ -119,6 +119,7 @@ def test_new_session_prints_its_id_alone(cli: Cli, fake: FakeClient, name: str) 
         "metadata": None,
         "tags": ("a", "b"),
         "parent_session_id": None,
+        "token": None,
     }
 
 
