@@ -154,7 +154,7 @@ def test_deadline_ends_a_run_as_timeout(subject: Subject, scene: str, tmp_path: 
 
 
 def test_capabilities_are_honest(subject: Subject, tmp_path: Path) -> None:
-    """If a provider says that it streams or calls tools, then it does, and one that cannot does not say so."""
+    """If a provider says that it streams or calls tools, then it does; one that cannot does not say so."""
     scenes = {"streaming": subject.streams, "tool_use": "tool" in subject.scenes}
     table = subject.agent("good", tmp_path).table
 
@@ -216,7 +216,7 @@ def test_secrets_are_redacted(subject: Subject, tmp_path: Path) -> None:
 
 
 def test_a_tool_is_told_from_its_start_to_its_end(subject: Subject, tmp_path: Path) -> None:
-    """If a tool is called, then its events say id, name, input and output, and the answer comes after them."""
+    """If a tool is called, then its events say id, name, input and output; the answer comes after them."""
     needs(subject, "tool")
     result = run(subject, "tool", tmp_path)
     assert main_types(result)[-4:] == [
@@ -240,7 +240,7 @@ def _policy(subject: Subject, effect: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("past", [(), PAST], ids=["first run", "resumed"])
 def test_a_forbidden_tool_is_not_called(subject: Subject, past: Any, tmp_path: Path) -> None:
-    """If the policy forbids a tool, in a first or a resumed run, then it does not run, and its model is told."""
+    """If the policy forbids a tool, in a first or a resumed run, then it does not run; its model is told."""
     needs(subject, "tool")
     result = run(subject, "tool", tmp_path, policies=_policy(subject, "deny"), past=past)
     assert subject.executed() == 0
@@ -254,7 +254,7 @@ def test_a_forbidden_tool_is_not_called(subject: Subject, past: Any, tmp_path: P
 def test_a_human_is_asked_before_a_tool(
     subject: Subject, says: bool, past: Any, tmp_path: Path
 ) -> None:
-    """If the policy asks a human, in a first or a resumed run, then the tool runs only when he says yes."""
+    """If the policy asks a human, in a first or a resumed run, then the tool runs only after a yes."""
     needs(subject, "tool")
     result = run(subject, "tool", tmp_path, policies=_policy(subject, "ask"), human=says, past=past)
     assert result.types.count("tool_call_completed") == says
