@@ -1,4 +1,4 @@
-"""One suite for every provider: what any agent's run leaves, however it ends. Its subjects: ``contract.py``."""
+"""One suite for every provider: what any agent's run leaves, however it ends. Its subjects: contract.py."""
 
 from __future__ import annotations
 
