@@ -7,18 +7,22 @@ checkpointer knows the thread, which is the session's id); any other graph gets 
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langgraph.prebuilt import ToolNode
 
 from mesh.core.message import Role
+from mesh.errors import RunError
 from mesh.providers.adapters import Stage, history, options_of, shown, text_of
 from mesh.providers.base import Output, RunContext
 
 
 async def play(graph: Any, stage: Stage) -> Output:
     """Play one run of a graph."""
+    graph = _asking(graph, stage)
     options = options_of(stage.run, "recursion_limit", "configurable")
     thread = {"thread_id": stage.run.session.id, **(options.get("configurable") or {})}
     config = {**options, "configurable": thread, "callbacks": [_handler(stage)]}
@@ -61,6 +65,36 @@ def _messages(run: RunContext) -> list[Any]:
         else:
             found += [ToolMessage(call.output, tool_call_id=call.id, name=call.name) for call in said]
     return found
+
+
+def _asking(graph: Any, stage: Stage) -> Any:
+    """The graph, a copy if need be, whose tool nodes tell the model which tool it may not call."""
+    nodes = {name: node.copy({"bound": _asking_node(node.bound, stage)}) for name, node in graph.nodes.items()
+             if isinstance(node.bound, ToolNode)}
+    if nodes:
+        graph = copy.copy(graph)
+        graph.nodes = {**graph.nodes, **nodes}
+    return graph
+
+
+def _asking_node(node: Any, stage: Stage) -> Any:
+    before = node._awrap_tool_call
+    if before is None and node._wrap_tool_call is not None:
+        return node  # its owner's own way, which is not ours to go round; the handler asks
+
+    async def ask(request: Any, execute: Any) -> Any:
+        call = (str(request.tool_call["id"]), request.tool_call["name"])
+        try:
+            await stage.ask(*call, request.tool_call["args"])
+        except RunError as exc:
+            said = await stage.tell(*call, exc)
+            return ToolMessage(said, name=call[1], tool_call_id=call[0], status="error")
+        return await (execute(request) if before is None else before(request, execute))
+
+    node = copy.copy(node)
+    node._awrap_tool_call = ask
+    node.func, node.afunc = node._func, node._afunc  # they were bound to the original
+    return node
 
 
 def _handler(stage: Stage) -> Any:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import agents
 
+from mesh.errors import RunError
 from mesh.providers.adapters import Stage, history, options_of, shown
 from mesh.providers.base import Output, RunContext
 
@@ -20,7 +22,7 @@ async def play(agent: Any, stage: Stage) -> Output:
     # Its traces would go to OpenAI; the session's log is ours.
     config = agents.RunConfig(tracing_disabled=True)
     stream = agents.Runner.run_streamed(
-        agent, _items(stage.run), context=stage.run, run_config=config,
+        _asking(agent, stage, {}), _items(stage.run), context=stage.run, run_config=config,
         hooks=_hooks(stage), **options,
     )
     heard = False
@@ -52,20 +54,48 @@ def _items(run: RunContext) -> list[Any]:
     return found
 
 
+def _asking(agent: Any, stage: Stage, known: dict[int, Any]) -> Any:
+    """The agent, and those it hands over to, with tools that ask before they are called."""
+    if id(agent) in known:
+        return known[id(agent)]
+
+    async def asked(data: Any) -> Any:
+        call = (data.context.tool_call_id, data.context.tool_name)
+        try:
+            await stage.ask(*call, _given(data.context))
+        except RunError as exc:
+            return agents.ToolGuardrailFunctionOutput.reject_content(await stage.tell(*call, exc))
+        return agents.ToolGuardrailFunctionOutput.allow()
+
+    guard = agents.ToolInputGuardrail(asked)
+    tools = [
+        dataclasses.replace(tool, tool_input_guardrails=[*(tool.tool_input_guardrails or ()), guard])
+        if isinstance(tool, agents.FunctionTool) else tool for tool in agent.tools
+    ]
+    known[id(agent)] = copied = agent.clone(tools=tools)
+    copied.handoffs = [
+        _asking(other, stage, known) if isinstance(other, agents.Agent) else other for other in agent.handoffs
+    ]
+    return copied
+
+
+def _given(context: Any) -> Any:
+    text = getattr(context, "tool_arguments", None)
+    try:
+        return json.loads(text) if text else {}
+    except ValueError:
+        return {"input": text}
+
+
 def _hooks(stage: Stage) -> Any:
     class Hooks(agents.RunHooks):
-        """Asks before a tool; what it raises ends the run."""
+        """Asks before a tool that was not asked for yet; what it raises ends the run."""
 
         async def on_llm_end(self, context: Any, agent: Any, response: Any) -> None:  # noqa: ARG002
             await stage.usage(context.usage, "total")
 
         async def on_tool_start(self, context: Any, agent: Any, tool: Any) -> None:  # noqa: ARG002
-            given = getattr(context, "tool_arguments", None)
-            try:
-                given = json.loads(given) if given else {}
-            except ValueError:
-                given = {"input": given}
-            await stage.ask(_call(context, tool), tool.name, given)
+            await stage.ask(_call(context, tool), tool.name, _given(context))
 
         async def on_tool_end(self, context: Any, agent: Any, tool: Any, result: Any) -> None:  # noqa: ARG002
             await stage.tool("completed", _call(context, tool), tool.name, tool_output=result)

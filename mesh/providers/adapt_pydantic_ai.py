@@ -67,14 +67,13 @@ def _asking(toolset: Any, stage: Stage) -> Any:
             try:
                 await stage.ask(*call, tool_args)
             except RunError as exc:
-                await stage.tool("failed", *call, tool_input=tool_args, error=exc.message)
-                return exc.message
+                return await stage.tell(*call, exc)
             try:
                 returned = await super().call_tool(name, tool_args, ctx, tool)
             except Exception as exc:
-                await stage.tool("failed", *call, tool_input=tool_args, error=f"{type(exc).__name__}: {exc}")
+                await stage.tool("failed", *call, error=f"{type(exc).__name__}: {exc}")
                 raise
-            await stage.tool("completed", *call, tool_input=tool_args, tool_output=returned)
+            await stage.tool("completed", *call, tool_output=returned)
             return returned
 
     return Asking(toolset)

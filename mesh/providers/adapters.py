@@ -9,8 +9,9 @@ Rules of this file:
 
 1. The framework runs in a task of its own and is at most ``AHEAD_MAX`` pieces ahead; when the run ends, so
    does the task.
-2. A tool is asked for before it is called: pydantic-ai tells its model that it was denied, in the others the
-   run fails with ``tool_permission_denied``.
+2. A tool is asked for before it is called. The model is told when it may not; where a framework does not let
+   us tell it (a LangGraph node that calls tools by itself, a tool of an MCP server of openai-agents), the run
+   fails with ``tool_permission_denied``.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class Stage:
         self.loop = asyncio.get_running_loop()
         self.said: asyncio.Queue[Piece | None] = asyncio.Queue(AHEAD_MAX)
         self.refusal: RunError | None = None  #: a framework may wrap it in an error of its own
+        self._inputs: dict[str, Any] = {}  #: of the calls that were asked for
+        self._over: set[str] = set()
         self._thread = threading.get_ident()
         self._waiting: set[Future[None]] = set()
 
@@ -74,24 +77,37 @@ class Stage:
         if piece != "":
             await self.said.put(piece)
 
-    async def tool(self, step: str, call_id: str, name: str, **data: Any) -> None:
-        """One step of a tool call: ``started``, ``completed`` or ``failed``."""
-        kept = {key: shown(value) for key, value in data.items()}
-        await self.say({"type": f"tool_call_{step}",
-                        "data": {"tool_call_id": call_id, "tool_name": name, **kept}})
-
     async def ask(self, call_id: str, name: str, tool_input: Any) -> None:
-        """Ask whether a tool may be called, and say that it is.
+        """Ask whether a tool may be called, and say that it is. A call that was asked for is not asked again.
 
         Raises:
-            RunError: it may not.
+            RunError: it may not: let it through, or ``tell``.
         """
+        if call_id in self._inputs:
+            return
+        self._inputs[call_id] = given = shown(tool_input)
         try:
-            await self.run.permit(name, shown(tool_input), tool_call_id=call_id)
+            await self.run.permit(name, given, tool_call_id=call_id)
         except RunError as exc:
             self.refusal = exc
             raise
-        await self.tool("started", call_id, name, tool_input=tool_input)
+        await self.tool("started", call_id, name)
+
+    async def tell(self, call_id: str, name: str, refusal: RunError) -> str:
+        """The model is told that it may not: with this text."""
+        self.refusal = None
+        await self.tool("failed", call_id, name, error=refusal.message)
+        self._over.add(call_id)
+        return refusal.message
+
+    async def tool(self, step: str, call_id: str, name: str, **data: Any) -> None:
+        """One step of a tool call: ``started``, ``completed`` or ``failed``."""
+        if call_id in self._over:
+            return
+        kept = {key: shown(value) for key, value in data.items()}
+        await self.say({"type": f"tool_call_{step}", "data": {
+            "tool_call_id": call_id, "tool_name": name, "tool_input": self._inputs.get(call_id), **kept,
+        }})
 
     def from_thread(self, step: Coroutine[Any, Any, None]) -> None:
         """Do a step from another thread, and wait for it.
