@@ -77,6 +77,7 @@ GOALS = (
     _least(_EVENTS, 30_000, "/s", "session events, stored and delivered"),
     _most(_EVENTS + ", p50 at 10 000/s", 5, "ms", "session events at 10,000/s, delay p50"),
     _least("run_once of a scripted agent, 256 in flight, synced to disk", 5_000, "/s", "run_once with echo"),
+    _most("a routed run beyond a direct one, p50", 1, "ms", "a routed run beyond a direct one, p50"),
     _most("approval by a client until its run goes on, p50", 20, "ms", "approval until its run goes on, p50"),
     _least("events of a session, read by cursor", 200_000, "/s", "events of a session, read by cursor"),
     _least(_STREAMS, 29_000, "/s", "1,000 runs stream at once, delivered"),

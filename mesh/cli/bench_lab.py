@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import mesh
 
 T = TypeVar("T")
-AGENT, GATE = "bench_burst", "bench_gate"
+AGENT, GATE, ROUTED = "bench_burst", "bench_gate", "bench_routed"
 TIMEOUT_S = 30.0
 #: Enough for every measurement; nothing is evicted while something else is measured.
 ENTRIES_MAX = 1_000_000
@@ -103,7 +103,7 @@ def started_node(lab: Lab, partitions: int, durability: str) -> Iterator[mesh.Lo
         "agents": {
             name: {"provider": "python", "target": f"{source}:{function}"}
             for name, function in ((AGENT, "burst"), (GATE, "gate"))
-        },
+        } | {ROUTED: {"provider": "router", "agents": ["echo", AGENT]}},
     }
     note(f"starting a node of {partitions} partitions (routes durable against: {durability})")
     began_s = time.perf_counter()
@@ -193,6 +193,7 @@ __all__ = [
     "AGENT",
     "ENTRIES_MAX",
     "GATE",
+    "ROUTED",
     "TIMEOUT_S",
     "Absent",
     "Lab",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from mesh.cli import measure, measure_node, measure_sessions
-from mesh.cli.bench_lab import AGENT, GATE, TIMEOUT_S, Lab, Session, Stage, session
+from mesh.cli.bench_lab import AGENT, GATE, ROUTED, TIMEOUT_S, Lab, Session, Stage, session
 
 #: Events a second at which their delay is measured.
 PACE = 10_000
@@ -22,6 +22,7 @@ CALLS = {
     "wire": 60_000,
     "durable": 100_000,
     "run_once": 3_000,
+    "routed": 300,
     "events": 40_000,
     "approvals": 200,
     "log": 100_000,
@@ -47,6 +48,7 @@ def stages(only: tuple[str, ...], *, remote: bool) -> list[Stage]:
     if "sessions" in only:
         found.append(Stage("process", "runs", runs))
         if not remote:
+            found.append(Stage("process", "runs through a router", routed))
             found.append(Stage("process", "events, from the agent to a listener", events))
             found.append(Stage("power", "approvals, synced to disk", approvals))
             found.append(Stage("process", "a long log, and many runs that stream", logs))
@@ -116,6 +118,13 @@ def runs(lab: Lab, address: str) -> None:
     with session(address) as opened:
         for _ in range(lab.rounds):
             lab.add(opened.run(measure_node.run_once(opened.client, lab.calls["run_once"])))
+
+
+def routed(lab: Lab, address: str) -> None:
+    """What a router adds to a run."""
+    with session(address) as opened:
+        for _ in range(lab.rounds):
+            lab.add(opened.run(measure_node.routed(opened.client, ROUTED, lab.calls["routed"])))
 
 
 def approvals(lab: Lab, address: str) -> None:

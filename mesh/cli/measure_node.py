@@ -31,6 +31,19 @@ async def run_once(client: mesh.AsyncClient, count: int) -> Figure:
     )
 
 
+async def routed(client: mesh.AsyncClient, agent: str, count: int) -> Figure:
+    """How much longer a run takes through a router that chooses echo, than asked of echo itself; in turns."""
+    taken_ms: dict[str, list[float]] = {"echo": [], agent: []}
+    for _ in range(count):
+        for name, taken in taken_ms.items():
+            began_s = time.perf_counter()
+            await client.run_once(name, "hello", timeout_s=60.0)
+            taken.append((time.perf_counter() - began_s) * 1000)
+    direct, through = (percentile(sorted(taken), 0.5) for taken in taken_ms.values())
+    details = {"runs": count, "direct_p50_ms": round(direct, 2), "routed_p50_ms": round(through, 2)}
+    return Figure("a routed run beyond a direct one, p50", through - direct, "ms", details)
+
+
 async def delivered_events(
     client: mesh.AsyncClient, agent: str, count: int, rate: int | None = None
 ) -> Figure:
@@ -233,6 +246,7 @@ __all__ = [
     "memory",
     "resident_bytes",
     "restart",
+    "routed",
     "run_once",
     "threads",
 ]

@@ -108,8 +108,16 @@ def check(file: str | None, config_file: str | None) -> None:
 
 
 def _missing_targets(agents: dict[str, dict[str, Any]]) -> list[str]:
+    from mesh.core.routing_rules import ROUTER, checked_rules
+    from mesh.errors import ConfigError
+
     problems = []
     for name, table in agents.items():
+        if table.get("provider") == ROUTER:
+            try:
+                checked_rules(name, agents)
+            except ConfigError as exc:
+                problems.append(f"agents.{name}: {exc.message}")
         target = table.get("target")
         if table.get("provider") == "python" and not (isinstance(target, str) and ":" in target):
             problems.append(

@@ -144,7 +144,7 @@ class Routing:
         circuit.last_code = code
         if circuit.probe == ticket.number:
             circuit.probe = 0
-        if circuit.open_until_s is not None or circuit.faults >= self.rules.failures:
+        if circuit.faults >= self.rules.failures:
             circuit.open_until_s = now_s + self.rules.cooldown_s
         return None
 

@@ -134,7 +134,7 @@ class Routed:
         if wants and router.waits_for:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOADING_S):
-                    await self._host.registry.loaded()
+                    await self._host.registry.loaded(router.waits_for)
 
     # --- until the first word ---
 
@@ -200,7 +200,8 @@ class Routed:
         """A tool is about to be used: from here there is no other agent, and no hurry to speak."""
         self._happened = True
         for timer in self._timers:
-            timer.reschedule(None)
+            if not timer.expired():
+                timer.reschedule(None)
         guard = self._drive.context.guard
         if guard is not None:
             await guard(tool, tool_input, tool_call_id)

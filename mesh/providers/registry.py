@@ -11,7 +11,7 @@ import asyncio
 import importlib
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,11 @@ class Registry:
             self._set(name, None)
         self._tables = dict(tables)
 
-    async def loaded(self) -> None:
-        """Return when nothing is being loaded."""
-        while self._loading:
-            await asyncio.wait(list(self._loading.values()))
+    async def loaded(self, agents: Iterable[str] | None = None) -> None:
+        """Return when nothing is being loaded, or none of these agents is."""
+        names = None if agents is None else set(agents)
+        while waiting := [done for name, done in self._loading.items() if names is None or name in names]:
+            await asyncio.wait(waiting)
 
     def provider_name(self, agent: str) -> str:
         """The name of the provider behind an agent, whether it can be loaded or not."""

@@ -303,7 +303,21 @@ def test_agent_list_names_the_problem(cli: Cli, fake: FakeClient) -> None:
         },
         {"name": "echo", "provider": "echo", "capabilities": ["chat"], "problem": None},
     ]
-    assert cli("agent", "list").stdout == "a\tpython\tchat\tSyntaxError: x\necho\techo\tchat\t-\n"
+    assert cli("agent", "list").stdout == "a\tpython\tchat\t-\tSyntaxError: x\necho\techo\tchat\t-\t-\n"
+
+
+def test_agent_list_says_how_a_routers_agents_are(cli: Cli, fake: FakeClient) -> None:
+    """If an agent is a router, then its row names its agents, each with its circuit, as runners see it."""
+    closed, half = {"state": "closed", "open_ms": 0}, {"state": "half_open", "open_ms": 0}
+    opened = {"state": "open", "open_ms": 12_400}
+    fake.answers["agents.list"] = [{
+        "name": "r", "provider": "router", "capabilities": [], "problem": None, "routing": [
+            {"runner": 0, "agents": [{"agent": "a", **closed}, {"agent": "b", **opened}]},
+            {"runner": 1, "agents": [{"agent": "a", **closed}, {"agent": "b", **half}]},
+        ],
+    }]
+    told = "a closed, b open 12 s (1 of 2) / half open (1 of 2)"
+    assert cli("agent", "list").stdout == f"r\trouter\t-\t{told}\t-\n"
 
 
 def test_listen_prints_json_lines_with_cursors(cli: Cli, fake: FakeClient) -> None:

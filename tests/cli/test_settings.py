@@ -96,6 +96,8 @@ def test_show_hides_secrets(cli: Cli, tmp_path: Path) -> None:
         ("[routes\n", ("not valid TOML",)),
         ('[agents.a]\nprovider = "python"\n', ("agents.a.target",)),
         ('[agents.a]\nprovider = "python"\ntarget = "no.py:f"\n', ("agents.a.target", "no.py")),
+        ('[agents.a]\nprovider = "router"\nagents = ["ecko"]\n', ("agents.a", "did you mean 'echo'")),
+        ('[agents.a]\nprovider = "router"\nagents = ["a"]\n', ("agents.a", "a -> a")),
     ],
 )
 def test_check_names_file_key_and_nearest(
