@@ -25,7 +25,8 @@ from mesh.errors import ClientClosed, InvalidArgument, InvalidState, MeshError, 
 #: A driver renews when a third of his time is over: two renewals may be lost.
 RENEWALS_PER_TTL = 3
 KEY_BYTES = 16
-_KEYED = frozenset(NEEDS) | SHOWING
+#: What travels with credentials; ``session.start`` may be a fork's.
+_KEYED = frozenset(NEEDS) | SHOWING | {"session.start"}
 
 
 def new_token() -> str:

@@ -41,6 +41,9 @@ class Access(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     token: bytes | None = None  #: its salted hash
     lease: Lease | None = None
+    #: Of a fork: the salted hash of the token that was shown for the original when it was made. So the node
+    #: may read the original for it, while that has this token.
+    original: bytes | None = None
 
 
 class Credentials(NamedTuple):
@@ -50,6 +53,7 @@ class Credentials(NamedTuple):
     key: bytes | None = None
     viewer: bool = False
     node: bool = False  #: the node itself: no client can be that
+    proof: bytes | None = None  #: ``Access.original``, of the node reading for a fork
 
 
 NOBODY, NODE = Credentials(), Credentials(node=True)
@@ -118,7 +122,7 @@ def opens(access: Access | None, session_id: str, shown_by: Credentials) -> bool
     """Whether these credentials open the session: it has no token, or this one."""
     if access is None or access.token is None or shown_by.node:
         return True
-    given = token_hash(session_id, shown_by.token or "")
+    given = shown_by.proof or token_hash(session_id, shown_by.token or "")
     return hmac.compare_digest(given, access.token)
 
 
@@ -129,16 +133,22 @@ def holds(lease: Lease | None, key: bytes | None) -> bool:
 
 def with_token(access: Access | None, token: bytes | None) -> Access | None:
     """The same driver, another token."""
-    return _whole(token, access.lease if access else None)
+    return _whole(access or Access(), token=token)
 
 
 def with_lease(access: Access | None, lease: Lease | None) -> Access | None:
     """The same token, another driver."""
-    return _whole(access.token if access else None, lease)
+    return _whole(access or Access(), lease=lease)
 
 
-def _whole(token: bytes | None, lease: Lease | None) -> Access | None:
-    return None if token is None and lease is None else Access(token, lease)
+def with_original(access: Access | None, session_id: str, token: str | None) -> Access | None:
+    """The access of a fork of that session, made by whoever shows that token."""
+    return access if token is None else _whole(access or Access(), original=token_hash(session_id, token))
+
+
+def _whole(access: Access, **changes: Any) -> Access | None:
+    access = msgspec.structs.replace(access, **changes)
+    return None if access == Access() else access
 
 
 def driver_map(access: Access | None) -> dict[str, Any] | None:
@@ -179,5 +189,6 @@ def envelope(args: list[Any]) -> tuple[Credentials, str, list[Any]]:
 __all__ = [
     "AS", "KEY_BYTES", "NEEDS", "NOBODY", "NODE", "SHOWING", "TOKEN_CHARS", "Access", "Credentials", "Lease",
     "Need", "checked_key", "checked_token", "claim_of", "driver_map", "envelope", "holds", "opens",
-    "token_hash", "unwrapped", "with_lease", "with_token",
+    "token_hash", "unwrapped", "with_lease", "with_original",
+    "with_token",
 ]

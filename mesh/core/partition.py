@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.core import wire
-from mesh.core.access import AS, NEEDS, NODE, SHOWING, envelope, unwrapped
+from mesh.core.access import AS, NEEDS, NODE, SHOWING, Credentials, envelope, unwrapped
 from mesh.core.audit import AUDITED, entries
 from mesh.core.live import NoRunner
 from mesh.core.receipts import Key, Receipt, Receipts
@@ -161,8 +161,11 @@ class Partition:
             return self.read_one(op, inner)
 
     def read_inside(self, op: str, args: list[Any]) -> bytes:
-        """Answer one read of the node itself, which may see everything."""
-        with self.ops.driving.presenting(NODE):
+        """Answer one read of the node itself. For a run it sees all of the run's session; of the original of
+        a fork (a call with credentials) what the fork's maker was allowed to see."""
+        shown_by = Credentials(proof=args[0]) if op == AS else NODE
+        op, args = unwrapped(op, args) if op == AS else (op, args)
+        with self.ops.driving.presenting(shown_by):
             return self.read_one(op, args)
 
     # --- reads ---

@@ -221,7 +221,8 @@ class Queue:
             "incarnation": session.incarnation, "context": session.context, "metadata": session.metadata,
             "tags": session.tags, "seq": self.state.sessions[session.id].seq,
             **({} if session.fork_seq is None else {
-                "fork": [session.parent_session_id, session.fork_seq]}),
+                "fork": [session.parent_session_id, session.fork_seq],
+                "original": session.access.original if session.access else None}),
         }, run.input, run.options]
 
     def _end(self, run: RunState, status: RunStatus, **result: Any) -> RunState:

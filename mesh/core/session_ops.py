@@ -14,6 +14,7 @@ import msgspec
 
 from mesh.core import session as sessions
 from mesh.core import wire
+from mesh.core.access import with_original
 from mesh.core.agents import Agents, Part
 from mesh.core.approvals import Approvals
 from mesh.core.control import ControlOps
@@ -102,8 +103,10 @@ class SessionOps:
         self.state.next_session += 1
         self.state.session_count += 1
         provider = self.agents.provider(agent)
-        metadata = {**session.metadata, "provider": provider}
-        self.state.put_session(msgspec.structs.replace(session, metadata=metadata))
+        metadata, access = {**session.metadata, "provider": provider}, session.access
+        if session.fork_seq is not None and session.parent_session_id is not None:
+            access = with_original(access, session.parent_session_id, self.state.presented.token)
+        self.state.put_session(msgspec.structs.replace(session, metadata=metadata, access=access))
         forked = {} if session.fork_seq is None else {
             "parent_session_id": session.parent_session_id, "fork_seq": session.fork_seq}
         self.state.append(session.id, "session_created", {"provider": provider, **forked})

@@ -100,6 +100,12 @@ class Waiters:
         """Who waits for this session or run."""
         return list(self._by_key.get(key, ()))
 
+    def about(self, session_id: str) -> list[Waiter]:
+        """Who waits for this session or a run of it. Looks at everybody: for what happens rarely."""
+        everybody = (waiter for same in self._by_key.values() for waiter in same)
+        return [w for w in everybody if w.key == ("session", session_id)
+                or (w.key[0] == "run" and w.filters.get("session") == session_id)]
+
     def finish(self, waiter: Waiter) -> None:
         """The waiter was answered."""
         if waiter.done:

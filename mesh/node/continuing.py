@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
+from mesh.core.access import AS
 from mesh.core.continuation import SESSION_RESUME, checked_budget, resumable, transcript_of
 from mesh.core.history import Reading, begin, read_on
 from mesh.core.slots import session_slot
@@ -53,18 +54,20 @@ class Transcripts:
         async with lock:
             fold = self._folds.pop(session_id, None)
             if fold is None:
-                fold = await self._read(begin(session_id, session.get("fork")))
+                fold = await self._read(session, begin(session_id, session.get("fork")))
             self._folds[session_id] = fold
-            await self._read(read_on(fold, up_to))
+            await self._read(session, read_on(fold, up_to))
         self._bound(session_id)
         return fold
 
-    async def _read(self, reading: Reading) -> Any:
-        """Have every read of a reading answered by the partition that owns the session."""
+    async def _read(self, session: Mapping[str, Any], reading: Reading) -> Any:
+        """Have every read of a reading answered by the partition that owns what is read."""
         try:
             op, args = next(reading)
             while True:
                 partition = self._slot_map()[session_slot(args[0])]
+                if args[0] != session["id"]:
+                    op, args = AS, [session.get("original"), op, args]
                 try:
                     value = await self._ask(partition, op, args)
                 except MeshError as exc:

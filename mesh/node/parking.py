@@ -16,6 +16,7 @@ from typing import Any
 from mesh.core import run as runs
 from mesh.core import wire
 from mesh.core.access import AS, envelope
+from mesh.core.events import TYPE_CODE
 from mesh.core.partition import Partition
 from mesh.core.records import TERMINAL
 from mesh.core.run import RunState
@@ -28,6 +29,7 @@ from mesh.store.sqlite import StoredEvent
 
 _EMPTY_EVENTS = wire.OK + b"\x92\x90\xc3"
 _DRAINED = wire.ok([0, 0])
+_ACCESS_CHANGED = TYPE_CODE["access_changed"]
 MORE = int(wire.Flag.MORE)
 #: What ``run.wait`` may bring along: the events of the run, or of its whole session.
 WITH_EVENTS = (None, "run", "session")
@@ -152,6 +154,8 @@ class Parking:
             return
         by_session: dict[str, list[EventRow]] = {}
         for event in events:
+            if event.type == _ACCESS_CHANGED:
+                self._ask_again(event.session_id)
             by_session.setdefault(event.session_id, []).append(event)
         for session_id, rows in by_session.items():
             for waiter in self.waiters.of(("session", session_id)):
@@ -164,6 +168,13 @@ class Parking:
             for waiter in self.waiters.of(("run", run_id)):
                 self._finish_run(waiter, self.state.run(run_id))
         self.flush()
+
+    def _ask_again(self, session_id: str) -> None:
+        """Its token changed: who waits is answered empty, and shows what he has when he parks again."""
+        for waiter in self.waiters.about(session_id):
+            if "session" in waiter.filters:
+                self.tails.end(session_id, waiter)
+            self._finish(waiter, wire.OK_NIL if waiter.key[0] == "run" else _EMPTY_EVENTS)
 
     def _drain(self, waiter: Waiter, op: str, args: list[Any]) -> bytes | None:
         wanted = 1 if op == "session.drain" else 0

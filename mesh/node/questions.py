@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.core import mailbox, wire
+from mesh.core.access import unwrapped
 from mesh.core.partition import Partition
 from mesh.errors import RemoteProtocolError, from_wire
 
@@ -114,7 +115,7 @@ class Questions:
         while self._waiting and room > 0:
             key = next(iter(self._waiting))
             op, args = self._waiting.pop(key)
-            name = op if op in ASKABLE else f"{op!r:.40}"
+            name = op if unwrapped(op, args)[0] in ASKABLE else f"{op!r:.40}"
             runner, incarnation, token = key
             answer = wire.pack(["answer", token, self._partition.read_inside(name, args)])
             send(wire.actor_id(mailbox.RUNNER, runner, incarnation) + answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import itertools
 import json
@@ -25,8 +26,11 @@ NEW = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mesh.LocalNode]:
-    source = Path(__file__).with_name("approval_agents.py")
-    agents = {"writer": {"provider": "python", "target": f"{source}:writer"}}
+    folder = Path(__file__).parent
+    agents = {
+        "writer": {"provider": "python", "target": f"{folder / 'approval_agents.py'}:writer"},
+        "parrot": {"provider": "python", "target": f"{folder / 'continuing_agents.py'}:parrot"},
+    }
     with mesh.LocalNode(tmp_path_factory.mktemp("attach") / "data", config={"agents": agents}) as made:
         yield made
 
@@ -231,6 +235,53 @@ def test_a_protected_session_is_seen_by_its_token_alone(
         assert "secret" in repr(inside.sessions.transcript(session_id))
         inside.sessions.set_token(session_id, None)
     assert "secret" in repr(bob.sessions.events(session_id))
+
+
+def test_a_fork_sees_of_a_protected_session_what_its_maker_could(
+    node: mesh.LocalNode, ann: mesh.Client, bob: mesh.Client
+) -> None:
+    """If who forks has the token, then runs of the fork know the original; a fork made otherwise does not."""
+    token = mesh.new_token()
+    sid = ann.sessions.start("parrot", token=token).id
+    with node.client(token=token) as inside:
+        inside.runs.wait(inside.sessions.prompt(sid, "our secret word").run_id)
+        fork = inside.sessions.fork(sid)
+        run = bob.runs.submit(fork.id, "and?", continuation="replay")
+        assert "secret" in repr(bob.runs.wait(run.id).output["seen"])
+        assert refused(bob.sessions.transcript, fork.id) == "unauthorized"
+        inside.sessions.set_token(sid, mesh.new_token())
+    made = bob.sessions.start("parrot", id=f"{fork.id}-2")
+    call = ("session.start", (f"{made.id}-3", "parrot", {"parent_session_id": sid, "fork_seq": 3}))
+    from mesh.core.slots import session_slot
+
+    assert bob._link.call(2, session_slot(f"{made.id}-3"), call)[0] == 0  # as a client without manners
+    run = bob.runs.submit(f"{made.id}-3", "and?", continuation="replay")
+    assert refused(bob.runs.wait, run.id) == "unauthorized"
+
+
+def test_who_waits_when_the_token_changes_has_to_show_the_new_one(
+    node: mesh.LocalNode, ann: mesh.Client
+) -> None:
+    """If the token changes while somebody follows, then he hears nothing of what is said after it."""
+    token, renewed = mesh.new_token(), mesh.new_token()
+    sid = ann.sessions.start("echo", token=token).id
+    threads = concurrent.futures.ThreadPoolExecutor(2)
+    with node.client(token=token) as inside, node.client(token=renewed) as later, threads as pool:
+        seq = inside.sessions.get(sid).seq
+        heard: list[mesh.Event] = []
+        waits = [pool.submit(lambda **f: heard.extend(inside.sessions.stream(sid, after=seq, **f)), **filters)
+                 for filters in ({}, {"type": ["run_completed"]})]
+        wait_for(lambda: waiters(ann) >= 2, "both to be parked")
+        inside.sessions.set_token(sid, renewed)
+        later.sessions.prompt(sid, "our secret word")
+        for wait in waits:
+            assert refused(wait.result, 20) == "unauthorized"
+        assert "secret" not in repr(heard)
+
+
+def waiters(client: mesh.Client) -> int:
+    """How many reads are parked on the node."""
+    return sum(int(row.get("waiters", 0)) for row in client.status()["partitions"])
 
 
 def test_the_feed_tells_of_a_protected_session_that_something_happened_alone(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mesh.core import wire
+from mesh.core.access import unwrapped
 from mesh.core.continuation import transcript_of
 from mesh.core.history import FORKS_MAX, PAGE_EVENTS
 from mesh.core.slots import session_slot
@@ -53,6 +54,7 @@ class Log:
         self.asked.append((op, args))
         self.partitions.append(partition)
         await asyncio.sleep(0)
+        op, args = unwrapped(op, args)  # of an original, what the fork may see
         if op == "session.get":
             if args[0] not in self.sessions:
                 raise NotFound("no such session", code="session_not_found")
