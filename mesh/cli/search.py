@@ -151,12 +151,21 @@ def events(count: bool, **options: Any) -> None:
 )
 @_time("since", "Only runs that started then or later.")
 @_time("until", "Only runs that started then or earlier.")
-def usage(**options: Any) -> None:
-    """Tokens and cost of the runs, in all and by model.
+@click.option("--tag", metavar="TAG", help="What limits over this tag count; all other filters are left out.")
+def usage(tag: str | None, **options: Any) -> None:
+    """Tokens and cost of the runs, in all and by model; or what was spent of the budgets of a tag.
 
-    Example: mesh usage --since 2026-01-01 -o json
+    \b
+    Example:
+      mesh usage --since 2026-01-01 -o json
+      mesh usage --tag acme
     """
     with shell().client() as client:
+        if tag is not None:
+            spent = client.usage.spent(tag=tag)
+            if shell().json:
+                return render.emit_json(spent)
+            return render.table(("spent", "of the tag"), sorted(spent.items()))
         found = client.usage.summary(**_given(options))
     if shell().json:
         return render.emit_json(found.to_map())

@@ -262,6 +262,18 @@ class AsyncUsage:
         )
         return summary
 
+    async def spent(
+        self, *, session_id: str | None = None, tag: str | None = None, timeout_s: float | None = None
+    ) -> dict[str, float]:
+        """What limits over a session or a tag are held against: metric -> what its runs used, and hold now.
+
+        Raises:
+            NotFound: ``session_not_found``.
+            Unavailable: of a tag, when a partition does not answer: the others do not know all of it.
+        """
+        sums: dict[str, float] = await self._link.drive(plans.spent(session_id, tag, timeout_s), timeout_s)
+        return sums
+
 
 class AsyncMaintenance:
     """What the node does to stay small and sound."""

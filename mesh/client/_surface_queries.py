@@ -20,7 +20,7 @@ from mesh.client._surface_sessions import session_call
 from mesh.core import query as q
 from mesh.core import reports
 from mesh.core.records import Page, Run, Session
-from mesh.core.slots import run_slot, session_slot
+from mesh.core.slots import check_id, run_slot, session_slot
 from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError
 
 #: How long a sweep by hand is waited for, unless the caller says otherwise.
@@ -345,6 +345,23 @@ def usage_summary(link: Linked, filters: Mapping[str, Any], timeout_s: float | N
     return reports.summed(rows)
 
 
+def spent(session_id: Any, tag: Any, timeout_s: float | None) -> Plan:
+    """``usage.spent``: of one session, or of a tag everywhere."""
+    if (session_id is None) == (tag is None):
+        raise InvalidArgument("a session_id or a tag, one of them")
+    call = ("budget.used", (session_id, [] if tag is None else [tag], None))
+    if session_id is not None:
+        [answer] = yield [Ask(READ, session_slot(check_id(session_id)), call, timeout_s)]
+        answers = [answer]
+    else:
+        answers = list((yield from ask_every(READ, call, timeout_s)).values())
+    sums: dict[str, float] = {}
+    for found in map(value_of, answers):
+        for more in found.values():
+            sums = {metric: sums.get(metric, 0) + more.get(metric, 0) for metric in sums | more}
+    return sums
+
+
 def _known(session_id: str) -> Plan:
     slot, call = session_call("session.stats", session_id)
     [answer] = yield [Ask(READ, slot, call)]
@@ -400,5 +417,5 @@ def session_stats(link: Linked, session_id: Any, timeout_s: float | None) -> Pla
 
 __all__ = [
     "SWEEP_S", "count_events", "maintenance_check", "maintenance_run", "search", "session_stats",
-    "usage_summary",
+    "spent", "usage_summary",
 ]

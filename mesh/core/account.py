@@ -7,6 +7,7 @@ anything that msgpack carries; a run must be one that can be read back.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import msgspec
@@ -41,17 +42,20 @@ def so_far(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, A
         used = usage.added(spent, used)
     turns = report.get("turn_count")
     turns = turns if type(turns) is int and 0 <= turns <= usage.COUNT_MAX else 0
+    counts = _numbers(report.get("counts"))
     if run.earlier is not None:
         before = run.earlier
         used = usage.added(usage.counts(before["token_usage"]), used)
         cost = together(Cost(before["cost_usd"], CostState(before["cost_state"])), cost)
         turns = min(turns + before["turn_count"], usage.COUNT_MAX)
+        former = before.get("counts") or {}
+        counts = {name: counts.get(name, 0) + former.get(name, 0) for name in counts | former}
     routing = about.pop("routing", None)
     if type(routing) is dict:
         told = {**told, "routing": routing}
     return {
         "token_usage": usage.without_cost(used), "cost_usd": cost.usd, "cost_state": cost.state,
-        "turn_count": turns, "provider": provider, "provider_metadata": about,
+        "turn_count": turns, "provider": provider, "provider_metadata": about, "counts": counts,
         "metadata": {**run.metadata, **({} if provider is None else {"provider": provider}), **told},
     }
 
@@ -69,16 +73,16 @@ def settled(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, 
 def _says_nothing(report: dict[str, Any], about: Any) -> bool:
     """Whether a report holds no more than the provider's name. Most do: they must not pay for the others."""
     return (
-        not report.get("token_usage") and not report.get("turn_count")
+        not report.get("token_usage") and not report.get("turn_count") and not report.get("counts")
         and type(about) is dict and len(about) == 1 and _text(about.get("provider")) is not None
     )
 
 
 def begin_again(run: RunState) -> RunState:
     """The run before another attempt: what it used until now counts too."""
-    if not run.token_usage and not run.turn_count and run.cost_state == CostState.NO_USAGE:
+    if not (run.token_usage or run.turn_count or run.counts) and run.cost_state == CostState.NO_USAGE:
         return run
-    names = ("token_usage", "cost_usd", "cost_state", "turn_count")
+    names = ("token_usage", "cost_usd", "cost_state", "turn_count", "counts")
     return msgspec.structs.replace(run, earlier={name: getattr(run, name) for name in names})
 
 
@@ -126,6 +130,13 @@ def _text(value: Any) -> str | None:
 
 def _map(value: Any) -> dict[Any, Any]:
     return value if type(value) is dict else {}
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    return {
+        str(name): number for name, number in _map(value).items()
+        if type(number) in (int, float) and 0 <= number < inf
+    }
 
 
 def _text_keys(value: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any
 
 from mesh.core.record import Record
@@ -55,6 +56,11 @@ def is_open(asked: Mapping[str, Any]) -> bool:
     return asked.get("approved") is None
 
 
+def digest(tool: str, tool_input: Any) -> int:
+    """What tells this question from others under its name. A number: a text would be redacted."""
+    return int.from_bytes(blake2b(repack([tool, tool_input]), digest_size=8).digest()) >> 1
+
+
 def shown_input(tool_input: Any) -> Any:
     """An input as a human is shown it: whole, or with what is long cut and the cut marked."""
     if len(repack(tool_input)) <= INPUT_BYTES_MAX:
@@ -81,5 +87,5 @@ def _cut(value: Any, depth: int) -> Any:
 __all__ = [
     "APPROVE", "APPROVED_TOOLS", "APPROVED_TOOLS_MAX", "CUT_CHARS", "CUT_DEPTH", "CUT_ITEMS", "DEFAULTS",
     "DENY", "INPUT_BYTES_MAX", "KEPT_MAX", "LIMIT_S", "NODE", "ONCE", "OPEN_MAX", "SCOPES", "SESSION",
-    "TEXT_CHARS_MAX", "TURN", "Approval", "is_open", "shown_input",
+    "TEXT_CHARS_MAX", "TURN", "Approval", "digest", "is_open", "shown_input",
 ]

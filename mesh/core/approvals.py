@@ -7,6 +7,8 @@ Rules of this file:
 2. A question is answered once: by a client, by its deadline, or by the end of its run, before the run's
    terminal event. The same answer again finds the stored one; another one is refused and told who was first.
 3. A runner asks until it is heard and is told until it has heard. What it asks twice is one question.
+4. A question outlives its runner, and the node, where its run does: the next attempt of an idempotent run
+   that asks the same (tag, tool and input) finds it, or its answer. Whatever else it asks is a new question.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from mesh.core import approval as ap
 from mesh.core import wire
 from mesh.core.access import opens
 from mesh.core.agents import Part
-from mesh.core.asked import answer, in_step, open_of
+from mesh.core.asked import answer, carried, free_name, in_step, name_of, open_of, put
 from mesh.core.records import TERMINAL
 from mesh.core.run import RunState
 from mesh.core.run_ops import RunOps, take
@@ -28,6 +30,7 @@ from mesh.core.runners import Runners
 from mesh.core.settling import Settling
 from mesh.errors import InvalidArgument, InvalidState, NotFound, shown
 
+_SHOWN = frozenset(ap.Approval.__struct_fields__)
 _DATA = ("tool_name", "tool_call_id", "tool_input", "policy_name", "violation_kind")
 
 
@@ -51,41 +54,50 @@ class Approvals:
     def on_ask(self, runner: int, incarnation: int, message: list[Any]) -> list[Any] | None:
         """A run asks, behind its batch ``after``; returns the answer for the runner, to be sent after the
         commit. None: what it said before is not here yet, so it asks again."""
-        _, run_id, attempt, after, name, request = message
+        _, run_id, attempt, after, tag, request = message
         run = self.runners.claimed(runner, incarnation, run_id, attempt)
         if run is None:
             return ["fenced", run_id, attempt]
-        known = run.approvals.get(name)
+        name = name_of(run, tag)
         if request is None:
-            return self._take_back(run, name)
-        if known is None:
+            return self._take_back(run, name, tag)
+        if name is None:
             if run.batch < after:
                 return None
-            run = self._open(run, name, request)
-            known = run.approvals[name]
+            run, name = self._adopt(run, tag, request) or self._open(run, tag, request)
+        known = run.approvals[name]
         if ap.is_open(known):
-            return ["asked", run_id, attempt, name]
-        return ["decided", run_id, attempt, name, _decision(known)]
+            return ["asked", run_id, attempt, tag]
+        return ["decided", run_id, attempt, tag, _told(known, name)]
 
-    def _take_back(self, run: RunState, name: str) -> list[Any]:
+    def _take_back(self, run: RunState, name: str | None, tag: str) -> list[Any]:
         """Who asked does not wait any more."""
-        if name in run.approvals and ap.is_open(run.approvals[name]):
+        if name is not None and ap.is_open(run.approvals[name]):
             run = answer(self.state, run, name, approved=False, by="agent", reason="taken back")
-        return ["decided", run.id, run.attempt, name, None]
+        return ["decided", run.id, run.attempt, tag, None]
 
-    def _open(self, run: RunState, name: str, request: dict[str, Any]) -> RunState:
+    def _adopt(self, run: RunState, tag: str, request: dict[str, Any]) -> tuple[RunState, str] | None:
+        """The same question of a former attempt, which this one waits for now."""
+        name = carried(run, tag, request.get("digest"))
+        if name is None:
+            return None
+        asked = {key: value for key, value in run.approvals[name].items() if key != "carried"}
+        return in_step(self.state, put(run, name, {**asked, "attempt": run.attempt})), name
+
+    def _open(self, run: RunState, tag: str, request: dict[str, Any]) -> tuple[RunState, str]:
+        name = free_name(run, tag)
         room = len(open_of(run)) < ap.OPEN_MAX and not run.cancelling
-        asked = {**request, "asked_at": self.state.now}
-        said = {key: value for key, value in request.items() if key != "tool_call_id"}
+        asked = {**request, "asked_at": self.state.now, "tag": tag, "attempt": run.attempt}
+        said = {key: value for key, value in request.items() if key not in ("tool_call_id", "digest")}
         self.state.append(
             run.session_id, "tool_approval_requested", {**said, "tool_call_id": name}, run=run)
-        run = msgspec.structs.replace(run, approvals={**run.approvals, name: asked})
+        run = put(run, name, asked)
         self.state.touch(run.session_id)
         if not room:
             why = "the run is being cancelled" if run.cancelling else f"{ap.OPEN_MAX} questions are open"
-            return answer(self.state, run, name, approved=False, by=ap.NODE, reason=why)
+            return answer(self.state, run, name, approved=False, by=ap.NODE, reason=why), name
         self.due[run.id, name] = self.state.mono + request["limit_s"]
-        return in_step(self.state, run)
+        return in_step(self.state, run), name
 
     # --- clients answer ---
 
@@ -116,7 +128,8 @@ class Approvals:
         if decision["approved"] and decision["scope"] == ap.SESSION:
             self._trust(run.session_id, tool.casefold())
         run = answer(self.state, run, name, **decision)
-        told = ["decided", run.id, run.attempt, name, _decision(run.approvals[name])]
+        asked = run.approvals[name]
+        told = ["decided", run.id, run.attempt, asked.get("tag", name), _told(asked, name)]
         self.state.commands.append((run.runner or 0, told))
         return run
 
@@ -202,12 +215,17 @@ class Approvals:
 
 def to_wire(run: RunState, name: str) -> dict[str, Any]:
     """The map of an ``Approval``."""
-    return {"run_id": run.id, "session_id": run.session_id, "tool_input": None, **run.approvals[name],
-            "tool_call_id": name}
+    shown = {key: value for key, value in run.approvals[name].items() if key in _SHOWN}
+    return {"run_id": run.id, "session_id": run.session_id, "tool_input": None, **shown, "tool_call_id": name}
 
 
 def _decision(asked: dict[str, Any]) -> dict[str, Any]:
     return {key: asked[key] for key in ("approved", "scope", "by", "reason")}
+
+
+def _told(asked: dict[str, Any], name: str) -> dict[str, Any]:
+    """An answer for the runner: with the name under which people saw the question."""
+    return {**_decision(asked), "name": name}
 
 
 def _too_late(run: RunState, name: str, why: str, first: dict[str, Any]) -> InvalidState:

@@ -1,4 +1,9 @@
-"""The questions inside a run's state: answered, closed with the run; its status keeps step with them."""
+"""The questions inside a run's state: answered, closed with the run; its status keeps step with them.
+
+Beside what a client is shown, a question has ``tag``, what its runner calls it; ``attempt``, the one that
+waits for it; ``digest``, of the tool and the whole input; and ``carried``, when that attempt ended and it was
+open: it waits for the next one to ask the same.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +23,43 @@ def open_of(run: RunState) -> list[str]:
     return [name for name, asked in run.approvals.items() if ap.is_open(asked)] if run.approvals else []
 
 
+def waits(run: RunState) -> bool:
+    """Whether this attempt waits for an answer; what is carried is asked by nobody now."""
+    return any(not run.approvals[name].get("carried") for name in open_of(run))
+
+
+def name_of(run: RunState, tag: str) -> str | None:
+    """The name of what this attempt asks under a tag; None when it did not yet."""
+    for name, asked in run.approvals.items():
+        if asked.get("tag", name) == tag and asked.get("attempt", run.attempt) == run.attempt:
+            return name
+    return None
+
+
+def carried(run: RunState, tag: str, digest: int | None) -> str | None:
+    """The name of the same question of a former attempt, when that ended before anybody answered it."""
+    for name, asked in run.approvals.items():
+        if asked.get("carried") and digest is not None and (asked["tag"], asked["digest"]) == (tag, digest):
+            return name
+    return None
+
+
+def free_name(run: RunState, tag: str) -> str:
+    """A name for a new question: an answer to one must never let another one pass."""
+    name = tag if tag not in run.approvals else f"{tag}~{run.attempt}"
+    while name in run.approvals:
+        name += "."
+    return name
+
+
+def put(run: RunState, name: str, asked: dict[str, Any]) -> RunState:
+    """The run with this question."""
+    return msgspec.structs.replace(run, approvals={**run.approvals, name: asked})
+
+
 def in_step(state: State, run: RunState) -> RunState:
-    """Store the run: waiting while something is open, else running. A paused one stays so meanwhile."""
-    if open_of(run):
+    """Store the run: waiting while it waits for an answer, else running. A paused one stays so meanwhile."""
+    if waits(run):
         if run.status == RunStatus.RUNNING:
             run = runs.step(run, RunStatus.WAITING_APPROVAL)
     elif run.status == RunStatus.WAITING_APPROVAL:
@@ -57,4 +96,18 @@ def close(state: State, run: RunState, reason: str) -> RunState:
     return run
 
 
-__all__ = ["answer", "close", "in_step", "open_of"]
+def carry(state: State, run: RunState) -> RunState:
+    """The attempt is over and there will be another: what is open stays so for it. Whether the run may exceed
+    a budget is asked anew, since it counts anew."""
+    for name in open_of(run):
+        if run.approvals[name].get("digest") is None:
+            run = answer(state, run, name, approved=False, by=ap.NODE,
+                         reason="its runner is gone; it is executed again")
+        else:
+            run = put(run, name, {**run.approvals[name], "carried": True})
+    return in_step(state, run)
+
+
+__all__ = [
+    "answer", "carried", "carry", "close", "free_name", "in_step", "name_of", "open_of", "put", "waits",
+]

@@ -33,7 +33,9 @@ incarnation) from 1 and resent until acknowledged; batches are numbered per (run
                           ["expected", run_id, attempt, n]    there was a gap: send again from n
                           ["taken", run_id, attempt, n, [text, ...]]  the log has them
                           ["asked", run_id, attempt, name]    the question is stored: ask no more
-                          ["decided", run_id, attempt, name, {approved, scope, by, reason}]
+                          ["held", run_id, attempt, -n, nil]  what it reserves is stored
+                          ["decided", run_id, attempt, name, {approved, scope, by, reason, name}]  name:
+                                                              as people saw it, in the answer
                           ["fenced", run_id, attempt]         that attempt is over; forget it
     a command             ["run", run_id, attempt, session map, input, options map]
                           ["cancel", run_id, attempt, reason]  reason may be missing: "cancel"
@@ -51,6 +53,8 @@ incarnation) from 1 and resent until acknowledged; batches are numbered per (run
                           ["ask", run_id, attempt, n, name, request map]  behind batch n, ask a human; resent
                                                               until asked or decided, and to a new partition;
                                                               a request of nil takes the question back
+                          ["hold", run_id, attempt, n, {metric: amount}]  what all its calls reserve from now
+                                                              on; resent until held
                           ["read", token, op, args]           asked again until it is answered
                           ["catalogue", token or nil, [{name, provider, capabilities, problem, ...}, ...]]
                           ["lost", [[run_id, attempt], ...]]  answer to "known": I do not have these

@@ -137,6 +137,10 @@ CATALOGUE: tuple[Op, ...] = (
         "approval.list", "read", "session_id?, limit, after?",
         "[[approval map, ...], next after or nil]: what is open, oldest first", True,
     ),
+    Op(
+        "budget.used", "read", "session_id?, tags, but run_id?",
+        "{session or tag:NAME: {metric: number}} of this partition: what its runs used, and hold", True,
+    ),
     Op("run.get", "read", "run_id", "run map"),
     Op("run.wait", "wait", "run_id, events?",
        "run map, as soon as it is terminal; nil when the time is over; events: 'run' or 'session' adds "

@@ -130,6 +130,7 @@ class Partition:
         self.reads: dict[str, Callable[[list[Any], int], bytes]] = {
             "route.get": routes.get, "route.resolve": routes.resolve, "route.get_many": routes.get_many,
             "route.resolve_many": routes.resolve_many, "route.list": routes.list, AS: self._read_as,
+            "budget.used": self.runners.spent.read,
         }
         self.add_reads(reads)
         self.route_writes: dict[str, Callable[[list[Any], int, list[Any]], bytes]] = {

@@ -295,17 +295,23 @@ def checked_stack(layers: Any) -> Policy:
     """The one policy of a run's ``policies``, each a map.
 
     Raises:
-        InvalidArgument: ``validation_error`` names what is wrong; ``capability_not_supported`` what this
-            version cannot keep: it is refused, since a guard that is not there must not look as if it were.
+        InvalidArgument: ``validation_error`` names what is wrong.
     """
     if not isinstance(layers, list | tuple):
         raise _bad(f"policies must be a list of maps, not {shown(layers)}")
-    policy = merged([Policy.from_map(layer) for layer in layers])
-    scopes = [limit.scope for limit in policy.limits if limit.scope != "run"]
-    if scopes:
-        why = f"this version has no sums over runs, so a limit over {scopes[0]} cannot be kept"
-        raise InvalidArgument(f"policy {policy.name!r:.80}: {why}", code="capability_not_supported")
-    return policy
+    return merged([Policy.from_map(layer) for layer in layers])
+
+
+def check_tags(policies: Any, tags: Sequence[str]) -> None:
+    """Refuse a limit over a tag that the session does not have: what its runs use would count for nobody.
+
+    Raises:
+        InvalidArgument: ``validation_error``; names the tag.
+    """
+    for limit in (limit for policy in policies or () for limit in policy["limits"]):
+        scope, _, tag = limit["scope"].partition(":")
+        if scope == "tag" and tag not in tags:
+            raise _bad(f"a limit over the tag {shown(tag)}, which the session does not have")
 
 
 def preflight(policy: Policy) -> None:

@@ -7,11 +7,11 @@ Rules of this file:
 2. Time is told by the caller: ``due_ms`` says when the next limit on duration breaks, so that a provider
    that says nothing is stopped in time, too.
 3. What is told are totals, never differences: who counts tokens (``core/usage.py``) knows which is which.
-4. A sum over a session or a tag begins with what others used before (``before``).
+4. A sum over a session or a tag is this run's and what others used; ``know`` tells how much that is.
 5. A cost that nobody knows breaks no limit; that it is not enforced is said once, in ``warnings``.
 6. A call that a rule asks about and that is only reported is a violation of the kind ``approval_required``:
    too late to prevent it, in time to stop the run. One that a human approved is not asked about again.
-7. ``reserve`` asks before a call whether its most would fit; what was reserved counts until it is used.
+7. ``excess`` asks before a call whether its most would fit, beside what was used and what is ``held``.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ class Monitor:
     """One run under one policy."""
 
     __slots__ = (
-        "_before", "_broken", "_counted", "_judged", "_limits", "_permitted", "_reserved", "_seen", "_timed",
-        "_trusted",
+        "_before", "_broken", "_counted", "_judged", "_limits", "_permitted", "_seen", "_timed", "_trusted",
+        "held",
         "policy", "totals", "violations", "warnings",
     )
 
-    def __init__(self, policy: Policy, before: Mapping[str, Mapping[str, float]] | None = None) -> None:
-        """``before``: scope (``session``, ``tag:NAME``) -> metric -> what was used there before this run."""
+    def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.totals: dict[str, float] = {kind.metric: 0 for kind in LIMITS.values()}
         self.violations: list[Violation] = []
         self.warnings: list[str] = []
-        self._before = before or {}
+        self.held: dict[str, float] = {}  #: reserved for calls that are being made, by metric
+        self._before: Mapping[str, Mapping[str, float]] = {}
         self._limits = [limit for limit in policy.limits if limit.metric != "duration_ms"]
         self._timed = sorted(
             (limit for limit in policy.limits if limit.metric == "duration_ms"), key=self._left_ms
@@ -69,7 +69,6 @@ class Monitor:
         self._judged: set[str] = set()
         self._trusted: set[str] = set()
         self._permitted: dict[str, int] = {}
-        self._reserved: dict[str, float] = {}
 
     def _used_before(self, limit: Limit) -> float:
         return self._before.get(limit.scope, {}).get(limit.metric, 0)
@@ -156,7 +155,6 @@ class Monitor:
 
     def on_usage(self, total_tokens: float, cost_usd: float | None) -> list[Violation]:
         """What the run used up to now; a cost of None is unknown."""
-        self._reserved.clear()
         self.totals["total_tokens"] = max(self.totals["total_tokens"], total_tokens)
         broken = self._check("total_tokens")
         if cost_usd is not None:
@@ -166,19 +164,21 @@ class Monitor:
             self.warnings.append(MISSING_RATES)
         return broken
 
-    def reserve(self, metric: str, amount: float) -> Violation | None:
-        """Keep ``amount`` free for a call that is about to be made, or say which budget it would exceed.
+    def know(self, before: Mapping[str, Mapping[str, float]]) -> list[Violation]:
+        """Others used so much: scope (``session``, ``tag:NAME``) -> metric -> number, this run left out."""
+        self._before = before
+        self._timed.sort(key=self._left_ms)
+        broken = self.on_time(self.totals["duration_ms"])
+        return broken + [violation for metric in self.totals for violation in self._check(metric)]
 
-        The call must not be made then. The next ``on_usage`` replaces what was reserved by what was used.
-        """
-        held = self._reserved.get(metric, 0)
+    def excess(self) -> list[Violation]:
+        """What would not fit if all that is held was used: the call that holds it must not be made then."""
+        broken = []
         for limit in self._limits:
-            if limit.metric == metric:
-                used = self.totals[metric] + self._used_before(limit) + held + amount
-                if used > limit.most:
-                    return self._exceeded(limit, used)
-        self._reserved[metric] = held + amount
-        return None
+            used = self.totals[limit.metric] + self._used_before(limit) + self.held.get(limit.metric, 0)
+            if limit.metric in self.held and used > limit.most and limit not in self._broken:
+                broken.append(self._exceeded(limit, used))
+        return broken
 
     def on_request(self, tool: str, tool_input: Any, call_id: str | None) -> Verdict:
         """May this call be made? For who asks before a tool runs; its events are not judged again."""

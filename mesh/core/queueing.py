@@ -22,7 +22,7 @@ from mesh.core import events as ev
 from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core.account import begin_again
-from mesh.core.asked import close
+from mesh.core.asked import carry, close
 from mesh.core.error_map import failure_data
 from mesh.core.live import Live, NoRunner
 from mesh.core.mailbox import STOPPING
@@ -49,6 +49,7 @@ class Queue:
         self.slots = slots
         self.on_settled: Callable[[RunState], None] = lambda _: None
         self.on_completed: Callable[[RunState], None] = lambda _: None
+        self.on_spent: Callable[[RunState], None] = lambda _: None
 
     def add_run(
         self, run_id: str, session: SessionState, run_input: Any, options: Any, *, once: bool = False
@@ -229,6 +230,7 @@ class Queue:
         """The run is over: its record, and its place in the session's work."""
         run = self.state.put_run(runs.step(run, status, ended_at=self.state.now, **result))
         self.state.settled.append(run.id)
+        self.on_spent(run)
         if status == RunStatus.COMPLETED:
             self.on_completed(run)
         self.state.put_work(run.session_id, self.state.work_of(run.session_id).without(run.id))
@@ -299,8 +301,8 @@ class Queue:
     def requeue(self, run: RunState) -> None:
         """Put a run that may be executed again back to the head of its session's queue."""
         work = self.state.work_of(run.session_id)
-        run = close(self.state, run, "its runner is gone; it is executed again")
-        self.state.put_run(runs.step(begin_again(run), RunStatus.QUEUED, takes=0, given=0))
+        run = carry(self.state, run)
+        self.state.put_run(runs.step(begin_again(run), RunStatus.QUEUED, takes=0, given=0, held={}, holds=0))
         work = work.without(run.id)
         self.state.put_work(run.session_id, work._replace(queue=(run.id, *work.queue)))
 

@@ -91,6 +91,9 @@ class RunState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     earlier: dict[str, Any] | None = None  #: usage and cost of the attempts before this one
     reported_at: float = 0.0  #: when its row took what its runner reported, before the end
     approvals: dict[str, dict[str, Any]] = {}  #: what it asked humans, by name: open, and the last answered
+    counts: dict[str, float] = {}  #: what policies count beside tokens and cost: metric -> number
+    held: dict[str, float] = {}  #: reserved for calls that it is about to make: metric -> number
+    holds: int = 0  #: number of this attempt's last word on that
 
 
 def step(run: RunState, status: RunStatus, **changes: Any) -> RunState:

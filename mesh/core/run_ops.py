@@ -11,6 +11,7 @@ from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core import wire
 from mesh.core.agents import Agents, Part
+from mesh.core.policy import check_tags
 from mesh.core.queueing import Queue
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
@@ -83,6 +84,7 @@ class RunOps:
         agent = runs.agent_of(run, session.agent)
         self.agents.check(agent, ready=True)
         self.agents.check_capabilities(agent, run.options)
+        check_tags(run.options.get("policies"), session.tags)
         return self.queue.submit(run, session, first=first)
 
     def wire_of(self, run: RunState) -> bytes:

@@ -27,6 +27,7 @@ from mesh.core.queueing import EXECUTING, Queue
 from mesh.core.records import TERMINAL, RunStatus, StopReason
 from mesh.core.run import RunState, agent_of
 from mesh.core.session import SessionState
+from mesh.core.spent import Spent
 from mesh.core.state import RunnerEntry
 from mesh.errors import NotFound
 
@@ -51,6 +52,8 @@ class Runners:
         self.queue = queue
         self.prices = prices or Prices()
         self.idempotent: set[str] = set()
+        self.spent = Spent(self.state)
+        queue.on_spent = self.spent.ended
         self.fenced = 0  #: batches of attempts that were over
 
     def on_batch(self, runner: int, incarnation: int, message: list[Any]) -> list[Any]:
@@ -116,6 +119,15 @@ class Runners:
         taken = run.taken[run.given:] if number == run.takes else ()
         texts = [self.state.run(prompt_id).input["prompt"] for prompt_id in taken]
         return ["taken", run_id, attempt, number, texts]
+
+    def on_hold(self, runner: int, incarnation: int, message: list[Any]) -> list[Any]:
+        """A run reserves for its next calls; returns the answer, to be sent after the commit."""
+        _, run_id, attempt, number, amounts = message
+        run = self.claimed(runner, incarnation, run_id, attempt)
+        if run is None:
+            return ["fenced", run_id, attempt]
+        self.spent.hold(run, number, amounts)
+        return ["held", run_id, attempt, -number, None]
 
     def _take_all(self, run: RunState) -> RunState:
         """What waits, and in a new attempt, first of all, what the former ones took."""

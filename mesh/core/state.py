@@ -14,7 +14,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -88,6 +88,12 @@ class Loader(Protocol):
     def has_run(self, run_id: str) -> bool:
         """Whether it is stored."""
 
+    def runs_of(self, session: int) -> Iterable[RunState]:
+        """All stored runs of a session, by its row number."""
+
+    def spent_by_tag(self, tag: str) -> list[dict[str, float]]:
+        """The sums of a tag: one per slot."""
+
     def is_left_over(self, run_id: str) -> bool:
         """Whether it is stored, of a session that is being removed."""
 
@@ -143,6 +149,7 @@ class State:
         self.settled: list[str] = []
         self.resolutions: list[tuple[Any, int, bytes]] = []
         self.audit: list[Entry] = []
+        self.spent: dict[tuple[int, str], dict[str, float]] = {}  #: by slot and tag: used by runs that ended
         self.quiet: set[str] = set()  #: sessions whose events are not published: they are imported, not new
 
     # --- reading ---

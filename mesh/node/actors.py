@@ -55,6 +55,8 @@ class Actors:
                 heard = self.partition.ops.approvals.on_ask(index, incarnation, message)
                 if heard is not None:
                     self._answer(index, incarnation, heard)
+            case mailbox.RUNNER, "hold" if writable:
+                self._answer(index, incarnation, self.runners.on_hold(index, incarnation, message))
             case mailbox.RUNNER, "lost" if writable:
                 self.runners.on_lost(index, incarnation, message[1])
             case mailbox.RUNNER, "left" if writable:

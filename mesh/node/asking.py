@@ -43,7 +43,8 @@ class Asking:
         self._open: dict[Key, dict[Tag, Question]] = {}
         self._new: list[Question] = []
         self.messages: dict[str, Callable[..., None]] = {
-            "taken": self._answered, "decided": self._answered, "asked": self._heard,
+            "taken": self._answered, "decided": self._answered, "held": self._answered,
+            "asked": self._heard,
         }
 
     def ask(

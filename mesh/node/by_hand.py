@@ -2,8 +2,8 @@
 
 Rules of this file:
 
-1. A name is used once: an answer to one question must never let another one pass. So what an agent names
-   twice, and every name of a later attempt, gets a mark of its own.
+1. A name is used once in an attempt: an answer to one question must never let another one pass. So what an
+   agent names twice gets a mark. Names of several attempts are told apart by the partition.
 2. Time in which a run waits for a human counts for no limit; ``on_change`` tells when it begins and ends.
 3. Who gives up waiting says so, and the question is closed.
 """
@@ -21,10 +21,9 @@ Ask = Callable[[str, dict[str, Any] | None, Callable[[dict[str, Any]], None]], N
 class Questions:
     """The questions of one attempt. Everything happens on the runner's loop."""
 
-    def __init__(self, ask: Ask, attempt: int, redacted: Callable[[str], str] = str) -> None:
+    def __init__(self, ask: Ask, redacted: Callable[[str], str] = str) -> None:
         self._ask = ask
         self._redacted = redacted
-        self._attempt = attempt
         self._loop = asyncio.get_running_loop()
         self._names: set[str] = set()
         self._count = 0
@@ -49,8 +48,6 @@ class Questions:
         """The name of a new question."""
         self._count += 1
         name = self._redacted(call_id) if call_id else f"apr_{self._count}"
-        if self._attempt > 1:
-            name = f"{name}~{self._attempt}"
         if name in self._names:
             name = f"{name}.{self._count}"
         while name in self._names:

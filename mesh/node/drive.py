@@ -29,6 +29,7 @@ from mesh.node.ending import Ending, cancelled, error_map, failure, raised, time
 from mesh.node.guard import Guard
 from mesh.node.pieces import Pieces, Sink, is_output
 from mesh.node.routed import Routed, negotiated
+from mesh.node.spending import Account, Read
 from mesh.node.ws_drive import RunWorkspace, Workspaces
 from mesh.providers.base import Piece, Provider, RunContext, SessionInfo
 from mesh.providers.live import Steering
@@ -49,6 +50,10 @@ class Host(Sink, Protocol):
     late: int  #: pieces of providers whose run was over
     prices: Prices
     transcripts: Transcripts
+    read: Read
+
+    def partitions(self) -> int:
+        """How many the node has."""
 
     async def room(self) -> None:
         """Return when there is room for more unconfirmed events."""
@@ -82,11 +87,14 @@ class Drive:
         self.pieces = Pieces(host, key, partition, self.info)
         if options.get("policies"):
             policy = Policy.from_map(options["policies"][0])
-            questions = Questions(self._ask, key[1], host.redactor.text)
-            guard = Guard(policy, host.prices, questions, emit=self.pieces.emit, stop=self.stop,
-                          trusted=self.info.metadata.get(APPROVED_TOOLS))
-            self.pieces.guard = guard
-            self.context.guard = guard.permit
+            questions = Questions(self._ask, host.redactor.text)
+            account = Account(policy, key, self.info.id, partition, read=host.read, ask=self._ask_account,
+                              partitions=host.partitions)
+            self.pieces.guard = guard = Guard(
+                policy, host.prices, questions, emit=self.pieces.emit, stop=self.stop,
+                trusted=self.info.metadata.get(APPROVED_TOOLS), account=account,
+            )
+            self.context.guard, self.context.budget = guard.permit, guard.spending
         given = options.get("workspace")
         self.workspace = None if given is None else host.workspaces.begin(key, given)
         self.ending: Ending | None = None
@@ -105,6 +113,13 @@ class Drive:
     def settled(self) -> bool:
         """Whether the run has its end."""
         return self.pieces.settled
+
+    @property
+    def asks_again(self) -> bool:
+        """Whether it waits for a human and may be executed again: its question need not end with us."""
+        guard, provider = self.pieces.guard, self._host.registry.ready(self.info.agent)
+        asks = guard is not None and guard.questions.waiting
+        return asks and provider is not None and provider.idempotent
 
     def start(self) -> None:
         """Begin to execute."""
@@ -163,12 +178,19 @@ class Drive:
         self, name: str, request: dict[str, Any] | None, answered: Callable[[dict[str, Any]], None]
     ) -> None:
         if self.ending is not None or self.settled:  # the end of the run closes what is open
-            answered({"approved": False, "scope": ONCE, "by": NODE, "reason": "the run is over"})
+            answered({"approved": False, "scope": ONCE, "by": NODE, "reason": "the run is over",
+                      "name": name})
             return
         self.pieces.release()  # what was said before stands before the question
         log, shown = self.pieces.log, self._host.redactor.data(request)
         self._host.ask(self.key, name, self.partition,
                        lambda: ["ask", *self.key, log.next_n - 1, name, shown], answered)
+
+    def _ask_account(
+        self, tag: int, make: Callable[[], list[Any]], answered: Callable[..., None]
+    ) -> None:
+        if not self.settled:
+            self._host.ask(self.key, tag, self.partition, make, answered)
 
     def _late(self) -> None:
         """Something came from a provider whose run is over."""
@@ -208,7 +230,7 @@ class Drive:
             provider = await registry.provider(agent)
         try:
             if self.pieces.guard is not None:
-                self.pieces.guard.begin()
+                await self.pieces.guard.begin()
             if provider is None:
                 assert router is not None
                 await Routed(self, self._host, router, self._session, self._options).execute()
@@ -258,6 +280,9 @@ class Drive:
         outbox, guard = self._host.outbox, self.pieces.guard
         count = 0
         try:
+            if guard is not None:
+                guard.begun()
+                await guard.questions.free()
             for piece in held:
                 if self.ending is not None:
                     self._late()

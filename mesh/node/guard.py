@@ -18,6 +18,7 @@ from mesh.core.prices import Prices
 from mesh.errors import InvalidArgument, RunError, shown
 from mesh.node.by_hand import Questions
 from mesh.node.ending import Ending, error_map
+from mesh.node.spending import Account, Spending
 
 Emit = Callable[[str, dict[str, Any]], None]
 CALL_ID_CHARS_MAX = 200
@@ -28,7 +29,7 @@ class Guard:
 
     def __init__(
         self, policy: Policy, prices: Prices, questions: Questions, *, emit: Emit,
-        stop: Callable[[Ending], None], trusted: Any = (),
+        stop: Callable[[Ending], None], trusted: Any = (), account: Account | None = None,
     ) -> None:
         self.policy = policy
         self.monitor = Monitor(policy)
@@ -47,16 +48,27 @@ class Guard:
         self._asked = False
         self._over = False
         self._paid: tuple[float, float | None] = (0, 0.0)  #: tokens and USD, of agents that gave up
+        self._used_up: list[Violation] = []
+        self.spending = Spending(self.monitor, account, act=self._act_and_watch, refuse=self._refuse)
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """The run is about to start: its time counts from here.
 
         Raises:
-            RunError: ``policy_violation``; nothing can be done under this policy.
+            RunError: ``policy_violation``; nothing can be done under this policy, or a budget that it shares
+                is used up. ``partition_unavailable``: whether it is cannot be told.
         """
         preflight(self.policy)
+        self._used_up = await self.spending.open()
+        if self._used_up and self.policy.action == Action.CANCEL:
+            raise self._broken()
         self._began_s = self._loop.time()
         self._watch()
+
+    def begun(self) -> None:
+        """The log has the run's beginning: follow what was found before it."""
+        used_up, self._used_up = self._used_up, []
+        self._act(used_up)
 
     def _watch(self) -> None:
         due_ms = self.monitor.due_ms
@@ -65,8 +77,13 @@ class Guard:
             due_s = self._began_s + self._waited_s + (due_ms + 1) / 1000
             self._timer = self._loop.call_at(due_s, self._look)
 
+    @property
+    def age_ms(self) -> float:
+        """How long the run has been at work; what it waited for humans is left out."""
+        return (self._loop.time() - self._began_s - self._waited_s) * 1000 if self._began_s else 0.0
+
     def _look(self) -> None:
-        self._act(self.monitor.on_time((self._loop.time() - self._began_s - self._waited_s) * 1000))
+        self._act(self.monitor.on_time(self.age_ms))
         self._watch()
 
     def _turn_clock(self, waited_s: float) -> None:
@@ -79,6 +96,7 @@ class Guard:
     def on_event(self, event_type: str, data: Mapping[str, Any]) -> None:
         """The agent wrote an event."""
         self._act(self.monitor.on_event(event_type, data))
+        self.spending.reported()
 
     def on_usage(self, used: usage.Counts, provider: str | None, model: str | None) -> None:
         """The agent said what it used; ``used`` are the counts of the run so far."""
@@ -120,12 +138,13 @@ class Guard:
     async def _permit_by_hand(self, tool: str, tool_input: Any, call_id: str | None) -> None:
         name = self.questions.name(call_id)
         request = self._request(tool, tool_input, "approval_required")
+        request["digest"] = approval.digest(tool, plain(tool_input, "tool_input"))
         decision = await self.questions.decision(name, request)
         if decision["approved"]:
             self._approved(tool, call_id, decision["scope"])
             return
         self.monitor.refused(call_id)
-        details = {"tool_name": tool, "tool_call_id": name, "by": decision["by"],
+        details = {"tool_name": tool, "tool_call_id": decision.get("name", name), "by": decision["by"],
                    "reason": decision["reason"]}
         raise RunError(f"{tool!r:.80} was denied{_who(decision)}", code="tool_permission_denied",
                        details=details)
@@ -144,6 +163,34 @@ class Guard:
             "limit_s": policy.approval_s or approval.LIMIT_S,
             "default": policy.approval_default or approval.DENY,
         }
+
+    def _act_and_watch(self, violations: Sequence[Violation]) -> None:
+        """Others used something: the limits on time may be nearer, too."""
+        self._act(violations)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._watch()
+
+    async def _refuse(self, broken: Sequence[Violation]) -> None:
+        """A call would exceed a budget: return only when it may be made nevertheless.
+
+        Raises:
+            RunError: ``policy_violation``.
+        """
+        self._act(broken, prevented=True)
+        action = self.policy.action
+        if action == Action.PAUSE:
+            request = self._request(None, broken[0].details, broken[0].kind)
+            decision = await self.questions.decision(self.questions.name(None), request)
+            if decision["approved"]:
+                return
+            self._stop(self._ending(_who(decision)))
+        if action in (Action.PAUSE, Action.CANCEL):
+            raise self._broken()
+
+    def _broken(self) -> RunError:
+        error = self._ending().error or {}
+        return RunError(error["message"], code=error["code"], details=error["details"])
 
     def _act(self, violations: Sequence[Violation], *, prevented: bool = False) -> None:
         for violation in violations:
@@ -188,6 +235,7 @@ class Guard:
     def end(self) -> dict[str, Any]:
         """The run is over; what its result says of the policy."""
         self._over = True
+        self.spending.end()
         if self._timer is not None:
             self._timer.cancel()
         return self.monitor.result()

@@ -21,11 +21,12 @@ from mesh.core.events import AGENT_EVENTS, RUN_TERMINAL_EVENT, TYPE_CODE, Fragme
 from mesh.core.plain import plain, plain_map, seconds
 from mesh.core.redact import Redactor
 from mesh.core.runner import Key, Outbox, RunLog, encode_event
+from mesh.core.spent import DURATION
 from mesh.core.wire import DEPTH_MAX, pack
 from mesh.errors import InvalidArgument, MeshError, shown
 from mesh.node.ending import Ending, error_map, failure, terminal_data
 from mesh.node.guard import Guard
-from mesh.node.report import Report
+from mesh.node.report import COUNTED, Report
 from mesh.node.speech import TEXT_KEYS, Shows, Speech
 from mesh.providers.base import OUTPUT, Output, Provider, SessionInfo
 from mesh.providers.registry import Registry
@@ -211,6 +212,8 @@ class Pieces:
 
     def _note(self, event_type: str, data: dict[str, Any]) -> None:
         """Remember what an event means for the end of the run."""
+        if event_type in COUNTED:
+            self._report.note(event_type)
         if event_type == "message_received":
             self._unreceived, self._received = False, len(self._text)
         elif event_type == "tool_call_started":
@@ -337,10 +340,13 @@ class Pieces:
 
     def _settlement(self, ending: Ending) -> bytes:
         output = ending.output or Output(data={})
+        policy = {} if self.guard is None else {"policy": self.guard.end()}
+        if self.guard is not None:
+            self._report.counts[DURATION] = self.guard.age_ms
         self._report.end(output, plain_map(output.provider_metadata, "provider_metadata"))
         result = {
             "status": ending.status, "output": output.data or None, "error": ending.error,
-            **self._report.to_map(), **({} if self.guard is None else {"policy": self.guard.end()}),
+            **self._report.to_map(), **policy,
         }
         # Part by part: each is flat mostly, and that is seen at once.
         result = {key: part if part is None or type(part) in (str, int) else

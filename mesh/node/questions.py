@@ -17,7 +17,7 @@ from mesh.core.partition import Partition
 from mesh.errors import RemoteProtocolError, from_wire
 
 #: What a runner may ask.
-ASKABLE = frozenset(("session.events", "session.get"))
+ASKABLE = frozenset(("session.events", "session.get", "budget.used"))
 #: A question is repeated so often while nobody answers.
 AGAIN_S = 1.0
 #: A partition ends its turn of answers behind so many bytes: a thousand runs that begin at once do not hold

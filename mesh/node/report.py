@@ -7,9 +7,13 @@ from typing import Any
 
 from mesh.core import usage
 from mesh.core.account import TOLD, told_of
+from mesh.core.policy import LIMITS
 from mesh.core.wire import pack
 from mesh.errors import InvalidArgument, shown
 from mesh.providers.base import Output
+
+#: Events that policies count, and as what.
+COUNTED = {kind.event: kind.metric for kind in LIMITS.values() if kind.event is not None}
 
 
 class Report:
@@ -19,6 +23,7 @@ class Report:
         self.mode: str = usage.UsageMode.TOTAL
         self.used: usage.Counts = {}
         self._turns = 0
+        self.counts: dict[str, float] = {}  #: what policies count beside tokens and cost
         self.provider: str | None = None
         self._about: dict[str, Any] = {}
         self._before: list[dict[str, Any]] = []  #: what other agents used, whom this one took over from
@@ -46,6 +51,12 @@ class Report:
     def turn(self) -> None:
         """One more turn is complete."""
         self._turns += 1
+        self._changed(self.encoded)
+
+    def note(self, event_type: str) -> None:
+        """An event that policies count."""
+        metric = COUNTED[event_type]
+        self.counts[metric] = self.counts.get(metric, 0) + 1
         self._changed(self.encoded)
 
     def tell(self, data: dict[str, Any]) -> None:
@@ -84,8 +95,9 @@ class Report:
 
     def to_map(self) -> dict[str, Any]:
         """The report as it travels."""
+        counts = {"counts": self.counts} if self.counts else {}
         return {
-            "token_usage": self.used, "turn_count": self._turns,
+            "token_usage": self.used, "turn_count": self._turns, **counts,
             "provider_metadata": {"provider": self.provider, **self._about},
             **({"before": self._before} if self._before else {}),
         }
@@ -95,4 +107,4 @@ class Report:
         return pack(self.to_map())
 
 
-__all__ = ["Report"]
+__all__ = ["COUNTED", "Report"]

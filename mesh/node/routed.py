@@ -31,6 +31,7 @@ from mesh.node.continuing import begin_run, close
 from mesh.node.ending import failure, raised
 from mesh.node.report import Report
 from mesh.providers.base import Piece, Provider, RunContext
+from mesh.providers.permission import Blocking
 from mesh.providers.router import HINT, Router
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class Routed:
         own.options = {key: value for key, value in context.options.items() if key != HINT}
         own.options |= course.wish.options.get(agent, {})
         own.cancelled = context.cancelled.child()
-        own.guard = self._permit
+        own.guard, own.blocking = self._permit, Blocking()
         return own
 
     async def _permit(self, tool: str, tool_input: Any, tool_call_id: str | None) -> None:

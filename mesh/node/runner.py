@@ -33,6 +33,7 @@ from mesh.node.processes import RunProcesses
 from mesh.node.questions import Asker
 from mesh.node.runner_link import Link
 from mesh.node.speech import Held
+from mesh.node.spending import Read
 from mesh.node.watch import Watch
 from mesh.node.ws_drive import Workspaces
 from mesh.providers.registry import Registry
@@ -102,7 +103,8 @@ class Runner:
             child, self._log, on_message=self._on_message, on_turn=self._turn, on_wake=self._woken
         )
         self._log_reads = Asker(self._link.post)
-        self.transcripts = Transcripts(self._log_reads.ask, lambda: self._slot_map)
+        self.read: Read = self._log_reads.ask
+        self.transcripts = Transcripts(self.read, lambda: self._slot_map)
         self._watch = Watch(child, self._log, on_stop=self.stop, on_unblocked=self._unblocked)
         self._runs: dict[str, Drive] = {}  # until the settlement is stored
         # Until the provider is done, also those that were dropped.
@@ -148,7 +150,10 @@ class Runner:
             for drive in list(self._admission.line):
                 self._forget(*drive.key)  # it never began: the next runner has it
             for drive in list(self._admission.inside):
-                drive.stop(cancelled("shutdown"))
+                if drive.asks_again:
+                    self._forget(*drive.key)
+                else:
+                    drive.stop(cancelled("shutdown"))
             self._check_quiet()
 
     async def served(self) -> None:
@@ -191,6 +196,10 @@ class Runner:
         for stream in self._streams:
             stream.finish(f"{drive.info.id} {drive.key[0]}")
         self._check_quiet()
+
+    def partitions(self) -> int:
+        """How many the node has."""
+        return self._partitions
 
     # --- sending ---
 

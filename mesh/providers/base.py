@@ -48,6 +48,7 @@ from mesh.core.run import messages
 from mesh.core.usage import UsageMode
 from mesh.errors import ConfigError, InvalidArgument, RunError, shown
 from mesh.providers.live import Paused, Steering
+from mesh.providers.permission import Blocking, Budget, Reservation
 
 #: The type of the map that says what the run gives; no event.
 OUTPUT = "output"
@@ -143,8 +144,8 @@ class RunContext:
     """What an agent is given: ``async def agent(run: mesh.RunContext)``."""
 
     __slots__ = (
-        "_states", "attempt", "cancelled", "deadline_at", "guard", "input", "late", "options", "paused",
-        "resume", "run_id", "session", "steering", "tools", "transcript", "workspace",
+        "_states", "attempt", "blocking", "budget", "cancelled", "deadline_at", "guard", "input", "late",
+        "options", "paused", "resume", "run_id", "session", "steering", "tools", "transcript", "workspace",
     )
 
     def __init__(
@@ -161,6 +162,8 @@ class RunContext:
         self.paused = Paused()
         self.steering = steering or Steering()
         self.guard: Callable[[str, Any, str | None], Awaitable[None]] | None = None
+        self.budget: Budget | None = None
+        self.blocking = Blocking()
         #: The conversation before this run, when the run continues it; else without messages.
         self.transcript = Transcript(session.id)
         #: The provider's own session to go on with, for one that declares ``session_resume``, or None.
@@ -212,6 +215,27 @@ class RunContext:
         """
         if self.guard is not None:
             await self.guard(tool, tool_input, tool_call_id)
+
+    def permit_blocking(
+        self, tool: str, tool_input: Any = None, *, tool_call_id: str | None = None
+    ) -> None:
+        """``permit`` for an agent that is a plain function: its thread waits.
+
+        Raises:
+            RunError: ``tool_permission_denied``; ``cancelled``: the run ended meanwhile.
+            InvalidArgument: as ``permit``; or this is a coroutine, which awaits ``permit``.
+        """
+        if self.guard is not None:
+            self.blocking.wait(self.permit(tool, tool_input, tool_call_id=tool_call_id))
+
+    def reserve(self, **amounts: float) -> Reservation:
+        """Hold a part of the budgets for a call: ``async with run.reserve(total_tokens=4_000): ...``, or
+        ``with`` in a plain function. Report what the call used inside the block.
+
+        Entering it raises:
+            RunError: ``policy_violation``: it does not fit. Do not make the call.
+        """
+        return Reservation(self.budget, self.blocking, amounts)
 
     @property
     def state(self) -> dict[str, Any]:

@@ -226,7 +226,9 @@ async def _thread(function: Callable[[RunContext], Any], run: RunContext) -> Asy
         raise ProviderFailure(
             f"{THREADS_MAX} threads of plain functions are busy or were abandoned", code="max_runs_exceeded"
         )
-    handover = _Handover(asyncio.get_running_loop(), run.late)
+    loop = asyncio.get_running_loop()
+    handover = _Handover(loop, run.late)
+    run.blocking.begin(loop)
     context = contextvars.copy_context()  # so that what the thread prints is known to be this run's
     thread = threading.Thread(
         target=context.run, args=(_serve, handover, function, run), name=f"run {run.run_id}", daemon=True
@@ -249,6 +251,7 @@ async def _thread(function: Callable[[RunContext], Any], run: RunContext) -> Asy
                 return
     finally:
         handover.close()
+        run.blocking.end()
 
 
 async def _returned(value: Any) -> AsyncIterator[Piece]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +24,8 @@ T = TypeVar("T")
 DAMAGE_MAX = 100
 #: Rows that one page of a list looks at.
 LIST_ROWS = 4_000
+#: Bytes of a page of runs that are only summed up.
+_PAGE_BYTES = 8 * 1024 * 1024
 _EVENT_COLUMNS = "e.pos, e.session, e.seq, e.type, e.run, e.ts, e.fragment, e.sum"
 
 
@@ -210,6 +212,19 @@ class StoredRows:
             return [self._with_progress(row) for row in rows], more
 
         return self.guarded(read, "list runs")
+
+    def runs_of(self, session: int) -> Iterator[RunState]:
+        """All runs of a session."""
+        after, more = 0, True
+        while more:
+            found, more = self.list_runs(session, after=after, limit=LIST_ROWS, bytes_max=_PAGE_BYTES)
+            yield from found
+            after = found[-1].n if found else after
+
+    def spent_by_tag(self, tag: str) -> list[dict[str, float]]:
+        """What the runs of a tag used: one map per slot."""
+        sql = "SELECT record FROM spent WHERE tag = ?"
+        return [wire.unpack(row[0]) for row in self.guarded(lambda: self._all(sql, tag), "read a tag's sums")]
 
     def _page(self, sql: str, args: list[Any], limit: int, bytes_max: int) -> tuple[list[Any], bool]:
         """Rows whose first column is a record: at most so many, of at most so many bytes, but one."""

@@ -26,7 +26,7 @@ from mesh.store.schema import META, SCHEMA_VERSION, TABLES
 
 #: Above every epoch that a file whose own cannot be read may have given.
 EPOCH_UNKNOWN = 1 << 40
-_PLAIN = ("boot", "lifecycle", "audit", "progress")
+_PLAIN = ("boot", "lifecycle", "audit", "progress", "spent")
 _DAMAGE = (apsw.CorruptError, apsw.IOError, apsw.NotADBError)
 
 

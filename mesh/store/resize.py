@@ -95,6 +95,7 @@ def _delete(db: apsw.Connection, slots: list[int]) -> None:
         highest = max(_one(db, "SELECT max(pos) FROM event") or 0,
                       _one(db, "SELECT value FROM meta WHERE name = 'pos'") or 0)
         db.execute("DELETE FROM route WHERE slot IN moved")
+        db.execute("DELETE FROM spent WHERE slot IN moved")
         db.execute(f"DELETE FROM event WHERE session IN ({gone})")
         db.execute(f"DELETE FROM progress WHERE run IN (SELECT n FROM run WHERE session IN ({gone}))")
         db.execute(f"DELETE FROM run WHERE session IN ({gone})")
@@ -114,6 +115,8 @@ class _Mover:
         _delete(self.taker, self.slots)
         with self.taker:
             self.routes()
+            for row in self._rows("SELECT tag, slot, record FROM spent WHERE slot = ?"):
+                self.taker.execute("INSERT INTO spent VALUES (?, ?, ?)", row)
             known = "SELECT record FROM session WHERE slot = ? AND ifnull(deleted, 1) > 0 ORDER BY n"
             for record in self._rows(known):  # not ERASED, nor IMPORTING
                 self.session(sessions.decode(record[0]))

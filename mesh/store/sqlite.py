@@ -29,6 +29,7 @@ from mesh.core import wire
 from mesh.core.receipts import Receipt
 from mesh.core.session import ERASED, SessionState
 from mesh.core.slots import route_slot
+from mesh.core.spent import added
 from mesh.core.state import EventRow, State
 from mesh.errors import StoreError
 from mesh.store import migrate, wal
@@ -157,6 +158,8 @@ class Store(StoredRows):
         if state.dirty_runs:
             runs = [state.runs[run_id] for run_id in state.dirty_runs]
             db.executemany(PUT_RUN, [run_row(run, state.session(run.session_id).n) for run in runs])
+        if state.spent:
+            self._add_spent(state.spent)
         if state.progress:
             db.executemany("INSERT OR REPLACE INTO progress VALUES (?, ?, ?)",
                            [(run, attempt, batch) for run, (attempt, batch) in state.progress.items()])
@@ -222,6 +225,12 @@ class Store(StoredRows):
         if erased:  # the id is free from now on
             self._db.executemany("UPDATE session SET id = ? WHERE n = ?", erased)
         self._db.executemany(PUT_SESSION, [session_row(state) for state in states])
+
+    def _add_spent(self, more: dict[tuple[int, str], dict[str, float]]) -> None:
+        for (slot, tag), sums in more.items():
+            record = self._one("SELECT record FROM spent WHERE tag = ? AND slot = ?", tag, slot)
+            total = added(wire.unpack(record) if record else {}, sums)
+            self._db.execute("INSERT OR REPLACE INTO spent VALUES (?, ?, ?)", (tag, slot, wire.pack(total)))
 
     def _on_wal(self, _db: Any, _name: str, pages: int) -> int:
         self._wal_pages = pages

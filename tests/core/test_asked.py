@@ -90,7 +90,7 @@ def test_an_answer_is_told_and_the_run_runs_again(bench: Bench) -> None:
     shown = bench.call("run.decide", RUN, "t1", True, "once", None, "ann")
     assert (shown["approved"], shown["by"], shown["tool_call_id"]) == (True, "ann", "t1")
     assert bench.status(RUN) == "running"
-    decision = {"approved": True, "scope": "once", "by": "ann", "reason": None}
+    decision = {"approved": True, "scope": "once", "by": "ann", "reason": None, "name": "t1"}
     commands = [command for message in bench.sent[0] for command in message[3]]
     assert ["decided", RUN, 1, "t1", decision] in commands
     bench.kill()
@@ -174,17 +174,90 @@ def test_the_end_of_a_run_closes_what_is_open_before_it(bench: Bench, how: str) 
     assert bench.ops.approvals.rows("s", 10, None, 1 << 20) == [[], None]
 
 
-def test_an_idempotent_run_that_waits_is_executed_again(bench: Bench) -> None:
-    """If the runner of an idempotent run dies while it waits, then its next attempt has nothing open."""
-    runner = started(bench, "again")
-    ask(bench, runner, "t1")
-    bench.crash_runner(0)
-    bench.roster()
-    bench.spawn(0)
-    bench.roster()
+def again(bench: Bench, how: str = "runner") -> Runner:
+    """What an idempotent run executed is lost, and it has begun again."""
+    if how == "node":
+        bench.kill_node()
+    else:
+        bench.crash_runner(0)
+        bench.roster()
+        bench.spawn(0)
+        bench.roster()
     bench.deliver()
-    assert bench.status(RUN) == "running" and answers(bench) == [("t1", "node")]
-    assert ask(bench, runner, "t1") == ["fenced", RUN, 1]
+    runner = bench.runners[0]
+    assert runner is not None
+    bench.progress(runner, RUN)
+    return runner
+
+
+@pytest.mark.parametrize("how", ["runner", "node"])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_question_of_an_idempotent_run_outlives_its_runner(bench: Bench, how: str, early: bool) -> None:
+    """If whoever asked dies, then the question stays in the inbox, and its answer, given before the next
+    attempt asks the same or behind that, is the answer to it."""
+    former = started(bench, "again")
+    ask(bench, former, "t1", digest=7)
+    if early:
+        bench.crash_runner(0)
+        bench.roster()
+        assert bench.status(RUN) == "queued"
+        bench.call("run.decide", RUN, "t1", True, None, None, "ann")
+        bench.spawn(0)
+        bench.roster()
+        bench.deliver()
+    else:
+        again(bench, how)
+    runner = bench.runners[0]
+    assert runner is not None and bench.status(RUN) == "running"
+    assert ask(bench, former, "t1", digest=7) in (None, ["fenced", RUN, 1])
+    assert [row["tool_call_id"] for row in bench.ops.approvals.rows("s", 10, None, 1 << 20)[0]] == (
+        [] if early else ["t1"])
+    heard = ask(bench, runner, "t1", after=0, digest=7)
+    if not early:
+        assert heard == ["asked", RUN, 2, "t1"] and bench.status(RUN) == "waiting_approval"
+        bench.call("run.decide", RUN, "t1", True, None, None, "ann")
+        heard = ask(bench, runner, "t1", after=0, digest=7)
+    assert heard[-1]["approved"] is True and heard[-1]["by"] == "ann"
+    assert bench.status(RUN) == "running" and answers(bench) == [("t1", "ann")]
+    assert len(said(bench, "tool_approval_requested")) == 1
+
+
+@pytest.mark.parametrize("change", [{"digest": 8}, {"digest": None}, {"name": "t2"}])
+def test_another_question_of_the_next_attempt_is_a_new_one(bench: Bench, change: dict[str, Any]) -> None:
+    """If the next attempt asks anything else, then an answer to the former question does not pass it."""
+    ask(bench, started(bench, "again"), "t1", digest=7)
+    runner = again(bench)
+    tag = change.pop("name", "t1")
+    assert ask(bench, runner, tag, **{"digest": 7, **change}) == ["asked", RUN, 2, tag]
+    bench.call("run.decide", RUN, "t1", True)
+    assert bench.status(RUN) == "waiting_approval"
+    name = "t2" if tag == "t2" else "t1~2"
+    assert bench.call("run.decide", RUN, name, False)["tool_call_id"] == name
+    heard = ask(bench, runner, tag, **{"digest": 7, **change})
+    assert heard[3] == tag and (heard[-1]["approved"], heard[-1]["name"]) == (False, name)
+
+
+def test_an_answer_that_was_given_is_not_given_again_to_the_next_attempt(bench: Bench) -> None:
+    """If a call was approved and its run is executed again, then the next attempt's call is asked anew."""
+    former = started(bench, "again")
+    ask(bench, former, "t1", digest=7)
+    bench.call("run.decide", RUN, "t1", True)
+    assert ask(bench, again(bench), "t1", digest=7) == ["asked", RUN, 2, "t1"]
+    assert len(said(bench, "tool_approval_requested")) == 2
+
+
+def test_whether_a_budget_may_be_exceeded_is_not_carried_over(bench: Bench) -> None:
+    """If a run that asked about its budget is executed again, then that question is closed."""
+    ask(bench, started(bench, "again"), "apr_1", tool_name=None)
+    again(bench)
+    assert answers(bench) == [("apr_1", "node")] and bench.status(RUN) == "running"
+
+
+def test_a_question_that_no_attempt_asks_again_is_closed_with_its_run(bench: Bench) -> None:
+    """If the next attempt goes another way, then the former question is denied before the run's end."""
+    ask(bench, started(bench, "again"), "t1", digest=7)
+    bench.progress(again(bench), RUN, "completed")
+    assert answers(bench) == [("t1", "node")] and bench.events("s")[-1] == "run_completed"
 
 
 def test_a_paused_run_that_asks_waits_when_it_is_resumed(bench: Bench) -> None:
@@ -310,7 +383,8 @@ class ApprovalMachine(RuleBasedStateMachine):
     def ask(self, limit_s: float, default: str) -> None:
         assert self.runner is not None
         self.asked += 1
-        ask(self.bench, self.runner, f"t{self.asked}", limit_s=limit_s, default=default)
+        digest = self.asked if self.asked % 3 else None
+        ask(self.bench, self.runner, f"t{self.asked}", limit_s=limit_s, default=default, digest=digest)
 
     @precondition(lambda self: self.alive and self.asked)
     @rule(data=st.data(), back=st.booleans())
@@ -318,7 +392,9 @@ class ApprovalMachine(RuleBasedStateMachine):
         assert self.runner is not None
         name = f"t{data.draw(st.integers(1, self.asked))}"
         if name in self.bench.state.run(RUN).approvals:
-            ask(self.bench, self.runner, name, **({"gone": True} if back else {}))
+            number = int(name[1:])
+            ask(self.bench, self.runner, name, digest=number if number % 3 else None,
+                **({"gone": True} if back else {}))
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data(), approved=st.booleans(), scope=st.sampled_from(ap.SCOPES))
@@ -377,7 +453,8 @@ class ApprovalMachine(RuleBasedStateMachine):
         assert not self.bench.bugs, self.bench.bugs
         run = self.bench.state.run(RUN)
         opened = [name for name, asked in run.approvals.items() if ap.is_open(asked)]
-        assert (run.status == "waiting_approval") == bool(opened) or run.status == "paused"
+        waited = [name for name in opened if run.approvals[name]["attempt"] == run.attempt]
+        assert (run.status == "waiting_approval") == bool(waited) or run.status == "paused"
         assert not opened or run.status not in TERMINAL
         stored = runs.decode(self.bench.rows("SELECT record FROM run WHERE id = ?", RUN)[0][0])
         assert (stored.status, stored.approvals) == (run.status, run.approvals)

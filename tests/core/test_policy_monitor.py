@@ -14,7 +14,9 @@ from mesh.core.policy_monitor import Monitor
 
 
 def monitor(before: Any = None, **fields: Any) -> Monitor:
-    return Monitor(Policy.from_map(fields), before)
+    watch = Monitor(Policy.from_map(fields))
+    watch.know(before or {})
+    return watch
 
 
 def call(call_id: str | None, tool: str = "bash") -> dict[str, Any]:
@@ -68,23 +70,32 @@ def test_unknown_cost_is_said_once_and_breaks_nothing() -> None:
     assert watch.result()["metadata"] == {"warnings": ["missing_cost_rates"]}
 
 
-def test_reservation_beyond_the_budget_is_refused_and_keeps_nothing() -> None:
-    """If a call may use more than is left, then it is refused; a smaller one behind it may be made."""
+def test_reservation_beyond_the_budget_is_told_once() -> None:
+    """If what is held does not fit into what is left, then that is a violation, and told once."""
     watch = monitor(limits={"max_total_tokens": 100})
     watch.on_usage(50, None)
-    assert watch.reserve("total_tokens", 40) is None
-    refused = watch.reserve("total_tokens", 11)
-    assert refused is not None
-    assert refused.details["actual"] == 101
-    assert watch.reserve("total_tokens", 10) is None
+    watch.held = {"total_tokens": 50}
+    assert watch.excess() == []
+    watch.held = {"total_tokens": 51}
+    assert [violation.details["actual"] for violation in watch.excess()] == [101]
+    assert watch.excess() == []  # one violation per budget
 
 
-def test_usage_replaces_what_was_reserved() -> None:
-    """If a call used less than it reserved, then the rest is free again."""
-    watch = monitor(limits={"max_total_tokens": 100})
-    watch.reserve("total_tokens", 100)
-    watch.on_usage(10, None)
-    assert watch.reserve("total_tokens", 90) is None
+def test_held_amount_counts_beside_what_others_use_and_hold() -> None:
+    """If others take more of a shared budget, then less of it can be reserved here."""
+    limits = [{"kind": "max_total_tokens", "most": 100, "scope": "tag:acme"}]
+    watch = monitor({"tag:acme": {"total_tokens": 60}}, limits=limits)
+    watch.held = {"total_tokens": 40}
+    assert watch.excess() == []
+    assert watch.know({"tag:acme": {"total_tokens": 70}}) == []
+    assert [violation.details["actual"] for violation in watch.excess()] == [110]
+
+
+def test_budget_that_others_used_up_is_broken_without_a_word_of_this_run() -> None:
+    """If others use more than the limit, then this run has broken it, once."""
+    watch = monitor({}, limits=[{"kind": "max_cost_usd", "most": 1, "scope": "session"}])
+    told = [watch.know({"session": {"cost_usd": cost}}) for cost in (1.0, 1.5, 2.0)]
+    assert [len(violations) for violations in told] == [0, 1, 0]
 
 
 @given(st.lists(st.integers(0, 50), max_size=20), st.integers(0, 60))

@@ -36,6 +36,12 @@ class Shelf:
     def has_session(self, session_id: str) -> bool:
         return session_id in self.sessions
 
+    def runs_of(self, session: int) -> list[RunState]:
+        return []
+
+    def spent_by_tag(self, tag: str) -> list[dict[str, float]]:
+        return []
+
     def has_run(self, run_id: str) -> bool:
         return run_id in self.runs
 

@@ -153,18 +153,42 @@ def test_killed_runner_leaves_nothing_undecided(client: mesh.Client, tmp_path: P
     assert caught.value.code == "invalid_transition" and caught.value.details["by"] == "node"
 
 
-def test_another_attempt_asks_anew_under_another_name(client: mesh.Client, tmp_path: Path) -> None:
-    """If an idempotent run is executed again, then an answer to its first attempt passes nothing there."""
-    run, _ = begin(client, "again", tmp_path / "file")
+def test_question_of_an_idempotent_run_outlives_its_runner(client: mesh.Client, tmp_path: Path) -> None:
+    """If an idempotent run that waits is executed again, then it is the same question, asked once."""
+    run, question = begin(client, "again", tmp_path / "file")
     pid = client.sessions.handle(run.session_id).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: [a.tool_call_id for a in client.approvals.list()] == ["t1~2"], "the second question")
-    with pytest.raises(mesh.InvalidState):
-        client.approvals.approve(run.id, "t1")
-    client.approvals.approve(run.id, "t1~2")
+    waiting = ("waiting_approval", 2)
+    wait_for(lambda: (r := client.runs.get(run.id)) and (r.status, r.attempt) == waiting, "the next attempt")
+    assert asked(client, run.session_id) == question and not (tmp_path / "file").exists()
+    client.approvals.approve(run.id, "t1")
     client.runs.wait(run.id, timeout_s=20)
+    assert (tmp_path / "file").read_text() == "written\n"
+    assert log(client, run).count("tool_approval_requested") == 1
     is_whole(client, run)
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_question_survives_the_restart_of_everything(tmp_path: Path, killed: bool) -> None:
+    """If the whole node is killed, or stopped, and started again, then the inbox has the question, and the
+    answer that is given holds for the run's next attempt."""
+    source = Path(__file__).with_name("approval_agents.py")
+    table = {"provider": "python", "target": f"{source}:writer", "idempotent": True}
+    node = mesh.LocalNode(tmp_path / "data", config={"agents": {"again": table}})
+    with node, node.client(timeout_s=20.0) as client:
+        run, question = begin(client, "again", tmp_path / "file")
+        if killed:
+            os.kill(client.status()["pid"], signal.SIGKILL)
+    with (
+        mesh.LocalNode(tmp_path / "data", config={"agents": {"again": table}}) as node,
+        node.client(timeout_s=20.0) as client,
+    ):
+        assert asked(client, run.session_id) == question
+        client.approvals.approve(run.id, "t1", by="ann")
+        assert client.runs.wait(run.id, timeout_s=20).output == {"content": "done"}
+        assert client.runs.get(run.id).attempt == 2 and (tmp_path / "file").read_text() == "written\n"
+        is_whole(client, run)
 
 
 def test_killed_router_delays_the_answer_at_most(client: mesh.Client, tmp_path: Path) -> None:

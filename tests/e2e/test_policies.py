@@ -146,12 +146,12 @@ def test_layers_of_policies_only_tighten(guarded: mesh.Client) -> None:
     ("strict", "validation_error"),
     ({"approval_s": 0}, "validation_error"),
     ({"approval_default": "maybe"}, "validation_error"),
-    ({"limits": [{"kind": "max_tool_calls", "most": 1, "scope": "session"}]}, "capability_not_supported"),
+    ({"limits": [{"kind": "max_tool_calls", "most": 1, "scope": "tag:other"}]}, "validation_error"),
 ])
 def test_policy_that_cannot_be_kept_is_refused_and_nothing_is_stored(
     guarded: mesh.Client, policy: Any, code: str
 ) -> None:
-    """If a policy is wrong, or more than this version keeps, then the call is refused."""
+    """If a policy is wrong, or about a tag of others, then the call is refused."""
     session = guarded.sessions.start("echo")
     with pytest.raises(mesh.InvalidArgument) as caught:
         guarded.runs.submit(session.id, "x", policy=policy)

@@ -146,6 +146,12 @@ class Memory:
     def has_session(self, session_id: str) -> bool:
         return False
 
+    def runs_of(self, session: int) -> list[Any]:
+        return []
+
+    def spent_by_tag(self, tag: str) -> list[dict[str, float]]:
+        return []
+
     def has_run(self, run_id: str) -> bool:
         return False
 

@@ -104,6 +104,13 @@ class Bench:
             decision = {"approved": self.human, "scope": "once", "by": "ann", "reason": None}
             asyncio.get_running_loop().call_soon(answered, decision)
 
+    async def read(self, partition: int, op: str, args: list[Any]) -> Any:
+        """Nobody else used anything."""
+        return {}
+
+    def partitions(self) -> int:
+        return 1
+
     def ended(self, drive: Drive) -> None:
         self.done[drive.key[0]].set()
 
