@@ -13,6 +13,7 @@ import click
 from mesh.cli import render, values
 from mesh.cli.app import command, open_client, shell
 from mesh.cli.follow import open_view, show, view_options
+from mesh.cli.recording import check_recording, record_option, save_recording
 from mesh.cli.settings import config_option, load, sections
 from mesh.cli.workspace import say_workspace, workspace_of, workspace_options
 from mesh.errors import DeadlineExceeded, MeshError, RunError, from_wire
@@ -75,6 +76,7 @@ RUN_VIEW = ("text", "text")
     metavar="NAME=VALUE",
     help="What the agent is told; may be repeated.",
 )
+@record_option
 @workspace_options
 @view_options
 @config_option
@@ -88,6 +90,7 @@ def run(
     cwd: str | None,
     policies: list[dict[str, Any]],
     context: dict[str, Any],
+    recording: Path | None,
     workspace: str | None,
     rollback: bool,
     worktree: bool,
@@ -106,9 +109,11 @@ def run(
       mesh run shell "make test" --deadline 600 --idle 60
       mesh run shell "git log -3" --policy configs/policies/readonly.toml
       mesh run shell "make release" --workspace . --rollback
+      mesh run coder "what is 2+3?" --record demo.jsonl
       mesh run coder "fix the tests" --render studio --sink jsonl:events.jsonl
     """
     words = values.prompt_text(prompt)
+    check_recording(recording)
     folder = workspace_of(workspace, rollback=rollback, worktree=worktree)
     view = open_view(RUN_VIEW, renderer, tool_output, sinks)
     with closing_view(view), _signals_heard(), _a_client(config_file) as (client, address):
@@ -117,6 +122,7 @@ def run(
         task = Task(
             agent, words, session_id, deadline_s, str(Path(cwd).resolve()) if cwd else None, context or None,
             idle_s=idle_s, usage=usage, policies=policies, workspace=folder,
+            recording=recording,
         )
         raise click.exceptions.Exit(run_task(client, address, task, view))
 
@@ -134,6 +140,7 @@ class Task(NamedTuple):
     policies: Sequence[dict[str, Any]] = ()
     workspace: dict[str, Any] | None = None
     usage: bool | None = None  #: None: on a terminal, when there is something to say
+    recording: Path | None = None  #: where the session is written at the end
 
 
 def run_task(client: mesh.Client, address: str | None, task: Task, view: Rendering) -> int:
@@ -161,6 +168,8 @@ def run_task(client: mesh.Client, address: str | None, task: Task, view: Renderi
     finally:
         if task.session_id is None:
             _end_session(address, record.id, "complete" if code == render.OK else "cancel")
+        if task.recording is not None:
+            save_recording(address, record.id, task.recording)
     return code
 
 

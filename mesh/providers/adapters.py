@@ -29,8 +29,18 @@ from typing import Any, NamedTuple
 from mesh.core.message import Role
 from mesh.core.plain import plain
 from mesh.errors import InvalidArgument, RunError
-from mesh.providers.base import Output, Piece, ProviderFailure, RunContext, as_failure, check_options
+from mesh.providers.base import (
+    STREAMING,
+    Output,
+    Piece,
+    ProviderFailure,
+    RunContext,
+    as_failure,
+    check_options,
+)
 
+#: What such an agent can do.
+CAPABILITIES = (STREAMING, {"name": "tool_use", "type": "tool"})
 #: Pieces that a framework may be ahead of the run.
 AHEAD_MAX = 64
 #: How long a framework that was told to stop may take.
@@ -56,6 +66,7 @@ def _agent(target: Any, play: Play) -> Callable[[RunContext], AsyncIterator[Piec
         async for piece in _played(run, lambda stage: play(target, stage)):
             yield piece
 
+    agent.capabilities = CAPABILITIES  # type: ignore[attr-defined]  # as PythonProvider looks for them
     return agent
 
 
@@ -260,6 +271,6 @@ _FRAMEWORKS = {
 }
 
 __all__ = [
-    "AHEAD_MAX", "SHOWN_CHARS_MAX", "STOP_S", "Call", "Play", "Stage", "adapted", "arguments_of",
-    "history", "json_of", "options_of", "shown", "text_of",
+    "AHEAD_MAX", "CAPABILITIES", "SHOWN_CHARS_MAX", "STOP_S", "Call", "Play", "Stage", "adapted",
+    "arguments_of", "history", "json_of", "options_of", "shown", "text_of",
 ]

@@ -87,7 +87,8 @@ class PythonProvider:
         kind = _kind(self._function)
         self._call = _CALLS[kind]
         streams = kind in ("async generator", "generator")
-        self.capabilities = capabilities_of(table, self.CAPABILITIES if streams else ())
+        own = getattr(self._function, "capabilities", self.CAPABILITIES if streams else ())
+        self.capabilities = capabilities_of(table, own)
 
     def started(self, run: RunContext) -> dict[str, Any]:  # noqa: ARG002
         """Nothing to add."""

@@ -149,8 +149,7 @@ class Framework(Subject):
         yield
 
     def agent(self, scene: str, folder: Path) -> Agent:
-        capabilities = ["streaming", {"name": "tool_use", "type": "tool"}]
-        return Agent(python_agent(folder, self.source, capabilities=capabilities), scene)
+        return Agent(python_agent(folder, self.source), scene)
 
     def executed(self) -> int:
         log = self._folder / "executed"
