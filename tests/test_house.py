@@ -38,6 +38,8 @@ LAYERS: dict[str, frozenset[str]] = {
          "workspaces"}
     ),
     "client": frozenset({"errors", "core", "config", "log", "proc", "net"}),
+    "streams": frozenset({"errors", "core", "client"}),
+    "workflow": frozenset({"errors", "core", "client"}),
     "root": frozenset({"errors", "core", "config", "client", "providers"}),
     "cli": frozenset(
         {"errors", "core", "config", "log", "proc", "launch", "launch_view", "net", "store", "client",
