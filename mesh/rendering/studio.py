@@ -193,6 +193,15 @@ class StudioRenderer(Renderer):
         lines = f"+{number(data.get('insertions'))} -{number(data.get('deletions'))}"
         return self._marked("blue", INFO, f"{count} file{'s' if count != 1 else ''} changed ({lines})")
 
+    def _driven(self, event: Event) -> str:
+        driver = preview(event.data.get("driver"), PREVIEW_CHARS)
+        reason = preview(event.data.get("reason"), PREVIEW_CHARS)
+        text = f"{driver} drives the session" if driver else "nobody drives the session"
+        return self._marked("blue", INFO, text + (f" ({reason})" if reason else ""))
+
+    def _recovered(self, event: Event) -> str:
+        return self._row(self.ink("dim", f"Recovered: {preview(failure_text(event.data), PREVIEW_CHARS)}"))
+
     def _session(self, event: Event) -> str:
         return self._marked("blue", INFO, event.type.replace("_", " "))
 
@@ -230,7 +239,12 @@ def _call(event: Event, begun: _Begun | None) -> Call:
 
 
 _LINES: dict[str, Callable[[StudioRenderer, Event], str]] = {
+    "access_changed": StudioRenderer._session,
+    "driver_changed": StudioRenderer._driven,
     "error_occurred": StudioRenderer._failed,
+    "error_recovered": StudioRenderer._recovered,
+    "log_pruned": StudioRenderer._session,
+    "message_pinned": StudioRenderer._session,
     "message_received": StudioRenderer._received,
     "message_sent": StudioRenderer._sent,
     "policy_violation": StudioRenderer._violated,
@@ -253,6 +267,7 @@ _LINES: dict[str, Callable[[StudioRenderer, Event], str]] = {
     "tool_call_completed": StudioRenderer._tool_ended,
     "tool_call_failed": StudioRenderer._tool_ended,
     "tool_call_started": StudioRenderer._tool_started,
+    "transcript_compacted": StudioRenderer._session,
     "turn_completed": StudioRenderer._silent,
     "workspace_diff_computed": StudioRenderer._changed,
     "workspace_snapshot_taken": StudioRenderer._silent,
