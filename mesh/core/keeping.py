@@ -95,6 +95,7 @@ class Keeping:
             state.announce("deleted", session, hard=True)
         for run_id in [run_id for run_id, run in state.runs.items() if run.session_id == session.id]:
             _drop(state, state.runs, run_id)
+            state.newest_run.left(run_id)  # its row stays until it is removed
             _drop(state, state.dirty_runs, run_id)
         _drop(state, state.sessions, session.id)
         _drop(state, state.dirty_sessions, session.id)

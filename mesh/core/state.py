@@ -23,6 +23,7 @@ from mesh.core import events as ev
 from mesh.core import wire
 from mesh.core.access import NOBODY, Credentials
 from mesh.core.audit import Entry
+from mesh.core.newest import Newest
 from mesh.core.redact import Redactor
 from mesh.core.run import RunState, agent_of
 from mesh.core.session import SessionState, handle_map
@@ -94,6 +95,12 @@ class Loader(Protocol):
     def spent_by_tag(self, tag: str) -> list[dict[str, float]]:
         """The sums of a tag: one per slot."""
 
+    def newest_session(self, scope: str) -> str:
+        """The greatest stored id that begins so, "" when there is none."""
+
+    def newest_run(self, scope: str) -> str:
+        """The greatest stored id that begins so, "" when there is none."""
+
     def is_left_over(self, run_id: str) -> bool:
         """Whether it is stored, of a session that is being removed."""
 
@@ -114,6 +121,7 @@ class State:
         self.node = node
         self.sessions: OrderedDict[str, SessionState] = OrderedDict()
         self.runs: OrderedDict[str, RunState] = OrderedDict()
+        self.newest_session, self.newest_run = Newest(loader.newest_session), Newest(loader.newest_run)
         self.work: dict[str, Work] = {}
         self.live: OrderedDict[str, float] = OrderedDict()
         self.runners: dict[int, RunnerEntry] = {}
@@ -186,11 +194,15 @@ class State:
 
     def has_session(self, session_id: str) -> bool:
         """Whether the id was ever used."""
-        return session_id in self.sessions or self.loader.has_session(session_id)
+        if session_id in self.sessions:
+            return True
+        return not self.newest_session.precedes(session_id) and self.loader.has_session(session_id)
 
     def has_run(self, run_id: str) -> bool:
         """Whether the id was ever used."""
-        return run_id in self.runs or self.loader.has_run(run_id)
+        if run_id in self.runs:
+            return True
+        return not self.newest_run.precedes(run_id) and self.loader.has_run(run_id)
 
     def event_type(self, session: SessionState, seq: int) -> int | None:
         """The type's code of an event of the log, this batch included; None when there is none."""
@@ -390,12 +402,14 @@ class State:
                 runs.move_to_end(run_id)
             else:
                 del runs[run_id]
+                self.newest_run.left(run_id)
         for _ in range(min(step, len(sessions) - keep_max)):
             session_id, session = next(iter(sessions.items()))
             if session.live or session_id in self.work:
                 sessions.move_to_end(session_id)
             else:
                 del sessions[session_id]
+                self.newest_session.left(session_id)
 
 
 def topic_id(identifier: str) -> str:

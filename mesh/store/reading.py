@@ -125,6 +125,19 @@ class StoredRows:
         sql = "SELECT 1 FROM run WHERE id = ?"
         return self.guarded(lambda: self._one(sql, run_id), "look for a run") is not None
 
+    def newest_session(self, scope: str) -> str:
+        """The greatest stored session id that begins so, "" when there is none."""
+        return self._newest("session", scope)
+
+    def newest_run(self, scope: str) -> str:
+        """The greatest stored run id that begins so, "" when there is none."""
+        return self._newest("run", scope)
+
+    def _newest(self, table: str, scope: str) -> str:
+        sql = f"SELECT max(id) FROM {table} WHERE id >= ? AND id < ?"
+        end = scope + chr(0x10FFFF)
+        return self.guarded(lambda: self._one(sql, scope, end), "look for the newest id") or ""
+
     def is_left_over(self, run_id: str) -> bool:
         """Whether a run is stored that belongs to a session that is being removed."""
         sql = "SELECT 1 FROM run r JOIN session s ON s.n = r.session WHERE r.id = ? AND s.deleted = ?"

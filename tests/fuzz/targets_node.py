@@ -152,6 +152,12 @@ class Memory:
     def spent_by_tag(self, tag: str) -> list[dict[str, float]]:
         return []
 
+    def newest_session(self, scope: str) -> str:
+        return "\U0010ffff"
+
+    def newest_run(self, scope: str) -> str:
+        return "\U0010ffff"
+
     def has_run(self, run_id: str) -> bool:
         return False
 
