@@ -22,7 +22,7 @@ from mesh.core.records import SessionStatus
 from mesh.core.redact import MARKER, Redactor
 from mesh.core.session import SLOTS_MAX
 from mesh.core.slots import PARTITIONS_MAX
-from mesh.core.wire import FRAME_BYTES_MAX
+from mesh.core.wire import EVENT_BYTES_MAX, FRAME_BYTES_MAX
 from mesh.errors import ConfigError
 
 DURABILITIES = ("power", "process")
@@ -115,6 +115,7 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     running: int = 10_000  #: runs that execute at a time, over all runners; the others wait
     runner_unacked_bytes: int = 16 * 1024 * 1024
     output_bytes: int = 4 * 1024 * 1024  #: of one run's joined text
+    event_bytes: int = EVENT_BYTES_MAX  #: of one event, a tool's output mostly
     unstored_s: float = 60.0  #: a run whose events cannot be stored for so long is stopped
     workspace_files: int = 200_000  #: of a workspace that is a plain folder
     workspace_bytes: int = 1024 * 1024 * 1024  #: contents kept for rollbacks of plain folders, all together
@@ -181,6 +182,7 @@ _RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("routes", "expired_memory_max"): (0, 10**7),
     ("routes", "ttl_ms"): (1, 10**13),
     ("limits", "frame_bytes"): (1024, FRAME_BYTES_MAX),
+    ("limits", "event_bytes"): (64 * 1024, EVENT_BYTES_MAX),
 }
 _CHOICES = {("routes", "durability"): DURABILITIES, ("sessions", "durability"): DURABILITIES}
 #: Settings that are lists of texts; what may stand in them, None: anything.

@@ -231,6 +231,22 @@ class Packed(NamedTuple):
     op: str  #: of all that travels; empty when they differ
 
 
+def told_and_rest(
+    payload: Payload, pairs: Iterable[Pair]
+) -> tuple[tuple[list[Any], list[Pair]], list[tuple[int, Call, Any]]]:
+    """What a reply says: (tokens, pairs) that are answered, and the rows that are to be asked again."""
+    tokens: list[Any] = []
+    told: list[Pair] = []
+    rest = []
+    for row, pair in zip(payload.rows(), pairs, strict=True):
+        if pair[0] == 1 and pair[1].get("details", {}).get("again") is True:
+            rest.append(row)
+        else:
+            tokens.append(row[2])
+            told.append(pair)
+    return (tokens, told), rest
+
+
 def split(
     calls: Sequence[Call], frame_bytes: int
 ) -> tuple[list[Packed], list[tuple[int, LocalProtocolError]]]:
@@ -397,4 +413,5 @@ __all__ = [
     "gather",
     "split",
     "spread",
+    "told_and_rest",
 ]

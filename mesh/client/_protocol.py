@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from mesh.client._facts import AGAIN_S, Facts, again_s, facts_of, pairs_of, parts_of, refusal_of, unreachable
 from mesh.client._lanes import Batch, Lanes
-from mesh.client._payload import LOCAL_ERROR, STALE, Call, Payload, error_pair, split
+from mesh.client._payload import LOCAL_ERROR, STALE, Call, Payload, error_pair, split, told_and_rest
 from mesh.client._traffic import (
     BLOCKED_RETRY_S,
     FOREVER,
@@ -56,7 +56,8 @@ MANY_OPS = frozenset(("route.set_many", "route.get_many", "route.resolve_many"))
 
 _REPLY, _GONE = int(Kind.REPLY), int(Kind.GONE)
 #: As plain numbers: an operation on IntFlag takes a microsecond, and each frame needs some.
-_REFUSED, _STALE_MAP, _AGAIN = int(Flag.REFUSED), int(Flag.STALE_MAP), int(Flag.AGAIN)
+_REFUSED, _STALE_MAP = int(Flag.REFUSED), int(Flag.STALE_MAP)
+_AGAIN, _MORE = int(Flag.AGAIN), int(Flag.MORE)
 
 
 class Early(NamedTuple):
@@ -271,7 +272,12 @@ class Protocol(Traffic):
         if payload.waiting is not None:
             return self._on_parts(payload, frame)
         self._close_payload(payload)
-        return [(payload.tokens, pairs_of(payload, frame))]
+        if not header.flags & _MORE:
+            return [(payload.tokens, pairs_of(payload, frame))]
+        told, rest = told_and_rest(payload, pairs_of(payload, frame))
+        done: list[Completion] = [told]
+        self._place([Early(payload.kind, *row, payload.deadline_s) for row in rest], now_s, done)
+        return done
 
     def _on_parts(self, payload: Payload, frame: bytes) -> list[Completion]:
         """Some of several waiting reads are answered; the others go on waiting."""

@@ -175,18 +175,20 @@ class Partition:
         """Answer these reads, too; those of one session are refused to whom it does not open."""
         self.reads.update(self.ops.driving.guarded_reads(table))
 
-    def read(self, calls: list[Any]) -> bytes:
-        """Answer the calls of a READ payload: the body of the reply."""
-        parts = []
-        size = 0
+    def read(self, calls: list[Any]) -> tuple[bytes, bool]:
+        """Answer the calls of a READ payload: the body of the reply, and whether some found no room in it.
+
+        Calls of many callers may share a payload: what would fit alone is to be asked again.
+        """
+        parts: list[bytes] = []
+        size, full = 0, False
         for op, args in calls:
-            answer = self.read_one(op, args)
-            size += len(answer)
-            if size > REPLY_BYTES_MAX:
-                size -= len(answer)
-                answer = _TOO_MUCH
-            parts.append(answer)
-        return wire.join_replies(parts)
+            answer = self.read_one(op, args) if not full else b""
+            if size + len(answer) > REPLY_BYTES_MAX:
+                full, answer = bool(parts), _TOO_MUCH
+            parts.append(_ASK_AGAIN if full else answer)
+            size += len(parts[-1])
+        return wire.join_replies(parts), full
 
     def read_one(self, op: str, args: list[Any]) -> bytes:
         """Answer one read."""
@@ -436,5 +438,9 @@ def _too_much() -> InvalidArgument:
 
 
 _TOO_MUCH = wire.failure(_too_much())
+_ASK_AGAIN = wire.failure(InvalidArgument(
+    "the answers of one payload do not fit into a frame: ask again for this", code="limit_exceeded",
+    details={"again": True},
+))
 
 __all__ = ["PARKED_MAX", "PARKED_S_MAX", "REPLY_BYTES_MAX", "PartOf", "Partition", "Pending"]

@@ -52,6 +52,8 @@ HEADER_BYTES = HEADER.size
 CLIENT_ID_BYTES = 16
 ACTOR_PREFIX_BYTES = CLIENT_ID_BYTES + 8
 FRAME_BYTES_MAX = 16 * 1024 * 1024
+#: One event: what it travels in, to its partition and to its readers, fits into a frame with it.
+EVENT_BYTES_MAX = 12 * 1024 * 1024
 CALLS_PER_PAYLOAD_MAX = 4096
 #: msgpack-python stops at 1024 levels by itself; ours is lower so that every language can keep it.
 DEPTH_MAX = 64
@@ -86,7 +88,7 @@ class Flag(IntFlag):
     REFUSED = 2  #: reply: the body is one error map for the whole payload
     STALE_MAP = 4  #: reply, with REFUSED: say HELLO again, then resend
     AGAIN = 8  #: reply, with REFUSED: nothing was done; resend the same numbers
-    MORE = 16  #: reply to a WAIT of several calls: others have no answer yet, more follows
+    MORE = 16  #: reply to several calls: others have no answer yet (WAIT: it follows; READ: ask again)
 
 
 class Header(NamedTuple):
@@ -364,8 +366,8 @@ def join_replies(parts: Sequence[bytes]) -> bytes:
 
 __all__ = [
     "ACTOR_PREFIX_BYTES", "CALLS_PER_PAYLOAD_MAX", "CLIENT_ID_BYTES", "DEADLINE", "DEPTH_MAX", "ERROR",
-    "FRAME_BYTES_MAX", "HEADER", "HEADER_BYTES", "MAGIC", "OK", "OK_FALSE", "OK_NIL", "OK_TRUE",
-    "ROUTER_ID", "VERSION", "WAIT_BYTES_MAX", "WAIT_MS_MAX", "Flag", "Header", "Kind", "actor_id",
+    "EVENT_BYTES_MAX", "FRAME_BYTES_MAX", "HEADER", "HEADER_BYTES", "MAGIC", "OK", "OK_FALSE", "OK_NIL",
+    "OK_TRUE", "ROUTER_ID", "VERSION", "WAIT_BYTES_MAX", "WAIT_MS_MAX", "Flag", "Header", "Kind", "actor_id",
     "array_header",
     "check_depth", "decode_calls", "decode_header", "encode_body", "encode_header", "failure",
     "join_replies", "map_header", "ok", "pack", "pack_header", "parse_actor_id", "repack", "unpack",

@@ -54,7 +54,7 @@ LAZY_FLUSH_S = 0.2
 EX_INCONSISTENT = 70
 
 READ, WRITE, WAIT = int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)
-REPLY = int(wire.Kind.REPLY)
+REPLY, MORE = int(wire.Kind.REPLY), int(wire.Flag.MORE)
 
 
 class PartitionProcess:
@@ -232,7 +232,8 @@ class PartitionProcess:
             if self.recovery.partial or self.store.unfilled:
                 self.recovery.refuse_partial(calls)
             if header.kind == READ:
-                self._reply(client, header.request_id, READ, size, self.partition.read(calls))
+                body, full = self.partition.read(calls)
+                self._send(client + self._header(header.request_id, READ, size, MORE if full else 0) + body)
             else:
                 pending = Pending(client, header, size, calls, deadline_ms / 1000)
                 self.writes.append((pending, header.done_below))

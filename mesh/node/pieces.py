@@ -50,6 +50,7 @@ class Sink(Protocol):
     registry: Registry
     redactor: Redactor
     output_bytes_max: int
+    event_bytes_max: int
 
     def changed(self, log: RunLog) -> None:
         """A log has something to send."""
@@ -248,7 +249,8 @@ class Pieces:
         event = encode_event(
             TYPE_CODE[event_type], ts, self._encoder.encode(event_type, data, ts, metadata, correlation_id)
         )
-        self._bounded(len(event), "an event")
+        if len(event) > (most := self._sink.event_bytes_max):
+            raise _too_large(f"an event of {len(event)} bytes", len(event), most, "limits.event_bytes")
         self._sink.outbox.add(self.log, event)
         self._sink.changed(self.log)
 
@@ -353,19 +355,13 @@ class Pieces:
                   plain(part, "the result", depth_max=DEPTH_MAX + 1) for key, part in result.items()}
         result = self._redactor.data(result)
         settlement = pack(result)
-        self._bounded(len(settlement), "an output")
+        most = 2 * self._sink.output_bytes_max + TEXT_CHARS_MAX
+        if len(settlement) > most:
+            what = f"an output of {len(settlement)} bytes"
+            raise _too_large(what, len(settlement), most, "twice limits.output_bytes and a bit")
         if self.workspace is None:
             return settlement
         return pack({**result, "workspace": self._redactor.data(dict(self.workspace))})
-
-    def _bounded(self, size: int, what: str) -> None:
-        """Refuse what is too large to be kept and to travel."""
-        most = 2 * self._sink.output_bytes_max + TEXT_CHARS_MAX
-        if size > most:
-            raise InvalidArgument(
-                f"{what} of {size} bytes is too large: at most {most} (twice limits.output_bytes and a bit)",
-                code="limit_exceeded", details={"bytes": size, "most": most},
-            )
 
     def drop(self) -> None:
         """Say nothing more, not even an end."""
@@ -377,6 +373,12 @@ class Pieces:
 
 def _unopened() -> Opening:
     return None, {}, None
+
+
+def _too_large(what: str, size: int, most: int, limit: str) -> InvalidArgument:
+    """It cannot be kept, and could not travel."""
+    return InvalidArgument(f"{what} is too large: at most {most} ({limit})", code="limit_exceeded",
+                           details={"bytes": size, "most": most})
 
 
 def _call_of(data: dict[str, Any]) -> str:

@@ -92,6 +92,7 @@ class Runner:
         self.states: dict[str, dict[str, Any]] = {}
         self.redactor = child.config.redaction.redactor()
         self.output_bytes_max = limits.output_bytes
+        self.event_bytes_max = min(limits.event_bytes, limits.frame_bytes * 3 // 4)
         self.prices = Prices(child.config.prices)
         self.late = 0
         self._child = child

@@ -272,17 +272,17 @@ class StoredRows:
         self, sql: str, args: tuple[Any, ...], limit: int, bytes_max: int
     ) -> tuple[list[StoredEvent], bool]:
         found: list[Any] = []
-        size = 0
-        rows = self._db.execute(sql, args)
-        for row in rows:
+        size, cut = 0, False
+        for row in self._db.execute(sql, args):
             fragment = row[3]
             if checksum(fragment) != row[4]:
                 raise self._damaged_event(row[0])
-            found.append(row)
             size += len(fragment)
-            if size > bytes_max:
+            if size > bytes_max and found:
+                cut = True  # so that an event larger than a page is a page of its own
                 break
-        complete = len(found) <= limit and next(rows, None) is None
+            found.append(row)
+        complete = len(found) <= limit and not cut
         return list(map(_as_event, repeat(StoredEvent), found[:limit])), complete
 
     def _stored_event(self, row: Any) -> StoredEvent:
@@ -310,9 +310,9 @@ class StoredRows:
             found: list[tuple[str, StoredEvent]] = []
             size = 0
             for row in self._db.execute(sql, (after, limit)):
-                if size > bytes_max:
-                    break
                 size += len(row[6])
+                if size > bytes_max and found:
+                    break
                 found.append((row[8], self._stored_event(row)))
             return found
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from bench import Bench, new_run_id
 from hypothesis import given
@@ -40,7 +38,7 @@ def test_a_used_id_is_never_called_new(steps: list[tuple[str, str]]) -> None:
             assert not (newest.precedes(identifier) and identifier in stored)
 
 
-def test_an_id_greater_than_all_is_seen_without_the_store(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_id_is_seen_without_the_store(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """If sessions and runs are made as mesh mints them, then the store is asked for their scopes alone."""
     monkeypatch.setattr(bench.store, "has_run", _asked)
     monkeypatch.setattr(bench.store, "has_session", _asked)

@@ -28,7 +28,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def read(partition: Partition, *calls: list[Any]) -> Any:
-    return wire.unpack(partition.read(list(calls)))
+    return wire.unpack(partition.read(list(calls))[0])
 
 
 def test_calls_of_one_payload_see_each_other_in_order(bench: Bench) -> None:

@@ -25,8 +25,9 @@ GARBAGE: dict[str, tuple[str, str | None]] = {
     "time": ("{'type': 'turn_completed', 'ts': 'noon'}", "validation_error"),
     "large": ("{'type': 'tool_call_completed', 'data': {'tool_name': 'x', 'tool_output': 'y' * 4**11}}",
               None),
-    "huge": ("{'type': 'tool_call_completed', 'data': {'tool_name': 'x', 'tool_output': 'y' * 10**7}}",
-             "limit_exceeded"),
+    "huge": ("{'type': 'tool_call_completed', 'data': {'tool_name': 'x', 'tool_output': 'y' * 10**7}}", None),
+    "monstrous": ("{'type': 'tool_call_completed', 'data': {'tool_name': 'x', 'tool_output': 'y' * 2**24}}",
+                  "limit_exceeded"),
     "shape": ("{'type': 'tool_call_started', 'data': {'tool_name': 7}}", None),
 }  # fmt: skip
 

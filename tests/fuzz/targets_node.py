@@ -200,7 +200,7 @@ class Mini:
         for _ in range(1 + dice.below(3)):
             try:
                 calls = wire.decode_calls(_body(dice))
-                pairs_of(self.partition.read(calls), len(calls))
+                pairs_of(self.partition.read(calls)[0], len(calls))
                 self._write(dice, calls)
             except MeshError:
                 pass

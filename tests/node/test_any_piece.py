@@ -42,7 +42,7 @@ class Sink:
         self.outbox = Outbox(10**9)
         self.registry: Any = Registry()
         self.redactor = Redactor()
-        self.output_bytes_max = 1_000_000
+        self.output_bytes_max = self.event_bytes_max = 1_000_000
 
     def changed(self, log: RunLog) -> None:
         """Nobody waits."""

@@ -38,7 +38,7 @@ ENDS = st.sampled_from(["completed", "cancelled", "timeout", "unstored"])
 class Sink:
     """Where a run's events go, without a runner."""
 
-    output_bytes_max = 10_000
+    output_bytes_max = event_bytes_max = 10_000
 
     class registry:
         """Stands for an object."""

@@ -62,7 +62,7 @@ class Bench:
         self.registry = Registry(agents, processes=self.processes)
         self.states: dict[str, dict[str, Any]] = {}
         self.redactor = Redactor()
-        self.output_bytes_max = output_bytes
+        self.output_bytes_max = self.event_bytes_max = output_bytes
         self.late = 0
         self.prices = Prices()
         self.transcripts = Transcripts(self._no_log, lambda: b"")
