@@ -79,6 +79,7 @@ EVENTS: tuple[EventType, ...] = (
     EventType("message_pinned", "transcript", "node", False, {"seq": int}),
     EventType("driver_changed", "session", "node", True, {"reason": str}),
     EventType("access_changed", "session", "node", False, {}),
+    EventType("prompt_queued", "message", "node", True, {**_TEXT, "queue": str}),
 )
 EVENT_TYPES: tuple[str, ...] = tuple(row.name for row in EVENTS)
 TYPE_CODE: dict[str, int] = {name: code for code, name in enumerate(EVENT_TYPES)}

@@ -8,6 +8,8 @@ Rules of this file:
    prompt before everything that waits.
 3. ``steering`` goes beside the queue, into a run that executes, when its agent takes it; ``follow_up`` is a
    turn of its own. Where nothing executes, both are.
+4. A prompt that has to wait is a ``prompt_queued`` in the log, in the commit that takes it: a display that
+   follows the session shows it. What becomes of it its run says: ``message_sent``, or ``run_cancelled``.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from mesh.core.settling import Settling
 from mesh.errors import InvalidArgument, InvalidState, shown
 
 FOLLOW_UP, STEERING = QUEUES = ("follow_up", "steering")
+#: How much of a prompt that waits its event shows; ``sessions.queued`` has all of it.
+SHOWN_CHARS_MAX = 1_000
 ENQUEUE, REJECT, INTERRUPT, ROLLBACK = ON_BUSY = ("enqueue", "reject", "interrupt", "rollback")
 
 
@@ -69,7 +73,15 @@ class PromptOps:
         else:
             run = self.queue.steer(run) if steers else self.runs.queue_up(run, session)
         waits = run.status == RunStatus.QUEUED
+        if waits:
+            self._show_waiting(run, text)
         return wire.ok([run.id, waits, run.queue if waits else None])
+
+    def _show_waiting(self, run: RunState, text: str) -> None:
+        shown = self.state.redactor.text(text)  # before it is cut: half of a secret looks like none
+        cut = {"truncated": True} if len(shown) > SHOWN_CHARS_MAX else {}
+        data = {"queue": run.queue, "content": shown[:SHOWN_CHARS_MAX], **cut}
+        self.state.append(run.session_id, "prompt_queued", data, run=run)
 
     def _put(self, run_id: Any, session: SessionState, text: str, queue: str) -> RunState:
         run = self.runs.add(run_id, session, {"prompt": text}, None)
@@ -105,5 +117,5 @@ class PromptOps:
         return [[run.id, run.queue, run.input["prompt"], run.queued_at] for run in waiting if run.queue]
 
 
-__all__ = ["ENQUEUE", "FOLLOW_UP", "INTERRUPT", "ON_BUSY", "QUEUES", "REJECT", "ROLLBACK", "STEERING",
-           "PromptOps"]
+__all__ = ["ENQUEUE", "FOLLOW_UP", "INTERRUPT", "ON_BUSY", "QUEUES", "REJECT", "ROLLBACK", "SHOWN_CHARS_MAX",
+           "STEERING", "PromptOps"]

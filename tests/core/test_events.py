@@ -44,14 +44,15 @@ maps = st.dictionaries(
 
 def test_the_codes_in_the_store_never_change() -> None:
     """If a type's code moved, then stored logs would tell another story."""
-    assert len(EVENT_TYPES) == len(TYPE_CODE) == 32
+    assert len(EVENT_TYPES) == len(TYPE_CODE) == 33
     assert [
         TYPE_CODE[name]
         for name in ("session_created", "run_started", "message_sent", "tool_approval_denied")
-    ] + [TYPE_CODE[name] for name in ("message_pinned", "driver_changed", "access_changed")] == [
-        0, 7, 12, 27, 29, 30, 31]
+    ] + [
+        TYPE_CODE[name] for name in ("message_pinned", "driver_changed", "access_changed", "prompt_queued")
+    ] == [0, 7, 12, 27, 29, 30, 31, 32]
     assert set(RUN_TERMINAL_EVENT.values()) <= set(EVENT_TYPES)
-    assert [type_code(name) for name in EVENT_TYPES] == list(range(32))
+    assert [type_code(name) for name in EVENT_TYPES] == list(range(33))
 
 
 @pytest.mark.parametrize("name", [None, 7, "", "run_begun", ["run_started"], b"run_started", "x" * 10_000])
@@ -134,6 +135,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "transcript_compacted": {"summary": "s", "up_to": 3},
     "message_pinned": {"seq": 3},
     "driver_changed": {"reason": "claimed"},
+    "prompt_queued": {"content": "hi", "queue": "steering"},
 }
 
 
@@ -152,7 +154,7 @@ def test_the_groups_hold_as_many_types_as_promised() -> None:
     """If a type changed its group, then who reads by group reads something else."""
     groups = Counter(row.group for row in EVENTS)
     assert groups == {
-        "session": 9, "run": 5, "message": 3, "tool": 3, "error": 2, "usage": 2, "workspace": 2, "policy": 1,
+        "session": 9, "run": 5, "message": 4, "tool": 3, "error": 2, "usage": 2, "workspace": 2, "policy": 1,
         "approval": 3, "transcript": 2,
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ from bench import CATALOGUE, Bench, Runner, new_run_id, started
 
 from mesh.core import events as ev
 from mesh.core import wire
+from mesh.core.prompts import SHOWN_CHARS_MAX
 
 RUNS = [new_run_id("s", n) for n in range(9)]
 
@@ -80,6 +81,28 @@ def test_follow_ups_wait_in_order_each_a_run_of_its_own(bench: Bench) -> None:
     for n in range(3):
         assert executing(bench) == [n]
         finish(bench, runner, n)
+
+
+def test_a_prompt_that_waits_is_an_event_and_one_that_begins_is_none(bench: Bench) -> None:
+    """If a prompt has to wait, then the log says so, with its queue and its text as it may be shown."""
+    started(bench)
+    prompt(bench, 0)
+    prompt(bench, 1)
+    prompt(bench, 2, "steering")
+    prompt(bench, 3, "follow_up", "interrupt")
+    long = "x" * (SHOWN_CHARS_MAX - 11) + " AKIAIOSFODNN7EXAMPLE"
+    bench.call("session.prompt", "s", RUNS[4], long, "follow_up", None)
+    rows = bench.rows("SELECT fragment FROM event WHERE type = ? ORDER BY pos", ev.TYPE_CODE["prompt_queued"])
+    header = wire.map_header(ev.FRAGMENT_PAIRS)
+    events = [wire.unpack(header + fragment) for (fragment,) in rows]
+    assert [(RUNS.index(e["run_id"]), e["data"]["queue"], e["data"]["content"]) for e in events[:3]] == [
+        (1, "follow_up", "text 1"), (2, "steering", "text 2"), (3, "follow_up", "text 3")]
+    assert events[3]["data"] == {
+        "queue": "follow_up", "content": "x" * (SHOWN_CHARS_MAX - 11) + " [REDACTED]"}
+    bench.call("session.prompt", "s", RUNS[5], "y" * 5_000, "follow_up", None)
+    [last] = bench.rows("SELECT fragment FROM event ORDER BY pos DESC LIMIT 1")
+    assert wire.unpack(header + last[0])["data"] == {
+        "queue": "follow_up", "content": "y" * SHOWN_CHARS_MAX, "truncated": True}
 
 
 def test_reject_says_busy_and_stores_nothing(bench: Bench) -> None:

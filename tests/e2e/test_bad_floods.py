@@ -69,6 +69,30 @@ def test_a_flood_of_events_is_kept_whole_and_read_by_cursor(client: mesh.Client)
     assert list(page) == events[FLOOD - 5 : FLOOD + 2]
 
 
+def test_a_million_events_are_taken_as_fast_as_they_can_be_stored(client: mesh.Client) -> None:
+    """If an agent has a million events to say at once, then it waits for the log: what is unstored stays
+    below its bound, neighbours go on, and at its deadline all that it said is there."""
+    client.sessions.start("flood", id="f")
+    run = client.runs.submit("f", "1000000", deadline_s=2.0)
+    unstored = []
+    while client.runs.get(run.id).status in ("queued", "running"):
+        unstored += [runner["unacked_bytes"] for runner in client.status()["runners"]]
+        assert client.run_once("echo", "hi", timeout_s=60).output["content"] == "hi"
+    with pytest.raises(mesh.DeadlineExceeded):
+        client.runs.wait(run.id, timeout_s=60)
+    assert max(unstored) <= 17 * 1024 * 1024
+    events = whole(client, "f", run.id)
+    said = "".join(e.data["content"] for e in events if e.type == "message_streamed")
+    numbers = [int(number) for number in said.split()]
+    assert len(numbers) > 1_000 and numbers == list(range(len(numbers)))
+
+
+def test_a_million_lines_of_a_command_are_its_output(client: mesh.Client) -> None:
+    """If a command prints a million lines as fast as it can, then all of them are the run's output."""
+    result = client.run_once("shell", "yes '' | head -n 1000000", timeout_s=60)
+    assert result.output["content"] == "\n" * 1_000_000
+
+
 @pytest.mark.parametrize(
     ("agent", "options", "code"),
     [
