@@ -12,6 +12,7 @@ import traceback
 from typing import Any
 
 from mesh.core import mailbox, wire
+from mesh.core.admission import share
 from mesh.core.audit import own_entry
 from mesh.core.live import Live
 from mesh.core.partition import Partition, Pending
@@ -72,7 +73,8 @@ class PartitionProcess:
         self.epoch = self.health.acquire()
         self.state = State(self.store, partition=child.index, epoch=self.epoch, node=config.node.name,
                            redactor=config.redaction.redactor())
-        self.live = Live(self.state, max_live=config.sessions.max_live)
+        mine = share(config.sessions.max_live, child.index, config.node.partitions)
+        self.live = Live(self.state, max_live=max(1, mine))
         queue = Queue(self.live, queue_max=config.sessions.queue_max, slots=config.sessions.slots)
         runners = Runners(queue, Prices(config.prices))
         self.reads = Reads(

@@ -37,6 +37,7 @@ import json
 import os
 import random
 import signal
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -94,10 +95,10 @@ def resident(pid: int) -> int:
 
 @contextlib.asynccontextmanager
 async def node_of(
-    partitions: int = 2, **config: Any
+    partitions: int = 2, folder: str | None = None, **config: Any
 ) -> AsyncIterator[tuple[mesh.LocalNode, mesh.AsyncClient]]:
     """A node and one client to it."""
-    with mesh.LocalNode(partitions=partitions, config=config) as node:
+    with mesh.LocalNode(folder, partitions=partitions, config=config) as node:
         async with mesh.AsyncClient(node.address, timeout_s=60.0) as client:
             await client.routes.set_many([(key, ROUTE) for key in keys()])
             yield node, client
@@ -230,29 +231,46 @@ async def _restart(client: mesh.AsyncClient, ask: Callable[[], Awaitable[Any]]) 
 
 
 async def sessions(say: Callable[[str], None], full: bool) -> list[Row]:
-    """Create up to each size; every session is stored durably, none is live."""
+    """Create up to each size; every session is stored durably, none is live. Then start the node anew."""
     rows: list[Row] = []
     have = 0
-    async with node_of(agents={"echo": {"provider": "echo"}}) as (_node, client):
-        pids = [row.pid for row in await client.partitions.list()]
-        empty = sum(resident(pid) for pid in pids)
+    config = {"agents": {"echo": {"provider": "echo"}}}
+    with tempfile.TemporaryDirectory(prefix="mesh-grow-") as folder:
         for size in (*SESSIONS, *(FULL_SESSIONS if full else ())):
             say(f"{size:,} sessions")
-            cpu, first = Cpu(await client.status()), have
-            creates = await rate(
-                size - have, lambda n, first=first: client.sessions.create("echo", id=f"grow-{first + n}")
-            )
-            row = {"n": size, "creates": round(creates), "create_cpu_us": cpu.us_each(size - have)}
+            async with node_of(folder=folder, **config) as (_node, client):
+                rows.append({"n": size, **await _grow(client, have, size)})
             have = size
-            row["bytes"] = round((sum(resident(pid) for pid in pids) - empty) / size)
-            chance, cpu = random.Random(size), Cpu(await client.status())
-            names = [f"grow-{chance.randrange(size)}" for _ in range(PROBES)]
-            row["gets"] = round(await rate(PROBES, lambda n, names=names: client.sessions.get(names[n])))
-            row["get_cpu_us"] = cpu.us_each(PROBES)
-            row |= await _restart(client, lambda size=size: _first_page(client))
-            pids = [one.pid for one in await client.partitions.list()]
-            rows.append(row)
+            rows[-1] |= await _cold(folder, config)
     return rows
+
+
+async def _grow(client: mesh.AsyncClient, have: int, size: int) -> Row:
+    """Create the sessions that are missing, look at some, and kill a partition."""
+    pids = [row.pid for row in await client.partitions.list()]
+    empty = sum(resident(pid) for pid in pids)
+    cpu = Cpu(await client.status())
+    creates = await rate(size - have, lambda n: client.sessions.create("echo", id=f"grow-{have + n}"))
+    row = {"creates": round(creates), "create_cpu_us": cpu.us_each(size - have)}
+    row["bytes"] = round((sum(resident(pid) for pid in pids) - empty) / size)
+    chance, cpu = random.Random(size), Cpu(await client.status())
+    names = [f"grow-{chance.randrange(size)}" for _ in range(PROBES)]
+    row["gets"] = round(await rate(PROBES, lambda n: client.sessions.get(names[n])))
+    row["get_cpu_us"] = cpu.us_each(PROBES)
+    return row | await _restart(client, lambda: _first_page(client))
+
+
+async def _cold(folder: str, config: dict[str, Any]) -> Row:
+    """A start of the node over what is stored (the kernel may have its files in memory): until it has
+    answered a page of sessions and one by its id, and what router and partitions used until then."""
+    begin = time.perf_counter()
+    with mesh.LocalNode(folder, config=config) as node:
+        async with node.async_client(timeout_s=60.0) as client:
+            await _first_page(client)
+            await client.sessions.get("grow-1")
+            seconds = time.perf_counter() - begin
+            cpu = Cpu(await client.status())
+            return {"start_s": round(seconds, 3), "start_cpu_s": round(cpu.begin, 3)}
 
 
 async def _first_page(client: mesh.AsyncClient) -> None:

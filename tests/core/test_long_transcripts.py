@@ -71,7 +71,7 @@ def test_a_budget_keeps_the_newest_of_a_long_one(turns: Fold, budget: dict[str, 
 
 
 def test_an_answer_in_a_hundred_thousand_pieces_is_one_message() -> None:
-    """If one run streams a hundred thousand pieces and then says the whole, then the transcript has it once."""
+    """If a run streams a hundred thousand pieces and then says the whole, then the transcript has it once."""
     fold = Fold("s")
     fold.add([
         event(1, "message_sent", "r", {"role": "user", "content": "go"}), event(2, "run_started", "r", {}),
