@@ -77,6 +77,7 @@ class RetentionSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         default_factory=lambda: ["message_streamed", "token_usage_updated"])
     batch_size: int = 100  #: rows of one step
     audit_kept: int = 100_000  #: entries of the audit log kept per partition
+    archive_dir: str = ""  #: where what goes for good is written before; "": nowhere
 
 
 class SupervisionSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -23,7 +23,6 @@ EVENTS_PER_PAGE = 1_000
 PIECE_BYTES = 256 * 1024
 #: How long an import waits for the rows of a deleted session of its id to be gone.
 WAIT_S, WAITS_MAX = 0.2, 150
-_LOCAL = frozenset(("row", "handle", "deleted_at"))
 
 
 class Export:
@@ -51,8 +50,7 @@ class Export:
         session = yield from self._ask("session.get")
         self._seq, self._kept = session["seq"], session["seq"] - session["pruned"]
         self._step = self._page_of_runs
-        known = {name: value for name, value in session.items() if name not in _LOCAL}
-        return [export.encode_line(export.HEADER, known)]
+        return [export.encode_line(export.HEADER, export.header(session))]
 
     def _page_of_runs(self) -> Plan:
         rows, self._cursor = yield from self._ask("session.runs", RUNS_PER_PAGE, self._cursor)
@@ -62,7 +60,7 @@ class Export:
         for row in rows:
             if RunStatus(row["status"]) not in TERMINAL and row["status"] != RunStatus.PENDING:
                 self._lost.append(row["id"])
-        return [export.encode_line(export.RUN, _without_row(row)) for row in rows]
+        return [export.encode_line(export.RUN, export.row(row)) for row in rows]
 
     def _page_of_events(self) -> Plan:
         filters = {"after": self._after, "before": self._seq + 1, "limit": EVENTS_PER_PAGE}
@@ -75,10 +73,6 @@ class Export:
         end = {"runs": self._runs, "events": self._events, "seq": self._seq, "lost": self._lost}
         self.done = True
         return [export.encode_line(export.END, end)]
-
-
-def _without_row(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != "row"}
 
 
 def lines_of(source: Any) -> Iterator[str]:

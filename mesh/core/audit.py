@@ -20,6 +20,8 @@ AUDITED = frozenset((
     "session.set_token", "run.cancel", "run.cancel_for_approval", "run.decide", "run.interrupt",
     "run.pause", "run.resume", "agent.reload", "partition.backup", "maintenance.run",
 ))
+#: Ops that make a session, of fields that stand third.
+_MAKING = frozenset(("session.create", "session.start", "session.start_or_get"))
 TARGET_CHARS_MAX = 200
 
 #: (time, client or None when the node did it by itself, op, target, outcome)
@@ -31,7 +33,7 @@ def entries(
 ) -> list[Entry]:
     """What an answered payload leaves."""
     return [
-        (now, client, op, _target(args), _outcome(answer))
+        (now, client, *_named(op, args), _outcome(answer))
         for (op, args), answer in zip((unwrapped(*call) for call in calls), answers, strict=True)
         if op in AUDITED and answer is not None and not _middle(op, args)
     ]
@@ -46,6 +48,15 @@ def _middle(op: str, args: list[Any]) -> bool:
     """A piece of an import that neither begins nor ends it."""
     last = args[-1] if args else None
     return op == "session.import" and type(last) is dict and bool({"runs", "events"} & set(last))
+
+
+def _named(op: str, args: list[Any]) -> tuple[str, str]:
+    """The op and its target. A fork is a create by its arguments, but not to who reads what was done."""
+    fields = args[2] if len(args) > 2 and op in _MAKING else None
+    if type(fields) is dict and fields.get("fork_seq") is not None:
+        origin = f"{fields.get('parent_session_id')}@{fields['fork_seq']}"
+        return "session.fork", f"{_target(args)} of {origin}"[:TARGET_CHARS_MAX]
+    return op, _target(args)
 
 
 def _target(args: list[Any]) -> str:

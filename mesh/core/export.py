@@ -22,6 +22,18 @@ from mesh.errors import InvalidArgument, shown
 
 VERSION = 1
 HEADER, RUN, EVENT, END = "session", "run", "event", "end"
+#: What a session is to one node only.
+_LOCAL = frozenset(("row", "handle", "deleted_at"))
+
+
+def header(session: dict[str, Any]) -> dict[str, Any]:
+    """The session's map as it stands in the first line."""
+    return {name: value for name, value in session.items() if name not in _LOCAL}
+
+
+def row(run: dict[str, Any]) -> dict[str, Any]:
+    """A run's map as it stands in its line."""
+    return {name: value for name, value in run.items() if name != "row"}
 
 
 def encode_line(kind: str, value: Any) -> str:

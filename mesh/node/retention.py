@@ -4,12 +4,14 @@ A sweep is a generator: each ``yield`` ends a step of at most ``batch_size`` row
 after PAUSE_S, so that a partition spends a twentieth of its time on it at most. Order of a sweep: sessions
 that are old are deleted softly; those that were deleted long ago are deleted hard; imports that nobody
 finished are given up; then rows of deleted sessions, old events and the oldest audit entries are removed.
+With ``archive_dir`` sessions and events that go for good are in a file first (``node/archive.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from mesh.config import RetentionSection
@@ -21,6 +23,7 @@ from mesh.core.partition import PartOf
 from mesh.core.session import SessionState
 from mesh.core.state import State
 from mesh.errors import MeshError, StoreError
+from mesh.node.archive import Archive
 from mesh.store.removing import Removing
 from mesh.store.sqlite import Store
 
@@ -47,6 +50,8 @@ class Retention:
         self.keeping = keeping
         self.policy = policy
         self.removing = Removing(store, state)
+        self.archive = None if not policy.archive_dir else Archive(
+            Path(policy.archive_dir).expanduser(), store, state, rows=policy.batch_size)
         self._events_max = ceil(policy.max_total_events * share)
         self._owns = owns
         self._first = [TYPE_CODE[name] for name in policy.prune_event_types_first]
@@ -88,7 +93,8 @@ class Retention:
         self._answering, self._waiting = self._waiting, []
         self.report = {
             "sessions_soft_deleted": 0, "sessions_hard_deleted": 0, "sessions_removed": 0, "events_pruned": 0,
-            "events_removed": 0, "imports_given_up": 0, "duration_ms": 0, "errors": [],
+            "events_removed": 0, "imports_given_up": 0, "sessions_archived": 0, "duration_ms": 0,
+            "errors": [],
         }
 
     def step(self) -> None:
@@ -165,12 +171,20 @@ class Retention:
         while days > 0:
             before = self.state.now - days * DAY_S
             found = self.removing.deleted_sessions(before, self.policy.batch_size)
+            gone = 0
             for session in found:
+                if self.archive is not None:
+                    yield from self.archive.session(self.state.session(session.id))
+                    now = self.state.session(session.id)
+                    if now.deleted_at != session.deleted_at:
+                        continue  # somebody took the deletion back meanwhile
+                    self.report["sessions_archived"] += 1
                 self.keeping.erase(self.state.session(session.id))
                 self._note("retention.forget", session)
                 self.report["sessions_hard_deleted"] += 1
+                gone += 1
             yield
-            if len(found) < self.policy.batch_size:
+            if len(found) < self.policy.batch_size or not gone:
                 return
 
     def _note(self, what: str, session: SessionState) -> None:
@@ -242,6 +256,8 @@ class Retention:
                 session = self.removing.session_of(n)
                 if session is None or not self._prunable(session):
                     break
+                if self.archive is not None:
+                    self.archive.events(session, [row[0] for row in mine[first : first + size]])
                 self.removing.prune(session, mine[first : first + size])
                 removed += len(mine[first : first + size])
                 self.report["events_pruned"] += len(mine[first : first + size])

@@ -285,6 +285,13 @@ class StoredRows:
         complete = len(found) <= limit and not cut
         return list(map(_as_event, repeat(StoredEvent), found[:limit])), complete
 
+    def events_at(self, positions: Iterable[int]) -> list[StoredEvent]:
+        """The events at these positions of the log, in their order."""
+        sql = "SELECT pos, session, seq, type, run, ts, fragment, sum FROM event WHERE pos = ?"
+        return self.guarded(lambda: [
+            self._stored_event(row) for pos in positions for row in self._db.execute(sql, (pos,))
+        ], "read events")
+
     def _stored_event(self, row: Any) -> StoredEvent:
         if checksum(row[6]) != row[7]:
             raise self._damaged_event(row[0])

@@ -139,6 +139,19 @@ def test_control_calls_without_arguments_leave_entries_too(bench: Bench) -> None
     assert all(outcome != "internal_error" for (outcome,) in bench.rows("SELECT outcome FROM audit"))
 
 
+def test_a_fork_is_named_in_the_audit_log_with_its_origin(bench: Bench) -> None:
+    """If a session is made as a fork, then its entry says so, and of what; a refused one too."""
+    bench.call("session.start", "s", "echo", None)
+    fork = {"parent_session_id": "s", "fork_seq": 2}
+    bench.call("session.create", "f", "echo", fork)
+    assert bench.code("session.start", "f", "echo", fork) == "already_exists"
+    bench.call("session.create", "child", "echo", {"parent_session_id": "s"})
+    rows = bench.rows("SELECT op, target, outcome FROM audit ORDER BY id")
+    assert rows[1:] == [
+        ("session.fork", "f of s@2", "ok"), ("session.fork", "f of s@2", "already_exists"),
+        ("session.create", "child", "ok")]
+
+
 def test_every_op_of_the_audit_log_is_an_op(bench: Bench) -> None:
     """If an op is renamed, then its entries do not vanish in silence; work itself leaves none."""
     work = {"run.create", "run.execute", "run.once", "run.submit", "session.prompt"}

@@ -11,10 +11,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "core"))
 
-from bench import Bench, opened
+from bench import Bench, new_run_id, opened
 
 from mesh.config import RetentionSection
 from mesh.core import wire
+from mesh.core.export import END, EVENT, HEADER, RUN, decode_line
 from mesh.errors import StoreError
 from mesh.node.retention import DAY_S, PROTECTED, Retention
 
@@ -34,8 +35,10 @@ class Asker:
         self.report = wire.unpack(answer[2:])
 
 
-def sweep(bench: Bench, **policy: Any) -> dict[str, Any]:
-    """One whole sweep, step by step as the partition's loop does it."""
+def sweep(
+    bench: Bench, *, errors: int = 0, meanwhile: list[Any] | None = None, **policy: Any
+) -> dict[str, Any]:
+    """One whole sweep, step by step as the partition's loop does it; somebody may call ``meanwhile``."""
     retention = Retention(
         bench.store, bench.state, bench.ops.keeping, RetentionSection(**policy), share=1.0,
         owns=lambda _: True,
@@ -48,7 +51,10 @@ def sweep(bench: Bench, **policy: Any) -> dict[str, Any]:
         bench.partition.begin()
         retention.step()
         bench._commit()
-    assert asker.report["errors"] == []
+        if meanwhile is not None and any(Path(policy["archive_dir"]).glob("*.part")):
+            op, *args = meanwhile
+            bench.call(op, *args)
+    assert len(asker.report["errors"]) == errors
     return asker.report
 
 
@@ -186,3 +192,64 @@ def test_a_kill_in_the_middle_of_a_removal_is_finished_by_the_next_life(bench: B
     assert bench.rows("SELECT count(*) FROM event")[0][0] > 0
     sweep(bench)
     assert bench.rows("SELECT count(*) FROM event")[0][0] == 0
+
+
+def test_a_session_that_is_forgotten_is_a_file_that_can_be_imported(bench: Bench, tmp_path: Path) -> None:
+    """If there is an archive, then a session goes as an export of its whole log, which gives it back."""
+    folder = tmp_path / "archive"
+    bench.call("session.start", "s", "echo", {"context": {"a": 1}})
+    fill(bench, "s", *["message_streamed"] * 25)
+    run_id = new_run_id("s", 1)
+    bench.call("run.create", run_id, "s", "hello")
+    bench.call("run.cancel", run_id)
+    bench.call("session.complete", "s")
+    kept = bench.events("s")
+    bench.call("session.delete", "s")
+    bench.now += 31 * DAY_S
+    report = sweep(bench, archive_dir=str(folder), batch_size=10)
+    assert (report["sessions_archived"], report["sessions_removed"]) == (1, 1)
+    [file] = folder.iterdir()
+    assert file.name == "s-1000000000.jsonl"
+    lines = [decode_line(line, n) for n, line in enumerate(file.read_text().splitlines(), 1)]
+    assert [kind for kind, _ in lines] == [HEADER, RUN, *[EVENT] * len(kept), END]
+    bench.call("session.import", "s", {"session": lines[0][1]})
+    bench.call("session.import", "s", {"runs": [lines[1][1]]})
+    bench.call("session.import", "s", {"events": [value for kind, value in lines if kind == EVENT]})
+    bench.call("session.import", "s", {"end": lines[-1][1]})
+    assert bench.events("s") == kept and bench.state.session("s").context == {"a": 1}
+    assert bench.status(run_id) == "cancelled"
+
+
+def test_pruned_events_are_appended_to_a_file(bench: Bench, tmp_path: Path) -> None:
+    """If there is an archive, then each event that is pruned stands in it, with its seq."""
+    session(bench, "s", end=None)
+    fill(bench, "s", *["message_streamed"] * 9)
+    sweep(bench, max_events_per_session=4, archive_dir=str(tmp_path / "a"), batch_size=2)
+    [file] = (tmp_path / "a").iterdir()
+    assert file.name.endswith(".pruned.jsonl")
+    found = [decode_line(line, 1)[1] for line in file.read_text().splitlines()]
+    stored = bench.rows("SELECT seq FROM event ORDER BY seq")
+    assert sorted([event["seq"] for event in found] + [seq for (seq,) in stored]) == list(range(1, 12))
+
+
+def test_what_cannot_be_archived_stays(bench: Bench, tmp_path: Path) -> None:
+    """If the archive cannot be written, then nothing goes, the report says why, and other phases go on."""
+    (tmp_path / "file").write_text("no folder")
+    session(bench, "s")
+    bench.call("session.delete", "s")
+    session(bench, "long", end=None)
+    fill(bench, "long", *["message_streamed"] * 9)
+    bench.now += 31 * DAY_S
+    report = sweep(bench, archive_dir=str(tmp_path / "file"), max_events_per_session=4, errors=2)
+    assert all("cannot archive to" in error for error in report["errors"])
+    assert report["sessions_hard_deleted"] == report["events_pruned"] == 0
+    assert bench.state.has_session("s") and len(bench.events("long")) == 11
+
+
+def test_a_deletion_that_is_taken_back_while_it_is_archived_stays(bench: Bench, tmp_path: Path) -> None:
+    """If somebody undeletes a session whose archive is being written, then it is not forgotten."""
+    session(bench, "s")
+    bench.call("session.delete", "s")
+    bench.now += 31 * DAY_S
+    report = sweep(bench, archive_dir=str(tmp_path / "a"), batch_size=1, meanwhile=["session.undelete", "s"])
+    assert report["sessions_hard_deleted"] == 0 and left(bench) == ["s"]

@@ -21,6 +21,7 @@ from mesh.log import Log
 from mesh.node.continuing import Transcripts
 from mesh.node.drive import Drive
 from mesh.node.ending import cancelled as cancelled_with
+from mesh.node.pieces import TEXT_CHARS_MAX
 from mesh.node.processes import RunProcesses
 from mesh.node.speech import HOLD_S, Shows
 from mesh.node.ws_drive import Workspaces
@@ -62,7 +63,7 @@ class Bench:
         self.registry = Registry(agents, processes=self.processes)
         self.states: dict[str, dict[str, Any]] = {}
         self.redactor = Redactor()
-        self.output_bytes_max = self.event_bytes_max = output_bytes
+        self.output_bytes_max, self.event_bytes_max = output_bytes, 2 * output_bytes + TEXT_CHARS_MAX
         self.late = 0
         self.prices = Prices()
         self.transcripts = Transcripts(self._no_log, lambda: b"")
