@@ -11,6 +11,7 @@ kill costs the last word at most. A file that cannot be written does not fail th
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -114,6 +115,7 @@ class RecordProvider:
             raise
         finally:
             tape.end(error)
+            tape.close()
             if isinstance(stream, AsyncGenerator):
                 await stream.aclose()
 
@@ -126,6 +128,7 @@ class _Tape:
         self.told = False
         self._path, self._redactor, self._provider = path, redactor, provider
         self._run = run
+        self._fd = -1
         self._voices: dict[tuple[str, str], tuple[Stream, dict[str, Any]]] = {}
         self._output: Output | None = None
         self._completion: dict[str, Any] = {}
@@ -172,7 +175,7 @@ class _Tape:
                 stream = self._voice(str(data.get("stream", "")), key, data)
                 shown[key] = text if stream is None else stream.feed(text)
         if any(shown.get(key) for key in _TEXTS):
-            self._event("message_streamed", shown)
+            self._event("message_streamed", shown, clean=len(shown) == 1)
 
     def _voice(self, name: str, key: str, data: dict[str, Any]) -> Stream | None:
         found = self._voices.pop((name, key), None)
@@ -208,8 +211,10 @@ class _Tape:
         self._event(f"run_{status}", said if status == "completed" else {})
         self._write(export.RUN, record)
 
-    def _event(self, kind: str, data: dict[str, Any], metadata: Any = None) -> None:
-        kept, about = self._kept(data), self._kept(metadata or {})
+    def _event(
+        self, kind: str, data: dict[str, Any], metadata: Any = None, *, clean: bool = False
+    ) -> None:
+        kept, about = data if clean else self._kept(data), self._kept(metadata) if metadata else None
         event = {
             "run_id": self._run.run_id, "session_id": self._run.session.id, "type": kind,
             "ts": round(time.time(), 6), "data": kept,
@@ -227,9 +232,19 @@ class _Tape:
         if self.failed:
             return
         try:
-            _append(self._path, export.encode_line(kind, value))
+            if self._fd < 0:
+                self._fd = _opened(self._path)
+            line = export.encode_line(kind, value).encode() + b"\n"
+            if os.write(self._fd, line) < len(line):
+                raise OSError(errno.ENOSPC, "the disk is full")
         except OSError as exc:
             self.failed = f"{self._path}: {exc.strerror}"
+
+    def close(self) -> None:
+        """Nothing more is written."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def _ended(error: BaseException | None) -> tuple[str, dict[str, Any] | None]:
@@ -244,18 +259,16 @@ def _ended(error: BaseException | None) -> tuple[str, dict[str, Any] | None]:
     return "cancelled", {"code": "cancelled", "message": "the run was cancelled"}
 
 
-def _append(path: Path, line: str) -> None:
-    """Add a line at the end, by one write; a new file begins with its mark."""
+def _opened(path: Path) -> int:
+    """The file, to add whole lines at its end; a new one begins with its mark."""
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         if os.fstat(fd).st_size == 0:
             os.write(fd, json.dumps({recording.MARK: recording.VERSION}).encode() + b"\n")
-        whole = line.encode() + b"\n"
-        written = os.write(fd, whole)
-        if written < len(whole):
-            raise OSError(28, "the disk is full")
-    finally:
+    except OSError:
         os.close(fd)
+        raise
+    return fd
 
 
 def _writable(file: str) -> Path:
