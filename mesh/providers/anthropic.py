@@ -103,8 +103,6 @@ def _request(asked: Asked, system: list[str], messages: list[Any], tools: list[T
             for tool in tools
         ]
         request["tools"][-1].update(cached)
-    if asked.temperature is not None:
-        request["temperature"] = asked.temperature
     if "thinking" in asked.more:
         request["thinking"] = asked.more["thinking"]
     return request

@@ -57,7 +57,7 @@ TOOL_USE = {"name": "tool_use", "type": "tool"}
 VISION = {"name": "vision", "type": "resource"}
 SYSTEM_PROMPTS = {"name": "system_prompts", "type": "prompt"}
 #: What a call may say too, by ``provider_opts``.
-CALL_KEYS = ("model", "system_prompt", "max_tokens", "max_turns", "temperature")
+CALL_KEYS = ("model", "system_prompt", "max_tokens", "max_turns")
 KEYS = (*CALL_KEYS, "base_url", "api_key_env", "retries", "timeout_s", *TOOL_KEYS)
 
 
@@ -67,7 +67,6 @@ class Asked(NamedTuple):
     model: str
     max_tokens: int | None
     max_turns: int
-    temperature: float | None
     more: dict[str, Any]  #: the provider's own settings
 
 
@@ -143,11 +142,8 @@ class ApiProvider:
         if not model:
             raise ConfigError(f'model: an agent of {self.name!r} needs model = "..."')
         checked(table, "system_prompt", (str,), None)
-        temperature = checked(table, "temperature", (int, float), None)
-        return Asked(
-            model, self._max_tokens(table), int(_number(table, "max_turns", TURNS_MAX, 1, 10_000)),
-            None if temperature is None else float(temperature), self._more(table),
-        )
+        turns = int(_number(table, "max_turns", TURNS_MAX, 1, 10_000))
+        return Asked(model, self._max_tokens(table), turns, self._more(table))
 
     def _max_tokens(self, table: Mapping[str, Any]) -> int | None:
         return int(_number(table, "max_tokens", MAX_TOKENS, 1, 10_000_000))
@@ -265,7 +261,7 @@ class ApiProvider:
                     yield piece
                 break
             except Exception as exc:
-                failure = self._failures.of(exc)
+                failure = self._failures.of(exc, begun=shown)
                 pause_s = pause(failed, failure.details.get("retry_after_s"), random.random())
                 left_s = run.left_s
                 if (

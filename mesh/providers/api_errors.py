@@ -30,8 +30,9 @@ class Failures:
         self._where = base_url or f"the API of {provider}"
         self._key = key
 
-    def of(self, exc: Exception) -> ProviderFailure:
-        """The failure that an exception stands for; one of ours is returned as it is."""
+    def of(self, exc: Exception, *, begun: bool = False) -> ProviderFailure:
+        """The failure that an exception stands for; one of ours is returned as it is. ``begun``: there was an
+        answer already."""
         if isinstance(exc, ProviderFailure):
             return exc
         if isinstance(exc, MeshError):
@@ -44,6 +45,8 @@ class Failures:
             return self.make("provider_timeout", "timeout", f"{self._where} did not answer in time")
         if "APIConnectionError" in names:
             cause = exc.__cause__ or exc
+            if begun:
+                return self.broken_off(_text(cause))
             return self.make("provider_unavailable", "transport_exit",
                              f"{self._where} cannot be reached: {_text(cause)}")
         if type(exc).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2"):

@@ -1,8 +1,9 @@
 """``openai``: a model behind the Chat Completions or the Responses API, at OpenAI or any compatible server
 (vLLM, llama.cpp, Ollama ...), by the official library.
 
-Keys of the agent's table, beside those of every API (``api.KEYS``): ``api`` ("chat", "responses") and
-``reasoning`` (an effort: "low", "medium", "high" ...). With a ``base_url`` no key is needed.
+Keys of the agent's table, beside those of every API (``api.KEYS``): ``api`` ("chat", "responses"),
+``reasoning`` (an effort: "low", "medium", "high" ...) and ``temperature``. With a ``base_url`` no key is
+needed.
 
 A server that tells no usage: the pieces of the answer are counted as its tokens, and the request's are
 estimated (``CHARS_PER_TOKEN``); the event and the output say ``estimated``.
@@ -31,7 +32,7 @@ class OpenAIProvider(ApiProvider):
 
     name = "openai"
     key_env = "OPENAI_API_KEY"
-    own_keys = ("api", "reasoning")
+    own_keys = ("api", "reasoning", "temperature")
     tested = "the official library on scripted servers; llama.cpp with a tiny model"
 
     def __init__(self, table: Mapping[str, Any], place: Place) -> None:
@@ -45,14 +46,15 @@ class OpenAIProvider(ApiProvider):
         return library.AsyncOpenAI(**settings)
 
     def _call_keys(self) -> tuple[str, ...]:
-        return ("reasoning",)
+        return ("reasoning", "temperature")
 
     def _max_tokens(self, table: Mapping[str, Any]) -> int | None:
         return super()._max_tokens(table) if "max_tokens" in table else None
 
     def _more(self, table: Mapping[str, Any]) -> dict[str, Any]:
         effort = checked(table, "reasoning", (str,), None)
-        return {"own_server": table.get("base_url") is not None, "reasoning": effort}
+        return {"own_server": table.get("base_url") is not None, "reasoning": effort,
+                "temperature": checked(table, "temperature", (int, float), None)}
 
     def _opening(self, conversation: Conversation) -> list[Any]:
         messages: list[Any] = self._api.opening(conversation.items)

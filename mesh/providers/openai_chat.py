@@ -28,8 +28,8 @@ async def ask(client: Any, asked: Asked, system: list[str], messages: list[Any],
         }} for tool in tools]
     if asked.max_tokens is not None:  # servers of one's own know the older name
         request["max_tokens" if asked.more["own_server"] else "max_completion_tokens"] = asked.max_tokens
-    if asked.temperature is not None:
-        request["temperature"] = asked.temperature
+    if asked.more["temperature"] is not None:
+        request["temperature"] = asked.more["temperature"]
     if asked.more["reasoning"]:
         request["reasoning_effort"] = asked.more["reasoning"]
     return await client.chat.completions.create(**request, stream=True)

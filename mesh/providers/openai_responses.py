@@ -38,8 +38,8 @@ async def ask(client: Any, asked: Asked, system: list[str], messages: list[Any],
         } for tool in tools]
     if asked.max_tokens is not None:
         request["max_output_tokens"] = asked.max_tokens
-    if asked.temperature is not None:
-        request["temperature"] = asked.temperature
+    if asked.more["temperature"] is not None:
+        request["temperature"] = asked.more["temperature"]
     if asked.more["reasoning"]:
         request["reasoning"] = {"effort": asked.more["reasoning"]}
     if not asked.more["own_server"]:  # so that what it thought can be given back

@@ -10,6 +10,7 @@ A script is a list of steps, or a function of the request's body that gives one:
 | ``end("end_turn")`` | the end; a reason as mesh names it |
 | ``status(429, {...}, headers)`` | an answer that is no stream |
 | ``raw(b"...")`` | these bytes as they are |
+| ``("alone",)`` as the first | nothing is said but what the script says |
 | ``pause(0.1)``, ``hang()``, ``cut()`` | wait, wait for ever, break the connection |
 | ``use(7, 3, cached=0)`` | what the answer says it used; ``use(None)``: nothing |
 """
@@ -273,7 +274,8 @@ class Server:
         path = request.path if request.path.startswith("/v1") else "/v1" + request.path
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
                      b"Transfer-Encoding: chunked\r\n\r\n")
-        for part in STREAMS[path](steps, request.body["model"]):
+        whole = steps[1:] if steps[0][0] == "alone" else STREAMS[path](steps, request.body["model"])
+        for part in whole:
             if isinstance(part, bytes):
                 writer.write(b"%x\r\n%s\r\n" % (len(part), part))
                 await writer.drain()
