@@ -102,6 +102,7 @@ class Pieces:
         self.begun = True
         self._report.tell(data)
         if routing is not None:
+            routing = self._redactor.data(routing)  # what failed agents said travels in reports, too
             data = {**data, "routed_to": routing["routed_to"], "routing": routing}
             self._report.routed(routing)
         self.emit("run_started", {

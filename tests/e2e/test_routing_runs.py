@@ -27,6 +27,8 @@ ROUTERS: dict[str, Any] = {
     "talks": {"provider": "router", "agents": ["steady", "moody"], "continuation": "auto"},
     "plain": PAIR,
     "again": {**PAIR, "idempotent": True, "failures": 1},
+    "disables": {"provider": "router", "agents": ["disabled"]},
+    "asks": {"provider": "router", "agents": ["shell", "steady"], "first_word_s": 0.3},
     "pauses": {"provider": "router", "agents": ["patient", "endless"]},
 }
 
@@ -38,6 +40,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mesh.LocalNode]:
     }
     agents["steady"]["capabilities"] = [{"name": "session_resume", "type": "resource"}]
     agents["patient"]["capabilities"] = ["pause", "resume"]
+    agents["disabled"] = {**agents["steady"], "capabilities": [
+        {"name": "x", "type": "tool", "enabled": False}]}
     agents["endless"] = {"provider": "echo", "delay_s": 0.05, "pieces": 1_000_000}
     prices = {"python": {"models": {"small": {"input": 1e-6, "output": 1e-5}}}}
     config = {"agents": agents | ROUTERS, "prices": prices}
@@ -87,6 +91,17 @@ def circuit(client: mesh.Client, router: str, agent: str = "moody") -> dict[str,
     [entry] = [row for row in client.agents.list() if row["name"] == router]
     rows = [row for seen in entry["routing"] for row in seen["agents"] if row["agent"] == agent]
     return dict(rows[0]) if rows else {}
+
+
+def test_f02_disabled_capability_is_a_missing_one(client: mesh.Client) -> None:
+    """If a required type is there but disabled, then the run is refused, of a router too, and not stored."""
+    for agent in ("disabled", "disables"):
+        session = client.sessions.start(agent)
+        with pytest.raises(mesh.InvalidArgument) as caught:
+            client.runs.create(session.id, "x", required_capabilities=["tool"])
+        assert caught.value.code == "missing_required_capability"
+        assert caught.value.details["missing"] == ["tool"]
+        assert client.sessions.events(session.id, type="message_sent") == []
 
 
 def test_f04_fault_is_answered_by_the_next_agent(client: mesh.Client, moody: Moody) -> None:
@@ -183,6 +198,33 @@ def test_policy_holds_whoever_executes(client: mesh.Client, moody: Moody) -> Non
     with pytest.raises(mesh.MeshError) as caught:
         moody.run("plain", policy={"name": "small", "limits": {"max_total_tokens": 1_050}})
     assert caught.value.code == "policy_violation"
+
+
+def test_question_to_a_human_holds_up_the_hurry_to_speak(client: mesh.Client, tmp_path: Path) -> None:
+    """If a routed agent waits for a human, then nobody else is tried, and it goes on when it may."""
+    session = client.sessions.start("asks")
+    policy = {"tool_rules": [["ask", ["bash"]]]}
+    run = client.runs.submit(session.id, f"echo made > {tmp_path}/file; echo done", policy=policy)
+    [asked] = wait_for(lambda: list(client.approvals.list(session.id)), "the question")
+    late = client.runs.submit(client.sessions.start("asks").id, "sleep 0.5; echo late")  # outlasts the hurry
+    assert client.runs.wait(late.id).output["content"] == "late\n"
+    client.approvals.approve(run.id, asked.tool_call_id)
+    assert client.runs.wait(run.id).output["content"] == "done\n"
+    assert client.runs.get(run.id).metadata["routing"]["routed_to"] == "shell"
+
+
+def test_routed_run_outlives_its_partition(client: mesh.Client, moody: Moody) -> None:
+    """If the partition dies while an agent is silent, then the run goes on, and its choice is stored."""
+    moody.set("slow")
+    run = moody.submit("plain")
+    wait_for(lambda: moody.file.with_name("mood.calls").exists(), "the agent")
+    pid = client.partitions.pid(run.session_id)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: client.partitions.pid(run.session_id) not in (None, pid), "the next partition")
+    moody.set("down")
+    assert client.runs.wait(run.id, timeout_s=20).output["content"] == "re hi"
+    assert client.runs.get(run.id).metadata["routing"]["tried"][0]["agent"] == "moody"
 
 
 def test_only_the_agent_that_executes_decides_about_a_pause(client: mesh.Client) -> None:

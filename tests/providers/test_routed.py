@@ -336,6 +336,20 @@ def test_what_an_agent_calls_the_conversation_is_kept_as_its_own(agents: dict[st
     assert result.output["content"] == "new"
 
 
+def test_secret_in_what_a_failed_agent_said_is_in_no_batch(agents: dict[str, Any], tmp_path: Path) -> None:
+    """If an agent failed with a secret in its message, then neither events nor reports hold it."""
+    secret = "AKIAIOSFODNN7EXAMPLE"
+
+    async def play(bench: Bench) -> Any:
+        result = await bench.result(bench.begin("agent", "hi"))
+        assert "[REDACTED]" in started(result)["routing"]["tried"][0]["error_message"]
+        return bench.stored
+
+    tables = routed(agents, "leaky", "spending")
+    tables["leaky"] = {"provider": "echo", "fail": f"no such key {secret}", "pieces": 0}
+    assert secret not in str(drive(tables, play))
+
+
 @pytest.mark.parametrize(("table", "problem"), [
     ({"agents": []}, "a router needs a list of agents"),
     ({"agents": ["agent"]}, "agent -> agent"),
