@@ -85,6 +85,9 @@ def agents(tmp_path: Path) -> dict[str, Any]:
     return {**tables, "echo": {"provider": "echo"}, "shell": {"provider": "shell"}}
 
 
+SLOW = {"delay_s": 0.2, "pieces": 10_000}
+
+
 def routed(agents: dict[str, Any], *names: str, **table: Any) -> dict[str, Any]:
     return {**agents, "agent": {"provider": "router", "agents": list(names), **table}}
 
@@ -341,11 +344,15 @@ def test_secret_in_what_a_failed_agent_said_is_in_no_batch(agents: dict[str, Any
     secret = "AKIAIOSFODNN7EXAMPLE"
 
     async def play(bench: Bench) -> Any:
-        result = await bench.result(bench.begin("agent", "hi"))
-        assert "[REDACTED]" in started(result)["routing"]["tried"][0]["error_message"]
+        running = bench.begin("agent", "a b", provider_opts={"routing": {"options": {"echo": SLOW}}})
+        so_far = await bench.until(running, lambda result: "message_streamed" in result.types)
+        assert "[REDACTED]" in started(so_far)["routing"]["tried"][0]["error_message"]
+        reports = [batch[5] for batch in bench.stored[running.key[0]] if batch[5]]
+        assert reports and "routing" in reports[0]["provider_metadata"]
+        await cancelled(bench, running)
         return bench.stored
 
-    tables = routed(agents, "leaky", "spending")
+    tables = routed(agents, "leaky", "echo")
     tables["leaky"] = {"provider": "echo", "fail": f"no such key {secret}", "pieces": 0}
     assert secret not in str(drive(tables, play))
 
