@@ -25,7 +25,7 @@ def read_on(fold: Fold, up_to: int) -> Reading:
     while fold.seq < up_to:
         asked = {"after": fold.seq, "before": up_to + 1, "type": list(TYPES), "limit": PAGE_EVENTS}
         rows, complete, *pruned_to = yield "session.events", [fold.session_id, asked]
-        fold.pruned_to = max(fold.pruned_to, *pruned_to, 0)
+        fold.pruned_to = max(fold.pruned_to, *pruned_to[:1], 0)
         fold.add(rows)
         if not rows or (complete and len(rows) < PAGE_EVENTS):
             fold.reached(up_to)

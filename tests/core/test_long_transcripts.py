@@ -9,6 +9,7 @@ import pytest
 from transcript_cases import event
 
 from mesh.core.continuation import checked_budget, transcript_of
+from mesh.core.history import read_on
 from mesh.core.transcript import Fold
 
 EVENTS = 100_000
@@ -83,3 +84,17 @@ def test_an_answer_in_a_hundred_thousand_pieces_is_one_message() -> None:
         event(EVENTS + 4, "run_completed", "r", {"stop_reason": "end_turn"}),
     ])
     assert [m.content for m in transcript_of(fold).messages] == ["go", text]
+
+
+def test_a_page_that_says_where_the_log_goes_on_has_lost_nothing() -> None:
+    """If a log is longer than a page, then its transcript is whole and says of none that it was removed."""
+    log = [event(n, "message_received", None, {"role": "assistant", "content": f"s{n}"}) for n in range(1, 8)]
+    fold = Fold("s")
+    reading = read_on(fold, 7)
+    _, [_, asked] = next(reading)
+    with pytest.raises(StopIteration):
+        while True:
+            rows = [one for one in log if one["seq"] > asked["after"]][:3]
+            more = rows[-1]["seq"] < 7
+            _, [_, asked] = reading.send([rows, False, 0, rows[-1]["seq"]] if more else [rows, True])
+    assert len(transcript_of(fold).messages) == 7 and fold.pruned_to == 0
