@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import mesh
 
 OUTPUTS = ("text", "json")
+#: Where a sentence of a help text, or a part of it, ends.
+_PART = re.compile(r"[.;:,](?=\s|\Z)")
 #: name -> where its command stands. Read when the command is used, or listed by --help.
 COMMANDS = {
     "up": "mesh.cli.node:up",
@@ -110,12 +113,27 @@ def _common_options() -> list[click.Parameter]:
     ]
 
 
+def _short(text: str, limit: int) -> str:
+    """The beginning of a help text for a list: to its full stop, else where a part of the sentence ends."""
+    line = " ".join(text.partition("\n\n")[0].split())
+    ends = [found.start() for found in _PART.finditer(line)]
+    sentence = next((end for end in ends if line[end] == "."), len(line))
+    if sentence < limit:
+        return line[:sentence]
+    fits = [end for end in ends if end <= limit and line.count("(", 0, end) == line.count(")", 0, end)]
+    return line[: fits[-1]] if fits else line[: limit - 3].rpartition(" ")[0] + " ..."
+
+
 class Command(click.Command):
     """A command with the common options whose errors are one line and an exit code."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.extend(_common_options())
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Its first sentence, or as much of it as is whole and fits."""
+        return _short(self.help or "", limit)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it; see ``render.report``."""
@@ -132,6 +150,10 @@ class Group(click.Group):
         super().__init__(*args, **kwargs)
         self.params.extend(_common_options())
         self._lazy = lazy or {}
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """As of a command."""
+        return _short(self.help or "", limit)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         """In the order of the table, not of the alphabet: the first ones are needed first."""

@@ -71,7 +71,9 @@ def check() -> None:
 @click.option("--target", metavar="ID", help="Only what was done to this session or run.")
 @click.option("--client", "client_id", metavar="HEX", help="Only what this client did.")
 @click.option("--outcome", metavar="CODE", help="Only with this outcome: ok, or an error's code.")
-@click.option("--limit", type=click.IntRange(1, 1_000), default=100, show_default=True)
+@click.option(
+    "--limit", type=click.IntRange(1, 1_000), default=100, show_default=True, help="At most so many."
+)
 @click.option("--cursor", help="Go on behind an earlier page.")
 def audit(client_id: str | None, **options: Any) -> None:
     """Who controlled what, newest first.

@@ -37,7 +37,9 @@ def route() -> None:
 def set_route(key: str, value: dict[str, Any], extra: dict[str, Any], ttl_ms: int | None) -> None:
     """Store where replies go. ROUTE is the external room's id, or a JSON map with external_room_id.
 
-    Example: mesh route set slack:acme:C012 '{"external_room_id": "C012", "team": "T1"}'
+    \b
+    Example:
+      mesh route set slack:acme:C012 '{"external_room_id": "C012", "team": "T1"}'
     """
     with shell().client() as client:
         client.routes.set(key, value | extra, ttl_ms=ttl_ms)
@@ -89,7 +91,9 @@ def resolve(key: str, fallbacks: list[dict[str, Any]]) -> None:
 @route.command("list")
 @click.option("--bridge", "bridge_id", metavar="ID", help="Only routes of this bridge.")
 @click.option("--room", "room_id", metavar="ID", help="Only routes of this room, threads included.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most so many."
+)
 @click.option("--cursor", help="Go on behind an earlier page.")
 def list_routes(bridge_id: str | None, room_id: str | None, limit: int, cursor: str | None) -> None:
     """List routes.

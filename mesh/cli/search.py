@@ -49,9 +49,14 @@ def _page(default: int, orders: tuple[str, ...]) -> Callable[[Any], Any]:
     def add(function: Any) -> Any:
         function = click.option("--cursor", help="Go on behind an earlier page.")(function)
         limit = click.IntRange(1, 1_000)
-        function = click.option("--limit", type=limit, default=default, show_default=True)(function)
-        kinds = click.Choice(orders)
-        return click.option("--order", type=kinds, default=orders[0], show_default=True)(function)
+        most = click.option(
+            "--limit", type=limit, default=default, show_default=True, help="At most so many."
+        )
+        order = click.option(
+            "--order", type=click.Choice(orders), default=orders[0], show_default=True,
+            help="Which come first.",
+        )
+        return order(most(function))
 
     return add
 
@@ -71,6 +76,8 @@ def _show(page: Any, columns: tuple[str, ...], row: Callable[[Any], tuple[Any, .
 def search() -> None:
     """Find sessions, runs and events over all partitions.
 
+    A TIME is 2026-01-31, 2026-01-31T12:00 (local, or with +01:00), or seconds since 1970.
+
     \b
     Example:
       mesh search sessions --tag demo --status failed
@@ -89,7 +96,9 @@ def search() -> None:
 def sessions(tag: tuple[str, ...], **options: Any) -> None:
     """Find sessions.
 
-    Example: mesh search sessions --agent-id builder --order created_at_desc -o json
+    \b
+    Example:
+      mesh search sessions --agent-id builder --order created_at_desc -o json
     """
     with shell().client() as client:
         page = client.sessions.search(**_given({**options, "tags": tag}))

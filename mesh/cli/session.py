@@ -114,7 +114,9 @@ def start(agent: str, **options: Any) -> None:
 @click.option("--status", type=click.Choice(STATUSES), help="Only sessions in this status.")
 @click.option("--agent-id", metavar="NAME", help="Only sessions under this name.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only sessions with all these tags.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most so many."
+)
 @click.option("--cursor", help="Go on behind an earlier page.")
 def list_sessions(
     status: str | None, agent_id: str | None, tags: tuple[str, ...], limit: int, cursor: str | None

@@ -76,7 +76,9 @@ def run(
 ) -> None:
     """Run a prompt in a session with options; print the run's id, or with --wait its answer.
 
-    Example: mesh session run build-42 "and now?" --continue auto --agent reviewer --wait
+    \b
+    Example:
+      mesh session run build-42 "and now?" --continue auto --agent reviewer --wait
     """
     words = values.prompt_text(text)
     with shell().client() as client:
