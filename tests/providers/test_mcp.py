@@ -206,6 +206,15 @@ def test_wrong_table_of_a_server_is_a_problem_of_its_agents(servers: dict[str, A
         opened(servers)
 
 
+def test_missing_library_is_a_problem_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the SDK is not installed, then only an agent that names servers is told what to install."""
+    monkeypatch.delitem(sys.modules, "mesh.providers.mcp", raising=False)
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    with pytest.raises(ConfigError, match=r"pip install \"mesh\[mcp\]\""):
+        opened({"calc": small()})
+    assert opened({}) == {}
+
+
 SERVER = """
 import sys
 from mcp.server.mcpserver import MCPServer
