@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from shutil import which
 
-from mesh.cli import measure, measure_node, measure_sessions
+from mesh.cli import measure, measure_guards, measure_node, measure_sessions
 from mesh.cli.bench_lab import AGENT, GATE, ROUTED, TIMEOUT_S, Lab, Session, Stage, session
 
 #: Events a second at which their delay is measured.
@@ -25,6 +26,7 @@ CALLS = {
     "routed": 300,
     "events": 40_000,
     "approvals": 200,
+    "policy": 100_000,
     "log": 100_000,
     "idle": 10_000,
     "routes": 10_000,
@@ -51,6 +53,7 @@ def stages(only: tuple[str, ...], *, remote: bool) -> list[Stage]:
             found.append(Stage("process", "runs through a router", routed))
             found.append(Stage("process", "events, from the agent to a listener", events))
             found.append(Stage("power", "approvals, synced to disk", approvals))
+            found.append(Stage("process", "a policy, and a large workspace", guards))
             found.append(Stage("process", "a long log, and many runs that stream", logs))
             found.append(Stage("fresh", "live idle sessions", idle))
     if "node" in only and not remote:
@@ -134,6 +137,14 @@ def approvals(lab: Lab, address: str) -> None:
             lab.add(opened.run(measure_node.approved(opened.client, GATE, lab.calls["approvals"])))
 
 
+def guards(lab: Lab, address: str) -> None:  # noqa: ARG001  no node is asked
+    """What a policy adds to an event, and a workspace to a run."""
+    for _ in range(lab.rounds):
+        lab.add(measure_guards.policy(lab.calls["policy"]))
+    if which("git"):
+        lab.add(measure_guards.workspace())
+
+
 def events(lab: Lab, address: str) -> None:
     """From an agent's ``yield`` to a listener, through the disk."""
     count = lab.calls["events"]
@@ -186,6 +197,7 @@ __all__ = [
     "PACE",
     "STREAM_S",
     "events",
+    "guards",
     "idle",
     "killed",
     "logs",

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Self
 
 from mesh.core import approval
@@ -82,29 +81,12 @@ class ToolPattern(Record, frozen=True):
     tool: str
     args: dict[str, tuple[str, ...]] = {}
 
-    def fits(self, tool: str, tool_input: Any, *, doubtful: bool) -> bool:
-        """Whether it is about this call; ``doubtful`` where an argument is missing or not a text."""
-        if not fnmatchcase(tool.casefold(), self.tool.casefold()):
-            return False
-        for name, patterns in self.args.items():
-            value = tool_input.get(name) if isinstance(tool_input, Mapping) else None
-            if not isinstance(value, str):
-                return doubtful
-            if not any(fnmatchcase(value, pattern) for pattern in patterns):
-                return False
-        return True
-
 
 class Rule(Record, frozen=True):
     """``allow`` (and nothing else), ``deny``, or ``ask`` (a human decides) for some calls of tools."""
 
     effect: str
     tools: tuple[ToolPattern, ...]
-
-    def matches(self, tool: str, tool_input: Any) -> bool:
-        """Whether it is about this call; in doubt what forbids is, and what allows is not."""
-        doubtful = self.effect != "allow"
-        return any(pattern.fits(tool, tool_input, doubtful=doubtful) for pattern in self.tools)
 
     @property
     def plain(self) -> tuple[str, ...]:
@@ -344,7 +326,7 @@ def _refused(policy: Policy, details: dict[str, Any], why: str) -> RunError:
 def provider_options(policy: Policy) -> dict[str, Any]:
     """What a provider that can enforce rules itself is told: allowed_tools or denied_tools, and max_tokens.
 
-    A tool that may be called with some arguments only is allowed here; ``judge`` looks at each call.
+    A tool that may be called with some arguments only is allowed here: each call is judged, too.
     """
     denied = {t.casefold(): t for rule in policy.rules if rule.effect == "deny" for t in rule.plain}
     allows = [rule for rule in policy.rules if rule.effect == "allow"]
@@ -365,30 +347,7 @@ def provider_options(policy: Policy) -> dict[str, Any]:
     return options
 
 
-class Verdict(NamedTuple):
-    """What a policy says of one tool call: ``allow``, ``deny`` or ``ask``, and the rule that says so."""
-
-    effect: str
-    rule: Rule | None = None
-
-
-def judge(policy: Policy, tool: str, tool_input: Any) -> Verdict:
-    """May this tool be called with this input? Asked before it runs, wherever a provider lets us.
-
-    A deny beats an ask, and both beat an allow; every allow list must hold the call.
-    """
-    asks: Rule | None = None
-    for rule in policy.rules:
-        matches = rule.matches(tool, tool_input)
-        if matches == (rule.effect == "allow"):
-            continue
-        if rule.effect != "ask":
-            return Verdict("deny", rule)
-        asks = asks or rule
-    return Verdict("ask", asks) if asks is not None else Verdict("allow")
-
-
 __all__ = [
     "LAYERS_MAX", "LIMITS", "RULES_MAX", "TOOLS_MAX", "Action", "Limit", "LimitKind", "Policy", "Rule",
-    "ToolPattern", "Verdict", "checked_stack", "judge", "merged", "preflight", "provider_options",
+    "ToolPattern", "check_tags", "checked_stack", "merged", "preflight", "provider_options",
 ]

@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mesh.core.policy import LIMITS, Action, Limit, Policy, Verdict, judge
+from mesh.core.judging import ALLOWED, Judge, Verdict
+from mesh.core.policy import LIMITS, Action, Limit, Policy
 from mesh.core.records import Record
 
 #: Events of a tool's call: the first one that is seen of a call is judged.
@@ -47,9 +48,21 @@ class Monitor:
     """One run under one policy."""
 
     __slots__ = (
-        "_before", "_broken", "_counted", "_judged", "_limits", "_permitted", "_seen", "_timed", "_trusted",
+        "_before",
+        "_broken",
+        "_counted",
+        "_judged",
+        "_limits",
+        "_permitted",
+        "_rules",
+        "_seen",
+        "_timed",
+        "_trusted",
         "held",
-        "policy", "totals", "violations", "warnings",
+        "policy",
+        "totals",
+        "violations",
+        "warnings",
     )
 
     def __init__(self, policy: Policy) -> None:
@@ -59,10 +72,11 @@ class Monitor:
         self.warnings: list[str] = []
         self.held: dict[str, float] = {}  #: reserved for calls that are being made, by metric
         self._before: Mapping[str, Mapping[str, float]] = {}
-        self._limits = [limit for limit in policy.limits if limit.metric != "duration_ms"]
-        self._timed = sorted(
-            (limit for limit in policy.limits if limit.metric == "duration_ms"), key=self._left_ms
-        )
+        self._rules = Judge(policy)
+        self._limits: dict[str, list[Limit]] = {}
+        for limit in policy.limits:
+            self._limits.setdefault(limit.metric, []).append(limit)
+        self._timed = sorted(self._limits.pop("duration_ms", []), key=self._left_ms)
         self._counted = {row.event: row.metric for row in LIMITS.values() if row.event is not None}
         self._broken: set[Limit] = set()
         self._seen: set[str] = set()
@@ -89,12 +103,16 @@ class Monitor:
             broken.append(self._exceeded(self._timed.pop(0), age_ms))
         return broken
 
+    @property
+    def costs(self) -> bool:
+        """Whether it matters what the run costs."""
+        return "cost_usd" in self._limits
+
     def on_event(self, event_type: str, data: Mapping[str, Any]) -> list[Violation]:
         """An event of the provider: it may count, and a tool's call is judged."""
         if event_type in _TOOL_EVENTS:
             return self._on_tool(event_type, data)
-        metric = self._counted.get(event_type)
-        return [] if metric is None else self._count(metric)
+        return self._count(self._counted[event_type]) if event_type in self._counted else []
 
     def _on_tool(self, event_type: str, data: Mapping[str, Any]) -> list[Violation]:
         call_id = data.get("tool_call_id")
@@ -116,9 +134,9 @@ class Monitor:
         return broken
 
     def _judge(self, tool: str, tool_input: Any) -> Verdict:
-        verdict = judge(self.policy, tool, tool_input)
+        verdict = self._rules(tool, tool_input)
         trusted = verdict.effect == "ask" and tool.casefold() in self._trusted
-        return Verdict("allow") if trusted else verdict
+        return ALLOWED if trusted else verdict
 
     def trust(self, tool: str) -> None:
         """A human approved this tool, whatever its input: rules that ask allow it from now on."""
@@ -155,12 +173,15 @@ class Monitor:
 
     def on_usage(self, total_tokens: float, cost_usd: float | None) -> list[Violation]:
         """What the run used up to now; a cost of None is unknown."""
-        self.totals["total_tokens"] = max(self.totals["total_tokens"], total_tokens)
-        broken = self._check("total_tokens")
+        broken: list[Violation] = []
+        if total_tokens > self.totals["total_tokens"]:
+            self.totals["total_tokens"] = total_tokens
+            broken = self._check("total_tokens")
         if cost_usd is not None:
-            self.totals["cost_usd"] = max(self.totals["cost_usd"], cost_usd)
-            broken += self._check("cost_usd")
-        elif any(limit.metric == "cost_usd" for limit in self._limits) and not self.warnings:
+            if cost_usd > self.totals["cost_usd"]:
+                self.totals["cost_usd"] = cost_usd
+                broken += self._check("cost_usd")
+        elif "cost_usd" in self._limits and not self.warnings:
             self.warnings.append(MISSING_RATES)
         return broken
 
@@ -174,10 +195,11 @@ class Monitor:
     def excess(self) -> list[Violation]:
         """What would not fit if all that is held was used: the call that holds it must not be made then."""
         broken = []
-        for limit in self._limits:
-            used = self.totals[limit.metric] + self._used_before(limit) + self.held.get(limit.metric, 0)
-            if limit.metric in self.held and used > limit.most and limit not in self._broken:
-                broken.append(self._exceeded(limit, used))
+        for metric, amount in self.held.items():
+            for limit in self._limits.get(metric, ()):
+                used = self.totals[metric] + self._used_before(limit) + amount
+                if used > limit.most and limit not in self._broken:
+                    broken.append(self._exceeded(limit, used))
         return broken
 
     def on_request(self, tool: str, tool_input: Any, call_id: str | None) -> Verdict:
@@ -197,9 +219,9 @@ class Monitor:
 
     def _check(self, metric: str) -> list[Violation]:
         broken = []
-        for limit in self._limits:
-            used = self.totals[metric] + self._used_before(limit)
-            if limit.metric == metric and used > limit.most and limit not in self._broken:
+        for limit in self._limits.get(metric, ()):
+            used = self.totals[metric] + (self._used_before(limit) if self._before else 0)
+            if used > limit.most and limit not in self._broken:
                 broken.append(self._exceeded(limit, used))
         return broken
 

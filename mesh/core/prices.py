@@ -20,6 +20,8 @@ from mesh.core.records import CostState
 from mesh.core.usage import CACHE_CREATION, CACHE_READ, COST, INPUT, OUTPUT, Counts
 from mesh.errors import ConfigError, shown
 
+#: Names of models are what providers say: so many are remembered.
+FOUND_MAX = 1_024
 #: More than this per token is surely meant per million of them.
 USD_PER_TOKEN_MAX = 0.01
 
@@ -78,7 +80,6 @@ DEFAULTS: dict[str, PriceList] = {
     "openai": _OPENAI,
 }
 _KINDS = frozenset(Price._fields)
-_COSTLY = (INPUT, OUTPUT, CACHE_READ, CACHE_CREATION)
 
 
 class Cost(NamedTuple):
@@ -98,20 +99,25 @@ class Prices:
             ConfigError: names the key that is wrong.
         """
         self.lists = dict(DEFAULTS)
+        self._found: dict[tuple[str | None, str | None], Price | None] = {}
         for provider, table in (overrides or {}).items():
             self.lists[provider] = _merged(self.lists.get(provider), table, f"prices.{provider}")
 
     def find(self, provider: str | None, model: str | None) -> Price | None:
         """The price of a provider's model, None when it is not known."""
-        prices = self.lists.get(provider or "")
-        return None if prices is None else prices.find(model)
+        if (provider, model) not in self._found:
+            if len(self._found) >= FOUND_MAX:
+                self._found.clear()
+            prices = self.lists.get(provider or "")
+            self._found[provider, model] = None if prices is None else prices.find(model)
+        return self._found[provider, model]
 
     def cost(self, provider: str | None, model: str | None, used: Counts) -> Cost:
         """What a provider's counts cost; ``total_cost_usd`` among them is the provider's own word."""
         reported = used.get(COST, 0)
         if reported > 0:
             return Cost(float(reported), CostState.REPORTED)
-        if not any(used.get(name) for name in _COSTLY):
+        if not (used.get(INPUT) or used.get(OUTPUT) or used.get(CACHE_READ) or used.get(CACHE_CREATION)):
             return Cost(None, CostState.NO_USAGE)
         price = self.find(provider, model)
         if price is None:
@@ -172,5 +178,5 @@ def _price(table: Any, place: str) -> Price:
 
 
 __all__ = [
-    "DEFAULTS", "USD_PER_TOKEN_MAX", "Cost", "Price", "PriceList", "Prices", "together",
+    "DEFAULTS", "FOUND_MAX", "USD_PER_TOKEN_MAX", "Cost", "Price", "PriceList", "Prices", "together",
 ]

@@ -95,13 +95,16 @@ class Guard:
 
     def on_event(self, event_type: str, data: Mapping[str, Any]) -> None:
         """The agent wrote an event."""
-        self._act(self.monitor.on_event(event_type, data))
+        broken = self.monitor.on_event(event_type, data)
+        if broken:
+            self._act(broken)
         self.spending.reported()
 
     def on_usage(self, used: usage.Counts, provider: str | None, model: str | None) -> None:
         """The agent said what it used; ``used`` are the counts of the run so far."""
-        tokens, usd = self._sums(used, provider, model)
-        self._act(self.monitor.on_usage(tokens, usd))
+        broken = self.monitor.on_usage(*self._sums(used, provider, model))
+        if broken:
+            self._act(broken)
 
     def paid(self, used: usage.Counts, provider: str | None, model: str | None) -> None:
         """That was used by an agent from whom another one takes over: it counts beside what comes."""
@@ -112,7 +115,8 @@ class Guard:
         self, used: usage.Counts, provider: str | None, model: str | None
     ) -> tuple[float, float | None]:
         tokens = used.get(usage.TOTAL, used.get(usage.INPUT, 0) + used.get(usage.OUTPUT, 0))
-        usd, (paid_tokens, paid_usd) = self._prices.cost(provider, model, used).usd, self._paid
+        usd = self._prices.cost(provider, model, used).usd if self.monitor.costs else None
+        paid_tokens, paid_usd = self._paid
         return tokens + paid_tokens, None if usd is None or paid_usd is None else usd + paid_usd
 
     async def permit(self, tool: str, tool_input: Any, call_id: str | None) -> None:

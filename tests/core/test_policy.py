@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.core.policy import LIMITS, Action, Policy, judge, merged, preflight, provider_options
+from mesh.core.judging import judge
+from mesh.core.policy import LIMITS, Action, Policy, merged, preflight, provider_options
 from mesh.errors import InvalidArgument, RunError
 
 TOOLS = ("bash", "read", "write")

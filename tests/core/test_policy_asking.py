@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mesh.core.policy import Action, Policy, checked_stack, judge, merged
+from mesh.core.judging import judge
+from mesh.core.policy import Action, Policy, checked_stack, merged
 from mesh.core.policy_monitor import Monitor
 from mesh.errors import InvalidArgument
 
