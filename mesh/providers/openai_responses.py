@@ -52,7 +52,7 @@ def opening(items: list[Said | Called]) -> list[Any]:
     found: list[Any] = []
     for item in items:
         if isinstance(item, Said):
-            found.append({"role": item.role, "content": _content(item)})
+            found.append({"type": "message", "role": item.role, "content": _content(item)})
             continue
         found += ({"type": "function_call", "call_id": call.id, "name": call.name,
                    "arguments": json.dumps(call.input)} for call in item.calls)
@@ -62,7 +62,8 @@ def opening(items: list[Said | Called]) -> list[Any]:
 
 def answers(results: list[Result], steering: list[str]) -> list[Any]:
     """What the tools gave, and what was said meanwhile."""
-    return [*map(_result, results), *({"role": "user", "content": text} for text in steering)]
+    return [*map(_result, results), *({"type": "message", "role": "user", "content": text}
+                                       for text in steering)]
 
 
 def _result(result: Result) -> dict[str, Any]:
