@@ -122,7 +122,7 @@ def _say(seat: Any) -> None:
         except ClientClosed:
             return
         except MeshError as error:
-            click.echo(f"not said: {error}", err=True)
+            render.echo(f"not said: {error}", err=True)
 
 
 COMMANDS = (claim, release, protect, unprotect)

@@ -13,11 +13,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mesh.cli import render
 from mesh.cli.app import shell
 from mesh.errors import InvalidArgument
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Types after which a session has nothing more to say.
 ENDED = frozenset(("session_completed", "session_failed", "session_cancelled"))
+#: How a run looks on a terminal, and elsewhere: the agent's words.
+RUN_VIEW = ("text", "text")
 #: Types after which a run has nothing more to say.
 RUN_ENDED = frozenset(("run_completed", "run_failed", "run_cancelled", "run_timeout"))
 #: Named here too, so that --help does not import them; a test compares.
@@ -84,6 +88,33 @@ def open_view(
     return Rendering(made, [first, *others], on_broken=_warn(first, made))
 
 
+@contextmanager
+def closing_view(view: Rendering) -> Iterator[Rendering]:
+    """Say the last words, and close the sinks, however it ends."""
+    try:
+        yield view
+    finally:
+        view.finish()
+
+
+@contextmanager
+def waiting_view(
+    wait: bool, renderer: str | None, tool_output: str | None, sinks: Sequence[str]
+) -> Iterator[Rendering | None]:
+    """The view of a run, for a command that shows it with ``--wait`` only.
+
+    Raises:
+        click.UsageError: it is not shown, and was told how.
+    """
+    if wait:
+        with closing_view(open_view(RUN_VIEW, renderer, tool_output, sinks)) as view:
+            yield view
+    elif renderer or tool_output or sinks:
+        raise click.UsageError("--render, --tool-output and --sink say how the answer looks: add --wait")
+    else:
+        yield None
+
+
 def show(view: Rendering, event: Event) -> None:
     """Show one event.
 
@@ -129,7 +160,7 @@ def _warn(first: Sink, made: Renderer) -> Callable[[Sink, Exception], None]:
         if sink is first and isinstance(error, BrokenPipeError):
             return
         gap = "\n" if made.line_open and sys.stdout.isatty() else ""
-        click.echo(f"{gap}warning: {sink.name} gets no more: {error}", err=True)
+        render.echo(f"{gap}warning: {sink.name} gets no more: {error}", err=True)
 
     return broken
 
@@ -152,10 +183,13 @@ __all__ = [
     "ENDED",
     "RENDERERS",
     "RUN_ENDED",
+    "RUN_VIEW",
     "SINKS",
     "TOOL_OUTPUTS",
+    "closing_view",
     "open_view",
     "show",
     "used",
     "view_options",
+    "waiting_view",
 ]

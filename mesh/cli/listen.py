@@ -31,7 +31,7 @@ def listen(topics: tuple[str, ...], after: str | None, count: int | None) -> Non
                 if shell().json:
                     render.emit_json({"topic": note.topic, "data": note.data, "cursor": note.cursor})
                 else:
-                    click.echo(f"{note.topic}\t{render.to_json(note.data)}")
+                    render.echo(f"{note.topic}\t{render.to_json(note.data)}")
                 if seen == count:
                     break
         except KeyboardInterrupt:

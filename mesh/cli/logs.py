@@ -84,7 +84,7 @@ def _print(file: Path, line: str, *, many: bool) -> None:
     if shell().json:
         render.emit_json({"log": file.stem, "line": line})
     else:
-        click.echo(f"{file.stem}: {line}" if many else line)
+        render.echo(f"{file.stem}: {line}" if many else line)
 
 
 def _follow(files: list[Path], mark: str) -> None:

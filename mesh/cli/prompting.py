@@ -8,6 +8,7 @@ import click
 
 from mesh.cli import render, values
 from mesh.cli.app import command, shell
+from mesh.cli.follow import view_options, waiting_view
 
 QUEUES = ("follow_up", "steering")
 ON_BUSY = ("enqueue", "reject", "interrupt", "rollback")
@@ -25,19 +26,22 @@ ON_BUSY = ("enqueue", "reject", "interrupt", "rollback")
     help="While a run executes: wait, be refused, or cancel it and be next (rollback: and forget it).",
 )
 @click.option("--wait", is_flag=True, help="Stream the answer, as `mesh run` does.")
-def prompt(session_id: str, text: tuple[str, ...], queue: str, on_busy: str, wait: bool) -> None:
+@view_options
+def prompt(
+    session_id: str, text: tuple[str, ...], queue: str, on_busy: str, wait: bool, **view: Any
+) -> None:
     """Give a session work; print the run's id, or with --wait its answer. TEXT `-` reads standard input.
 
     Example: mesh session prompt build-42 "make test" --wait
     """
     words = values.prompt_text(text)
-    with shell().client() as client:
+    with waiting_view(wait, **view) as shown, shell().client() as client:
         after = client.sessions.get(session_id).seq if wait else 0
         given = client.sessions.prompt(session_id, words, queue=queue, on_busy=on_busy)
-        if wait:
+        if shown is not None:
             from mesh.cli.run import follow_run
 
-            raise click.exceptions.Exit(follow_run(client, session_id, given.run_id, after=after))
+            raise click.exceptions.Exit(follow_run(client, session_id, given.run_id, shown, after=after))
     if shell().json:
         return render.emit_json(given.to_map())
     click.echo(given.run_id)

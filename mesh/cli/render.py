@@ -106,21 +106,32 @@ def report(error: MeshError, *, as_json: bool, hint: str | None = None) -> None:
         click.echo(to_json({"error": error.to_map() | ({"hint": hint} if hint else {})}), err=True)
         return
     first, _, rest = error.message.strip().partition("\n")
-    click.echo(f"error: {first} ({error.code})", err=True)
+    echo(f"error: {first} ({error.code})", err=True)
     trace = error.details.get("traceback") or (rest if "Traceback" in rest or "  File " in rest else "")
     if isinstance(trace, list):
         trace = "\n".join(f"  at {place}" for place in trace)
     if trace:  # of the user's own agent: without it they cannot mend their file
-        click.echo(str(trace).rstrip(), err=True)
+        echo(str(trace).rstrip(), err=True)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        echo(f"hint: {hint}", err=True)
 
 
 def to_json(value: Any) -> str:
     """One line of JSON; records become their maps, bytes base64."""
-    from mesh.core import plain
+    from mesh.rendering.text import json_line
 
-    return plain.to_json(value)
+    return json_line(value)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a line that may hold words of agents and other people: on a terminal without control."""
+    click.echo(_fit(text, sys.stderr if err else sys.stdout), err=err)
+
+
+def _fit(text: str, stream: Any) -> str:
+    from mesh.rendering.text import clean
+
+    return clean(text) if stream.isatty() else text
 
 
 def emit_json(value: Any) -> None:
@@ -151,7 +162,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         widest = max((len(row[place]) for row in texts), default=0)
         drawn.add_column(column, no_wrap=True, overflow="ignore", min_width=max(widest, len(column)))
     for row in texts:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(_fit(cell, sys.stdout)) for cell in row))
     # Where the terminal is too narrow it wraps the lines itself: an id that is cut cannot be copied.
     console = Console(width=TABLE_COLUMNS_MAX)
     with console.capture() as lines:
@@ -172,7 +183,7 @@ def fields(pairs: Iterable[tuple[str, Any]]) -> None:
     shown = [(name, _cell(value)) for name, value in pairs]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
-        click.echo(f"{name:<{width}}  {value}" if sys.stdout.isatty() else f"{name}\t{value}")
+        echo(f"{name:<{width}}  {value}" if sys.stdout.isatty() else f"{name}\t{value}")
 
 
 def page_rest(page: Any) -> None:
@@ -239,6 +250,7 @@ __all__ = [
     "cause",
     "clock",
     "duration",
+    "echo",
     "emit_json",
     "errors_reported",
     "exit_code",

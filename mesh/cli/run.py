@@ -12,7 +12,7 @@ import click
 
 from mesh.cli import render, values
 from mesh.cli.app import command, open_client, shell
-from mesh.cli.follow import open_view, show, view_options
+from mesh.cli.follow import RUN_ENDED, RUN_VIEW, closing_view, open_view, show, view_options
 from mesh.cli.recording import check_recording, record_option, save_recording
 from mesh.cli.settings import config_option, load, sections
 from mesh.cli.workspace import say_workspace, workspace_of, workspace_options
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 CANCEL_WAIT_S = 8.0
 #: How much of an input the question for an approval shows.
 ASKED_CHARS = 200
-#: How a run looks on a terminal, and elsewhere: the agent's words.
-RUN_VIEW = ("text", "text")
 
 
 @command()
@@ -199,8 +197,6 @@ def follow_run(
     address: str | None = None,
 ) -> int:
     """Stream a run's output until its end, cancel it at Ctrl-C; the exit code."""
-    from mesh.cli.follow import RUN_ENDED
-
     with closing_view(view or open_view(RUN_VIEW)) as shown:
         try:
             for event in client.sessions.stream(session_id, after=after, run_id=run_id):
@@ -208,7 +204,7 @@ def follow_run(
                 if event.type == "tool_approval_requested" and event.data.get("tool_call_id"):
                     if not shell().json:
                         shown.interrupt()
-                        click.echo(_question(event, address), err=True)
+                        render.echo(_question(event, address), err=True)
                 elif event.type in RUN_ENDED:
                     shown.finish()
                     return _verdict(event, client.runs.get(run_id))
@@ -216,15 +212,6 @@ def follow_run(
             shown.interrupt()
             return _cancelled(address or shell().address, run_id)
     raise MeshError("the stream ended before the run did", code="stream_closed")
-
-
-@contextmanager
-def closing_view(view: Rendering) -> Iterator[Rendering]:
-    """Say the last words, and close the sinks, however it ends."""
-    try:
-        yield view
-    finally:
-        view.finish()
 
 
 def _question(event: Any, address: str | None) -> str:
@@ -340,9 +327,7 @@ def _embedded(config_file: str | None) -> Iterator[str]:
 __all__ = [
     "ASKED_CHARS",
     "CANCEL_WAIT_S",
-    "RUN_VIEW",
     "Task",
-    "closing_view",
     "follow_run",
     "run",
     "run_task",

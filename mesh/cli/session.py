@@ -161,7 +161,7 @@ def show(session_id: str) -> None:
     for run in runs:
         error = f"  {run.error.get('message', '')}" if run.error else ""
         told = f"  {used(run)}" if used(run) else ""
-        click.echo(f"run {run.id}  {run.status}  {render.clock(run.created_at)}{told}{error}")
+        render.echo(f"run {run.id}  {run.status}  {render.clock(run.created_at)}{told}{error}")
     return None
 
 

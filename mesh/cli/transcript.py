@@ -8,6 +8,7 @@ import click
 
 from mesh.cli import render, values
 from mesh.cli.app import command, shell
+from mesh.cli.follow import view_options, waiting_view
 
 MODES = ("auto", "replay", "native", "off")
 
@@ -71,8 +72,17 @@ def _text(message: Any) -> Any:
 )
 @_limits
 @click.option("--wait", is_flag=True, help="Stream the answer, as `mesh run` does.")
+@view_options
 def run(
-    session_id: str, text: tuple[str, ...], agent: str | None, mode: str | None, wait: bool, **limits: Any
+    session_id: str,
+    text: tuple[str, ...],
+    agent: str | None,
+    mode: str | None,
+    wait: bool,
+    renderer: str | None,
+    tool_output: str | None,
+    sinks: tuple[str, ...],
+    **limits: Any,
 ) -> None:
     """Run a prompt in a session with options; print the run's id, or with --wait its answer.
 
@@ -81,16 +91,17 @@ def run(
       mesh session run build-42 "and now?" --continue auto --agent reviewer --wait
     """
     words = values.prompt_text(text)
-    with shell().client() as client:
+    view = waiting_view(wait, renderer, tool_output, sinks)
+    with view as shown, shell().client() as client:
         after = client.sessions.get(session_id).seq if wait else 0
         submitted = client.runs.submit(
             session_id, words, agent=agent, continuation=False if mode == "off" else mode,
             continuation_opts=_given(**limits) or None,
         )
-        if wait:
+        if shown is not None:
             from mesh.cli.run import follow_run
 
-            raise click.exceptions.Exit(follow_run(client, session_id, submitted.id, after=after))
+            raise click.exceptions.Exit(follow_run(client, session_id, submitted.id, shown, after=after))
     if shell().json:
         return render.emit_json(submitted.to_map())
     click.echo(submitted.id)
@@ -133,7 +144,7 @@ def compact(session_id: str, **options: Any) -> None:
         event = client.sessions.compact(session_id, **options)
     if shell().json:
         return render.emit_json(event.to_map())
-    click.echo(event.data["summary"])
+    render.echo(event.data["summary"])
     render.say(f"it stands for everything up to event {event.data['up_to']}")
     return None
 

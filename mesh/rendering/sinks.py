@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from mesh.core.plain import to_json
 from mesh.core.records import Event
 from mesh.errors import InvalidArgument, InvalidState, shown
 from mesh.rendering.base import cost, failure_text, is_stderr, number, short_model, short_reason
-from mesh.rendering.text import Cleaner, as_text, fitted, preview
+from mesh.rendering.text import Cleaner, as_text, fitted, json_line, preview
 
 #: Forms of a JSON line: what happened, the same abbreviated, the whole record (as ``-o json`` prints it).
 JSON_MODES = ("full", "compact", "event")
@@ -195,7 +194,7 @@ class JsonLinesSink(_Writer):
 
     def write(self, event: Event, text: str) -> None:  # noqa: ARG002 - the event is what counts
         """Append the event."""
-        self._save(to_json(self._form(event)) + "\n")
+        self._save(json_line(self._form(event)) + "\n")
 
 
 def full_form(event: Event) -> dict[str, Any]:

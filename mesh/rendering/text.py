@@ -88,6 +88,11 @@ def as_text(value: Any) -> str:
         return shown(value)
 
 
+def json_line(value: Any) -> str:
+    """One line of JSON without control, which JSON itself forbids only below U+0020."""
+    return _SUSPECT.sub(lambda found: f"\\u{ord(found[0]):04x}", to_json(value))
+
+
 def preview(value: Any, limit: int) -> str:
     """The beginning of a value on one line: clean, blanks collapsed, ``...`` where it was cut."""
     text = as_text(value)
@@ -132,4 +137,14 @@ class Ink:
         return f"\x1b[{_COLORS[name]}m{text}\x1b[0m" if self.color and text else text
 
 
-__all__ = ["HELD_CHARS_MAX", "Cleaner", "Ink", "as_text", "clean", "columns", "fitted", "preview"]
+__all__ = [
+    "HELD_CHARS_MAX",
+    "Cleaner",
+    "Ink",
+    "as_text",
+    "clean",
+    "columns",
+    "fitted",
+    "json_line",
+    "preview",
+]

@@ -483,3 +483,25 @@ def _a_run(fake: FakeClient, status: RunStatus, *events: Event, error: dict[str,
         "sessions.stream": _stream(*events),
         "runs.get": Run(RUN, "s1", status, error=error),
     }
+
+
+@pytest.mark.parametrize("words", [("prompt", "s1", "hi"), ("run", "s1", "hi")])
+def test_how_an_answer_looks_needs_one(cli: Cli, fake: FakeClient, words: tuple[str, ...]) -> None:
+    """If --render or --sink is given and nothing is waited for, then it is refused and nothing is sent."""
+    for option in (("--render", "compact"), ("--sink", "file:x"), ("--tool-output", "full")):
+        done = cli("session", *words, *option)
+        assert done.exit_code == 2 and "--wait" in done.stderr and not fake.calls
+
+
+def test_a_prompt_that_is_waited_for_is_shown_as_asked(cli: Cli, fake: FakeClient, tmp_path: Path) -> None:
+    """If --wait has a renderer and a sink, then the answer looks so, there and in the file."""
+    fake.answers |= {
+        "sessions.get": SESSION,
+        "sessions.prompt": Prompted(RUN, False),
+        "sessions.stream": _stream(event(5, "message_streamed", content="yes"), event(6, "run_completed")),
+        "runs.get": Run(RUN, "s1", RunStatus.COMPLETED),
+    }
+    view = ("--render", "compact", "--sink", f"file:{tmp_path}/f")
+    shown = cli("session", "prompt", "s1", "hi", "--wait", *view)
+    assert shown.exit_code == 0 and shown.stdout == ">> yes\nr-\n2 events, 0 tools\n"
+    assert (tmp_path / "f").read_text() == shown.stdout

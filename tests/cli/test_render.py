@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from contextlib import redirect_stdout
 from typing import Any
@@ -70,3 +71,23 @@ def test_cause_of_death(death: dict[str, Any] | None, text: str) -> None:
 def test_json_of_odd_values_is_one_line() -> None:
     """If a value has bytes or sets, then it is still one line of JSON."""
     assert render.to_json({"a": b"x\xff", "b": {2, 1}}) == '{"a": "eP8=", "b": [1, 2]}'
+
+
+def test_words_of_others_have_no_control_on_a_terminal(terminal: Terminal) -> None:
+    """If a table or a line holds an agent's text, then a terminal gets it clean, and a pipe as it is."""
+    bad = "a\x1b]0;pwned\x07b\x9b2Jc"
+    with redirect_stdout(terminal):
+        render.table(("text",), [[bad]])
+        render.fields([("name", bad)])
+        render.echo(bad)
+    assert plain(terminal).count("abc") == 3 and "pwned" not in plain(terminal)
+    pipe = io.StringIO()
+    with redirect_stdout(pipe):
+        render.table(("text",), [[bad]])
+    assert pipe.getvalue() == f"{bad}\n"
+
+
+def test_json_has_no_control_at_all() -> None:
+    """If a text holds control characters that JSON allows, then they are escaped, and read back the same."""
+    text = render.to_json({"a": "\x9b2J\x7f\u202e\n漢"})
+    assert text == '{"a": "\\u009b2J\\u007f\\u202e\\n漢"}' and json.loads(text)["a"] == "\x9b2J\x7f\u202e\n漢"
