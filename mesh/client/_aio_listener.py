@@ -31,6 +31,7 @@ class AsyncListener:
         self._closed = False
         self._context = _link.use_context()
         self._socket: Any = sockets.subscriber_socket(self._context, endpoint)
+        self._receive = sockets.receiver(self._socket)
         for prefix in machine.subscriptions(token):
             self._socket.subscribe(prefix)
         self._loop.add_reader(self._socket.fileno(), self._wake)
@@ -108,7 +109,7 @@ class AsyncListener:
         messages: list[tuple[str, dict[str, Any]]] = []
         while not self._closed and len(messages) < plans.DRAIN_MAX:
             try:
-                message = plans.decode_message(self._socket.recv_multipart(sockets.NOWAIT))
+                message = plans.decode_message(self._receive())
             except sockets.Again:
                 break
             if message is None:

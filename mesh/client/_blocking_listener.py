@@ -37,6 +37,7 @@ class Listener:
         self._ends = os.pipe()
         self._context = _link.use_context()
         self._socket: Any = sockets.subscriber_socket(self._context, endpoint)
+        self._receive = sockets.receiver(self._socket)
         for prefix in machine.subscriptions(token):
             self._socket.subscribe(prefix)
         self._poller = select.poll()
@@ -99,7 +100,7 @@ class Listener:
         with self._mutex:
             while not self._closed and len(messages) < plans.DRAIN_MAX:
                 try:
-                    message = plans.decode_message(self._socket.recv_multipart(sockets.NOWAIT))
+                    message = plans.decode_message(self._receive())
                 except sockets.Again:
                     break
                 if message is None:

@@ -277,7 +277,19 @@ def valid_fallbacks(fallbacks: Any) -> list[dict[str, Any]]:
 
 def encode_cursor(values: Any) -> str:
     """Opaque text of a position."""
-    return base64.urlsafe_b64encode(wire.pack(values)).decode().rstrip("=")
+    return _as_text(wire.pack(values))
+
+
+def encode_place(values: Any) -> str:
+    """The same of what is all our own: each message of a feed has one."""
+    return _as_text(wire.repack(values))
+
+
+def _as_text(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).translate(_URL_SAFE).rstrip(b"=").decode()
+
+
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def decode_cursor(text: Any, kind: str) -> Any:
@@ -352,6 +364,7 @@ __all__ = [
     "check_ttl",
     "decode_cursor",
     "encode_cursor",
+    "encode_place",
     "failure",
     "get_call",
     "known_places",

@@ -10,7 +10,7 @@ from typing import Any
 from mesh.client._answers import plain_of
 from mesh.client._cursor import CURSOR, FETCH_ROWS, FeedCursor, Hole, is_message
 from mesh.client._protocol import READ, Facts
-from mesh.client._surface import EVERY_S, Ask, NeedFacts, Pause, Plan, decode_cursor, encode_cursor, value_of
+from mesh.client._surface import EVERY_S, Ask, NeedFacts, Pause, Plan, decode_cursor, encode_place, value_of
 from mesh.client._surface_sessions import session_call
 from mesh.core import wire
 from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError
@@ -29,9 +29,9 @@ Drain = Callable[[], Iterable[tuple[str, dict[str, Any]]]]
 def begin(topics: Sequence[str], after: str | None, timeout_s: float | None) -> Plan:
     """The machine of a new listener, and its echo's token."""
     position = None if after is None else decode_cursor(after, CURSOR)
-    FeedCursor(topics, bytes(4096), 1, encode_cursor)  # refuses a wrong topic before anything is asked
+    FeedCursor(topics, bytes(4096), 1, encode_place)  # refuses a wrong topic before anything is asked
     facts: Facts = yield NeedFacts(timeout_s)
-    machine = FeedCursor(topics, facts.slot_map, facts.partitions, encode_cursor, position)
+    machine = FeedCursor(topics, facts.slot_map, facts.partitions, encode_place, position)
     return machine, secrets.token_hex(8), facts.values
 
 

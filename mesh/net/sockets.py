@@ -95,6 +95,22 @@ def sender(socket: zmq.Socket[bytes]) -> Callable[[bytes, int], Any]:
     return send
 
 
+def receiver(socket: zmq.Socket[bytes]) -> Callable[[], list[bytes]]:
+    """Take one message of several frames, or raise ``Again``: half of ``recv_multipart``'s time, most of
+    which goes into asking the socket whether there are more."""
+    recv: Callable[[int, bool], Any] = super(zmq.Socket, socket).recv
+
+    def receive() -> list[bytes]:
+        frame = recv(NOWAIT, False)
+        frames = [frame.bytes]
+        while frame.more:
+            frame = recv(NOWAIT, False)
+            frames.append(frame.bytes)
+        return frames
+
+    return receive
+
+
 def router_socket(
     ctx: zmq.Context[zmq.Socket[bytes]], *, frame_bytes: int = FRAME_BYTES_MAX, hwm: int = HWM_FRAMES
 ) -> zmq.Socket[bytes]:

@@ -287,7 +287,7 @@ def test_a_runner_may_ask_for_the_log_and_nothing_else() -> None:
     questions.take(0, 1, ["read", 1, "route.get", ["k"]])
     questions.answer(sent.append)
     assert wire.unpack(wire.unpack(sent[0][wire.CLIENT_ID_BYTES:])[2])[1][0] == "'route.get'"
-    assert {"session.events", "session.get"} == ASKABLE
+    assert {"session.events", "session.get", "budget.used"} == ASKABLE
     for token in range(QUESTIONS_MAX + 5):
         questions.take(0, 1, ["read", token, "session.get", ["s"]])
     assert len(questions) == QUESTIONS_MAX
