@@ -39,6 +39,7 @@ COMMANDS = {
     "search": "mesh.cli.search:search",
     "usage": "mesh.cli.search:usage",
     "approval": "mesh.cli.approval:approval",
+    "workspace": "mesh.cli.workspace:workspace",
     "route": "mesh.cli.route:route",
     "partition": "mesh.cli.partition:partition",
     "agent": "mesh.cli.agent:agent",

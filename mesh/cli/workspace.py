@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mesh.cli.app import shell
+from mesh.cli import render
+from mesh.cli.app import group, shell
+from mesh.errors import NotFound
 
 if TYPE_CHECKING:
     import mesh
@@ -75,4 +78,52 @@ def summary(facts: dict[str, Any]) -> str:
     return "; ".join(words)
 
 
-__all__ = ["say_workspace", "summary", "workspace_of", "workspace_options"]
+@group()
+def workspace() -> None:
+    """See what runs did to their folders.
+
+    \b
+    Example:
+      mesh workspace show RUN
+      mesh workspace patch RUN | git apply --reverse
+    """
+
+
+@workspace.command("show")
+@click.argument("run_id", metavar="RUN")
+def show(run_id: str) -> None:
+    """Snapshots, changed files and rollback of one run.
+
+    Example: mesh workspace show $run -o json
+    """
+    with shell().client() as client:
+        facts = client.runs.get(run_id).workspace
+    if facts is None:
+        raise NotFound(f"run {run_id} has no workspace, or is not over", code="not_found")
+    if shell().json:
+        render.emit_json(facts)
+        return
+    click.echo(f"{facts['path']}: {summary(facts)}")
+    click.echo(f"{facts['backend']} {facts['before_ref']} -> {facts['after_ref'] or '?'}")
+    for path in (facts.get("diff") or {}).get("changed_paths", ()):
+        click.echo(f"  {path}")
+
+
+@workspace.command("patch")
+@click.argument("run_id", metavar="RUN")
+def patch(run_id: str) -> None:
+    """The patch of one run, byte for byte as it was kept.
+
+    Example: mesh workspace patch $run > change.patch
+    """
+    with shell().client() as client:
+        found = client.runs.patch(run_id)
+    if found is None:
+        raise NotFound(f"no patch was kept of run {run_id}", code="not_found")
+    if shell().json:
+        render.emit_json({"run_id": run_id, "patch": found.decode(errors="replace")})
+    else:
+        sys.stdout.buffer.write(found)
+
+
+__all__ = ["say_workspace", "summary", "workspace", "workspace_of", "workspace_options"]

@@ -143,6 +143,16 @@ class AsyncRuns(AsyncStoredRuns):
         """
         return Run.from_map(await self._one(READ, plans.run_call("run.get", run_id), timeout_s))
 
+    async def patch(self, run_id: str, *, timeout_s: float | None = None) -> bytes | None:
+        """What a run changed in its workspace, as a patch for ``git apply``; from its record, or from the
+        artifact store that has it. None where none was kept: no git, too large, or nothing changed.
+
+        Raises:
+            NotFound: ``run_not_found``; ``not_found``: the artifact is gone.
+        """
+        found: bytes | None = await self._one(READ, plans.run_call("run.patch", run_id), timeout_s)
+        return found
+
     async def cancel(
         self, run_id: str, *, if_version: int | None = None, timeout_s: float | None = None
     ) -> str:

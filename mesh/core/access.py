@@ -69,8 +69,8 @@ class Need(Enum):
 NEEDS: dict[str, Need] = {
     **dict.fromkeys((
         "session.get", "session.snapshot", "session.events", "session.wait", "session.queued", "session.runs",
-        "session.stats", "session.handle", "session.drain", "run.get", "run.wait", "approval.list",
-        "session.claim", "session.renew", "session.release", "session.start_or_get",
+        "session.stats", "session.handle", "session.drain", "run.get", "run.patch", "run.wait",
+        "approval.list", "session.claim", "session.renew", "session.release", "session.start_or_get",
         "session.stop", "session.cancel", "session.fail", "session.delete", "session.undelete",
     ), Need.TOKEN),
     **dict.fromkeys((

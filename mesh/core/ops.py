@@ -142,6 +142,7 @@ CATALOGUE: tuple[Op, ...] = (
         "{session or tag:NAME: {metric: number}} of this partition: what its runs used, and hold", True,
     ),
     Op("run.get", "read", "run_id", "run map"),
+    Op("run.patch", "read", "run_id", "bin: what it changed in its workspace; nil where no patch was kept"),
     Op("run.wait", "wait", "run_id, events?",
        "run map, as soon as it is terminal; nil when the time is over; events: 'run' or 'session' adds "
        "those, unless they are many"),

@@ -266,6 +266,16 @@ class Run(Record, frozen=True):
         return utc(self.ended_at)
 
     @property
+    def policy(self) -> dict[str, Any] | None:
+        """What a policy found: policy, action, violations, metadata; None without one, and before its end."""
+        return self.metadata.get("policy")
+
+    @property
+    def workspace(self) -> dict[str, Any] | None:
+        """What became of its folder: backend, path, refs, diff, rollback; None as that of ``policy``."""
+        return self.metadata.get("workspace")
+
+    @property
     def terminal(self) -> bool:
         """Whether the run is over for good."""
         return self.status in TERMINAL

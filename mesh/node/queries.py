@@ -15,6 +15,7 @@ from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.core.state import State
 from mesh.errors import InvalidArgument, StoreError
+from mesh.node.artifacts import Artifacts
 from mesh.store import consistency
 from mesh.store.file import DAMAGED
 from mesh.store.query import Found, Search
@@ -37,6 +38,7 @@ class Queries:
             "usage.summary": self.usage,
             "audit.search": self.audit,
             "maintenance.check": self.check,
+            **Artifacts(state, store).table,
         }
 
     def sessions(self, args: list[Any], now: int) -> bytes:

@@ -24,6 +24,7 @@ from mesh.core.session import SessionState
 from mesh.core.state import State
 from mesh.errors import MeshError, StoreError
 from mesh.node.archive import Archive
+from mesh.node.artifacts import Artifacts
 from mesh.store.removing import Removing
 from mesh.store.sqlite import Store
 
@@ -50,6 +51,7 @@ class Retention:
         self.keeping = keeping
         self.policy = policy
         self.removing = Removing(store, state)
+        self._artifacts = Artifacts(state, store)
         self.archive = None if not policy.archive_dir else Archive(
             Path(policy.archive_dir).expanduser(), store, state, rows=policy.batch_size)
         self._events_max = ceil(policy.max_total_events * share)
@@ -199,6 +201,7 @@ class Retention:
     def _purge(self) -> Iterator[None]:
         """Remove the rows of sessions that were deleted hard."""
         while (session := self.removing.erased()) is not None:
+            yield from self._artifacts.forget(session, self.policy.batch_size)
             while self.removing.erased() == session:
                 self.report["events_removed"] += self.removing.purge(session, self.policy.batch_size)
                 yield

@@ -441,6 +441,22 @@ def test_run_without_a_workspace_takes_no_flag_of_one(cli: Cli, fake: FakeClient
     assert not fake.named("runs.submit")
 
 
+def test_patch_of_a_run_is_written_byte_for_byte(cli: Cli, fake: FakeClient) -> None:
+    """If a run left a patch, then it is what stdout has; one without a patch, or a workspace, is not found."""
+    fake.answers["runs.patch"] = b"--- a\n+++ b\n"
+    assert cli("workspace", "patch", RUN).stdout == "--- a\n+++ b\n"
+    fake.answers["runs.patch"] = None
+    assert cli("workspace", "patch", RUN).exit_code == 4
+    diff = {"files_changed": 1, "insertions": 3, "deletions": 1, "patch_truncated": False,
+            "changed_paths": ["a"]}
+    facts = {"backend": "git", "path": "/w", "before_ref": "1", "after_ref": "2", "diff": diff}
+    fake.answers["runs.get"] = Run(RUN, "s1", RunStatus.COMPLETED, metadata={"workspace": facts})
+    assert cli("workspace", "show", RUN).stdout == "/w: 1 file changed (+3 -1)\ngit 1 -> 2\n  a\n"
+    assert json.loads(cli("-o", "json", "workspace", "show", RUN).stdout) == facts
+    fake.answers["runs.get"] = Run(RUN, "s1", RunStatus.COMPLETED)
+    assert cli("workspace", "show", RUN).exit_code == 4
+
+
 USED: dict[str, Any] = {"token_usage": {"input_tokens": 1234, "output_tokens": 5}, "turn_count": 2}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def test_a_run_in_a_repository_tells_what_it_changed(client: mesh.Client, repo: 
     assert result.workspace is not None and result.workspace["diff"]["changed_paths"] == ["file.txt"]
     assert "+three" in result.workspace["diff"]["patch"] and result.workspace["backend"] == "git"
     run = client.runs.get(result.run_id)
-    assert run.metadata["workspace"] == result.workspace
+    assert run.metadata["workspace"] == run.workspace == result.workspace and run.policy is None
     assert run.metadata["workspace"]["before_ref"] == git(repo, "rev-parse", "HEAD")
     assert head_of(repo) == head and _nothing_left(tmp_path)
 
@@ -98,6 +100,44 @@ def test_a_patch_over_the_cap_and_one_in_the_store(client: mesh.Client, repo: Pa
     assert diff["patch"] is None and not diff["patch_truncated"]
     patch = mesh.workspaces.FileStore(tmp_path / "artifacts").get(diff["patch_ref"])
     assert len(patch) == diff["patch_bytes"] and b"+1000\n" in patch
+
+
+@pytest.mark.parametrize("store", [None, True, "own"])
+def test_a_patch_is_read_from_wherever_it_is_and_undoes_the_run(
+    client: mesh.Client, repo: Path, tmp_path: Path, store: Any
+) -> None:
+    """If a run changed something, then its patch is what git needs to take it back, of any store."""
+    exact = state(repo)
+    place = {} if store is None else {"artifact_store": str(tmp_path / "own") if store == "own" else True}
+    result = client.run_once("shell", "seq 9 > more; echo x >> file.txt", workspace={"path": repo, **place})
+    patch = client.runs.patch(result.run_id)
+    assert patch is not None and state(repo) != exact
+    subprocess.run(["git", "apply", "--reverse"], cwd=repo, input=patch, check=True)
+    assert state(repo) == exact
+    if store == "own":
+        shutil.rmtree(tmp_path / "own")
+        with pytest.raises(mesh.NotFound) as caught:
+            client.runs.patch(result.run_id)
+        assert caught.value.code == "not_found" and not (tmp_path / "own").exists()
+    assert client.runs.patch(client.run_once("echo", "x").run_id) is None
+
+
+def test_patches_in_the_node_s_store_go_with_their_session(
+    client: mesh.Client, repo: Path, tmp_path: Path
+) -> None:
+    """If a session is forgotten, then so are its patches in the node's store; those of others stay."""
+    artifacts = tmp_path / "data" / "workspaces" / "artifacts"
+    option: dict[str, Any] = {"path": repo, "artifact_store": True}
+    kept = client.run_once("shell", "echo a >> file.txt", workspace=option)
+    gone = client.run_once("shell", "echo b >> file.txt", workspace=option)
+    own = client.run_once("shell", "echo c >> file.txt", id="own",
+                          workspace={"path": repo, "artifact_store": str(tmp_path / "mine")})
+    assert len(list(artifacts.iterdir())) == 2
+    client.sessions.delete(gone.session_id, hard=True)
+    client.sessions.delete(own.session_id, hard=True)
+    client.maintenance.run(timeout_s=20)
+    assert len(list(artifacts.iterdir())) == len(list((tmp_path / "mine").iterdir())) == 1
+    assert client.runs.patch(kept.run_id)
 
 
 def test_two_runs_in_one_folder_do_not_see_each_other(client: mesh.Client, repo: Path) -> None:
