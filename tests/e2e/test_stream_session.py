@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,3 +176,15 @@ def test_a_stream_refuses_wrong_arguments(
     """If an argument is missing or wrong, then it is refused at once and nothing was started."""
     with pytest.raises(InvalidArgument):
         made(*arguments, **options)
+
+
+def test_both_colours_have_the_same_methods() -> None:
+    """If one colour gains a method, or an argument, then the other has it too."""
+
+    def surface(kind: type) -> dict[str, str]:
+        return {
+            name: str(inspect.signature(getattr(kind, name)))
+            for name in ("__init__", "start", "close", *(n for n in vars(kind) if not n.startswith("_")))
+        }
+
+    assert surface(StreamSession) == surface(AsyncStreamSession)
