@@ -110,7 +110,7 @@ def checked_key(key: Any) -> bytes:
 def token_hash(session_id: str, token: str) -> bytes:
     """What is kept of a token."""
     salt = hashlib.sha256(b"mesh session token:" + session_id.encode()).digest()
-    return hmac.new(salt, token.encode("utf-8", "surrogatepass"), hashlib.sha256).digest()
+    return hmac.digest(salt, token.encode("utf-8", "surrogatepass"), "sha256")
 
 
 def claim_of(key: bytes) -> str:

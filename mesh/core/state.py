@@ -133,7 +133,6 @@ class State:
         self.now = 0.0  #: wall time of this batch, seconds
         self.provider_of: Callable[[str], str] = str  #: agent -> provider, set by the catalogue
         self.mono = 0.0  #: monotonic time of this batch, seconds
-        self.born = 0.0  #: the same when this incarnation of the partition began
         self.stamp = b"".join(
             (
                 b"\xa9partition",

@@ -66,7 +66,6 @@ class Recovery:
         self.routes.loading = True
         self.routes.fetch = self._fetch_route
         self.routes.keys_after = self.store.route_keys
-        state.born = state.mono
         for session in self.store.live_sessions():
             if self.partition.owns_session(session.id):
                 state.sessions[session.id] = session

@@ -270,7 +270,7 @@ def test_who_waits_when_the_token_changes_has_to_show_the_new_one(
         seq = inside.sessions.get(sid).seq
         heard: list[mesh.Event] = []
         waits = [pool.submit(lambda **f: heard.extend(inside.sessions.stream(sid, after=seq, **f)), **filters)
-                 for filters in ({}, {"type": ["run_completed"]})]
+                 for filters in ({}, {"type": ["message_sent"]})]
         wait_for(lambda: waiters(ann) >= 2, "both to be parked")
         inside.sessions.set_token(sid, renewed)
         later.sessions.prompt(sid, "our secret word")
