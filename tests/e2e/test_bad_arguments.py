@@ -16,6 +16,9 @@ import pytest
 import mesh
 from mesh.core.slots import RUN_ID
 
+#: Some five thousand calls, one after another, beside whatever else the machine does.
+pytestmark = pytest.mark.timeout(300)
+
 GROUPS = ("routes", "partitions", "sessions", "runs", "agents", "events", "usage", "audit", "approvals", "")
 #: They take no argument that could be wrong, or are about the client's own life.
 SKIPPED = frozenset(("close",))
@@ -110,6 +113,7 @@ GOOD: dict[str, Any] = {
     "seq": 1,
     "lines": ["{}"],
     "tool_call_id": "t1",
+    "token": None,
 }
 
 
@@ -127,7 +131,8 @@ def calls(client: Any) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...
     for name, method in methods(client):
         parameters = inspect.signature(method).parameters.values()
         positional = [p for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
-        base = {p.name: SESSION if p.name == "id" else GOOD[p.name] for p in positional}
+        good = {**GOOD, "key": "ab" * 16} if name.startswith("sessions.") else GOOD
+        base = {p.name: SESSION if p.name == "id" else good[p.name] for p in positional}
         limit_s = 0.1 if name.startswith(PATIENT) else LIMIT_S
         limit = {"timeout_s": limit_s} if "timeout_s" in inspect.signature(method).parameters else {}
         for parameter in parameters:
@@ -147,9 +152,10 @@ FOR_EVER = tuple(f"timeout_s={label})" for label in ("None", "infinity", "2^63",
 
 
 def left_out(told: str) -> bool:
-    """Whether the call is right after all: it restarts a partition, or would wait for ever."""
+    """Whether the call is right after all: it restarts a partition, closes the session to all others that
+    are tried on it, or would wait for ever."""
     patient = told.startswith(PATIENT) and told.endswith(FOR_EVER)
-    return patient or told == "partitions.restart(index=0)"
+    return patient or told in ("partitions.restart(index=0)", "sessions.set_token(token=run id)")
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +202,8 @@ def test_blocking_client_raises_nothing_but_mesh_errors(node: mesh.LocalNode) ->
                     next(made, None)
                 if hasattr(made, "close"):
                     made.close()
+                if isinstance(made, mesh.Claim):
+                    client.sessions.release(made.session_id, made.key)
             except mesh.MeshError:
                 pass
             except BaseException as error:
@@ -210,7 +218,7 @@ def test_asyncio_client_raises_nothing_but_mesh_errors(node: mesh.LocalNode) -> 
     """If any argument of a method of ``AsyncClient`` is nonsense, then it succeeds or raises a MeshError."""
     before, wrong = pids(node), []
 
-    async def one(told: str, method: Any, args: Any, kwargs: Any) -> None:
+    async def one(client: Any, told: str, method: Any, args: Any, kwargs: Any) -> None:
         try:
             made = method(*args, **kwargs)
             if inspect.isawaitable(made):
@@ -222,6 +230,8 @@ def test_asyncio_client_raises_nothing_but_mesh_errors(node: mesh.LocalNode) -> 
                 closed = closing()
                 if inspect.isawaitable(closed):
                     await closed
+            if isinstance(made, mesh.Claim):
+                await client.sessions.release(made.session_id, made.key)
         except mesh.MeshError:
             pass
         except BaseException as error:
@@ -231,7 +241,7 @@ def test_asyncio_client_raises_nothing_but_mesh_errors(node: mesh.LocalNode) -> 
         async with node.async_client(timeout_s=LIMIT_S) as client:
             for told, method, args, kwargs in calls(client):
                 if not left_out(told):
-                    await one(told, method, args, kwargs)
+                    await one(client, told, method, args, kwargs)
 
     asyncio.run(sweep())
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
