@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 #: Keys of an agent's table that may hold a secret in clear; it is never printed.
-SECRET_WORDS = ("key", "token", "secret", "password")
+SECRET_WORDS = ("key", "token", "secret", "password", "authorization", "cookie")
 
 
 def config_path(given: str | None) -> Path | None:

@@ -24,7 +24,7 @@ from mesh.core.plain import plain
 from mesh.core.redact import Redactor
 from mesh.core.redact_stream import Stream
 from mesh.errors import ConfigError, InvalidArgument, MeshError
-from mesh.providers.base import OUTPUT, Output, Piece, RunContext, check_keys, checked
+from mesh.providers.base import OUTPUT, Output, Piece, Provider, RunContext, check_keys, checked
 
 if TYPE_CHECKING:
     from mesh.providers.kinds import Place
@@ -86,18 +86,27 @@ class RecordProvider:
         return "total" if other is None else other.usage_mode
 
     def started(self, run: RunContext) -> dict[str, Any]:
-        """What the other says, when it is there."""
+        """What the other says, when it is there. That it refuses the run is recorded too."""
         other = self._ready(self._agent)
-        return {} if other is None else other.started(run)
+        if other is None:
+            return {}
+        try:
+            return other.started(run)
+        except Exception as exc:
+            tape = _Tape(self._path, run, other, self._redactor)
+            tape.begin(self._agent, {})
+            tape.end(exc)
+            raise
 
     async def run(self, run: RunContext) -> AsyncIterator[Piece]:
         """Hand on what the other says, and write it down."""
         late = self._ready(self._agent) is None
         other = await self._find(self._agent)
+        about = other.started(run)
         if late:
-            yield {"type": "run_started", "data": other.started(run)}
-        tape = _Tape(self._path, run, other.name, self._redactor)
-        tape.begin(self._agent)
+            yield {"type": "run_started", "data": about}
+        tape = _Tape(self._path, run, other, self._redactor)
+        tape.begin(self._agent, about)
         stream = other.run(run)
         error: BaseException | None = None
         try:
@@ -115,7 +124,6 @@ class RecordProvider:
             raise
         finally:
             tape.end(error)
-            tape.close()
             if isinstance(stream, AsyncGenerator):
                 await stream.aclose()
 
@@ -123,10 +131,11 @@ class RecordProvider:
 class _Tape:
     """One run's lines."""
 
-    def __init__(self, path: Path, run: RunContext, provider: str, redactor: Redactor) -> None:
+    def __init__(self, path: Path, run: RunContext, provider: Provider, redactor: Redactor) -> None:
         self.failed = ""
         self.told = False
-        self._path, self._redactor, self._provider = path, redactor, provider
+        self._path, self._redactor = path, redactor
+        self._provider, self._mode = provider.name, provider.usage_mode
         self._run = run
         self._fd = -1
         self._voices: dict[tuple[str, str], tuple[Stream, dict[str, Any]]] = {}
@@ -134,15 +143,15 @@ class _Tape:
         self._completion: dict[str, Any] = {}
         self._record: dict[str, Any] = {}
 
-    def begin(self, agent: str) -> None:
-        """The run starts."""
+    def begin(self, agent: str, about: dict[str, Any]) -> None:
+        """The run starts; ``about`` is what its provider says of itself."""
         run = self._run
         self._record = {
             "id": run.run_id, "session_id": run.session.id, "agent": agent, "provider": self._provider,
             "input": self._kept(run.input), "status": "running", "attempt": run.attempt,
         }
         self._write(export.RUN, self._record)
-        self._event("run_started", {"agent": agent, "provider": self._provider})
+        self._event("run_started", {**about, "agent": agent, "provider": self._provider})
 
     def take(self, piece: Any) -> None:
         """Write a piece down; what can be no piece fails the run elsewhere."""
@@ -164,6 +173,8 @@ class _Tape:
             self._say(data)
         else:
             self._flush()
+            if kind == "token_usage_updated":  # how its provider counts, which the file's reader cannot ask
+                data = {"mode": self._mode, **data}
             self._event(str(kind), data, piece.get("metadata"))
 
     def _say(self, data: dict[str, Any]) -> None:
@@ -210,6 +221,9 @@ class _Tape:
         said = {"stop_reason": "end_turn", **self._completion, **output.completion}
         self._event(f"run_{status}", said if status == "completed" else {})
         self._write(export.RUN, record)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _event(
         self, kind: str, data: dict[str, Any], metadata: Any = None, *, clean: bool = False
@@ -239,12 +253,6 @@ class _Tape:
                 raise OSError(errno.ENOSPC, "the disk is full")
         except OSError as exc:
             self.failed = f"{self._path}: {exc.strerror}"
-
-    def close(self) -> None:
-        """Nothing more is written."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 def _ended(error: BaseException | None) -> tuple[str, dict[str, Any] | None]:

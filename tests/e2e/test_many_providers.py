@@ -33,7 +33,13 @@ def server() -> Iterator[Any]:
     sys.path.append(str(PROVIDERS))
     import scripted
 
-    script = {"good": [scripted.text("well "), scripted.text("done"), scripted.end()]}
+    def tools(body: dict[str, Any]) -> list[Any]:
+        if body["messages"][-1]["role"] == "tool":
+            return [scripted.text("it is "), scripted.text(body["messages"][-1]["content"]), scripted.end()]
+        call = scripted.call("call_1", "calc__add", '{"a": ', '2, "b": 3}')
+        return [call, scripted.end("tool_use")]
+
+    script = {"good": [scripted.text("well "), scripted.text("done"), scripted.end()], "tools": tools}
     with scripted.Threaded(script) as started:
         yield started
 
@@ -57,6 +63,8 @@ def node(folder: Path, server: Any) -> Iterator[mesh.LocalNode]:
     if HAS_OPENAI:
         agents["model"] = {"provider": "openai", "model": "good", "base_url": server.url + "/v1",
                            "continuation": "auto"}
+    if HAS_OPENAI and HAS_MCP:
+        agents["counts"] = {**agents["model"], "model": "tools", "mcp": ["calc"], "mcp_allow": ["calc__add"]}
     if HAS_MCP:
         target = f"{HERE / 'tool_agents.py'}:caller"
         agents["caller"] = {"provider": "python", "target": target, "mcp": ["calc"]}
@@ -165,6 +173,21 @@ def test_policy_names_an_mcp_server_or_its_tool(client: mesh.Client) -> None:
     assert "does not allow" in denied
     whole = {"name": "p", "tool_rules": [["deny", ["mcp__calc__*"]]], "on_violation": "warn"}
     assert "does not allow" in client.run_once("caller", "calc__add", policies=[whole]).output["content"]
+
+
+@pytest.mark.skipif(not (HAS_MCP and HAS_OPENAI), reason="needs mcp and openai")
+def test_model_uses_a_tool_of_a_server_when_a_human_says_yes(client: mesh.Client, server: Any) -> None:
+    """If a policy asks about a server's tools, then the model's call waits for a human's word."""
+    policy = {"name": "p", "tool_rules": [["ask", ["mcp__calc__*"]]]}
+    sid = client.sessions.start("counts").id
+    going = client.runs.submit(sid, "what is 2+3?", policies=[policy])
+    wait_for(lambda: client.approvals.list(session_id=sid), "the question")
+    [question] = client.approvals.list(session_id=sid)
+    assert (question.tool_name, question.tool_input) == ("mcp__calc__add", {"a": 2, "b": 3})
+    client.runs.approve(going.id, "call_1")
+    assert client.runs.wait(going.id).output["content"] == "it is 5"
+    offered = [tool["function"]["name"] for tool in server.requests[-1].body["tools"]]
+    assert offered == ["calc__add"]
 
 
 @pytest.mark.skipif(not HAS_MCP, reason="needs mcp")

@@ -2,13 +2,14 @@
 
 Arguments: ``slow`` never answers the handshake, ``silent`` dies at once with a word on stderr, ``noisy``
 prints what is no JSON first; ``child`` starts a grandchild in a session of its own and names it; ``log=FILE``
-writes its pid there.
+writes its pid there; ``stubborn`` ends neither at the end of its stdin nor at SIGTERM.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -60,6 +61,8 @@ def main() -> None:
     child = 0
     if "silent" in words:
         sys.exit("no such database")
+    if "stubborn" in words:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "noisy" in words:
         sys.stdout.write("starting up ...\n")
     if "child" in words:
@@ -86,6 +89,8 @@ def main() -> None:
             say({"id": number, "result": call(params["name"], params.get("arguments") or {}, child)})
         else:
             say({"id": number, "error": {"code": -32601, "message": f"no method {method}"}})
+    if "stubborn" in words:
+        time.sleep(1000)
 
 
 if __name__ == "__main__":

@@ -100,10 +100,11 @@ def test_server_that_dies_in_a_call_is_started_again_by_the_next() -> None:
     play(scene)
 
 
-def test_nothing_of_a_server_outlives_its_run() -> None:
+@pytest.mark.parametrize("how", ["polite", "stubborn"])
+def test_nothing_of_a_server_outlives_its_run(how: str) -> None:
     """If a run ends, then its server is gone, with the grandchild that it had put into another session."""
     async def scene() -> list[int]:
-        async with toolbox({"calc": small("child")}) as box:
+        async with toolbox({"calc": small("child", how)}) as box:
             pids = [int(word) for word in (await answer(box, "calc__pids")).text.split()]
             assert not any(gone(pid) for pid in pids)
             return pids

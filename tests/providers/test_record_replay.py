@@ -167,6 +167,32 @@ def test_original_timing_waits_between_pieces(tmp_path: Path) -> None:
     assert 0.1 < max(slept) <= 0.31
 
 
+def test_counts_of_a_provider_that_says_deltas_are_added_again(tmp_path: Path) -> None:
+    """If an agent counts in deltas by its table, then the replay's counts are the same, not the largest."""
+    made = tables(tmp_path)
+    source = TALKER.replace(', "mode": "delta"', "")
+    made["talker"] = python_agent(tmp_path, source, usage_mode="delta")
+
+    async def play(bench: Bench) -> Result:
+        return await bench.result(bench.begin("taped", "hello"))
+
+    then = drive({name: made[name] for name in ("talker", "taped")}, play)
+    [now] = played(tmp_path, "hello", agent="again")
+    assert now.settle["token_usage"] == then.settle["token_usage"] == {"input_tokens": 7, "output_tokens": 3}
+
+
+def test_run_that_its_agent_refuses_is_recorded_too(tmp_path: Path) -> None:
+    """If the agent refuses a run before its first word, then the recording holds it, and its code."""
+    made = tables(tmp_path) | {"talker": {"provider": "shell", "denied_commands": ["rm"]}}
+
+    async def play(bench: Bench) -> Result:
+        return await bench.result(bench.begin("taped", "rm -rf x"))
+
+    then = drive({name: made[name] for name in ("talker", "taped")}, play)
+    [now] = played(tmp_path, "rm -rf x", agent="again")
+    assert now.error["code"] == then.error["code"] == "policy_violation"
+
+
 @pytest.mark.parametrize(("table", "told"), [
     ({"provider": "replay"}, "a recording is needed"),
     ({"provider": "replay", "file": "/no/such.jsonl"}, "No such file"),
