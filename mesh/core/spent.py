@@ -101,7 +101,7 @@ class Spent:
         fits = type(tags) is list and len(tags) <= TAGS_MAX and all(type(tag) is str and tag for tag in tags)
         if not fits:
             raise InvalidArgument(f"tags must be at most {TAGS_MAX} non-empty strs, not {shown(tags, 60)}")
-        own = None if run_id is None else self.state.runs.get(run_id)
+        own = None if run_id is None else self.state.runs.get(check_id(run_id))
         but: Sums = {}
         if own is not None and own.ended_at is None:
             but = added(_at_work(own, self.state.now), used_by(own, self.state.now, earlier=True), -1)

@@ -20,13 +20,15 @@ T = TypeVar("T")
 class Actors:
     """Takes what actors say. Answers to runners leave after the commit of what they announce."""
 
-    def __init__(self, partition: Partition, outboxes: Outboxes, log: Log) -> None:
+    def __init__(
+        self, partition: Partition, outboxes: Outboxes, log: Log, *, on_welcome: Callable[[int], None]
+    ) -> None:
         self.partition = partition
         self.state = partition.state
         self.runners = partition.runners
         self.outboxes = outboxes
         self.log = log
-        self.router_boot = 0
+        self.on_welcome = on_welcome  #: takes the boot id of a new router
         self.answers: dict[tuple[int, int], list[bytes]] = {}  #: by runner and its incarnation
         self.questions = Questions(partition)
         self.news = False  #: the runners changed: parked calls may find one now
@@ -44,7 +46,7 @@ class Actors:
     def _take(self, kind: bytes, index: int, incarnation: int, message: list[Any], writable: bool) -> None:
         match kind, message[0]:
             case mailbox.ROUTER, "welcome":
-                self.router_boot = message[1]
+                self.on_welcome(message[1])
             case mailbox.ROUTER, "roster":
                 self._on_roster({row[0]: RunnerEntry(*row[1:]) for row in message[1]}, writable)
             case mailbox.RUNNER, "batch" if writable:

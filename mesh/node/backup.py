@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh.core import wire
-from mesh.core.partition import PartOf
+from mesh.core.pending import PartOf
 from mesh.errors import InvalidArgument, InvalidState, MeshError, StoreError
 from mesh.store.sqlite import Store
 

@@ -26,7 +26,7 @@ def counters(process: PartitionProcess) -> dict[str, Any]:
         "pos": state.pos,
         "lseq": state.lseq,
         "degraded": process.health.state,
-        "dropped": process.dropped,
+        "dropped": process.replies.dropped,
         "redacted": process.state.redactor.count,
         "fenced": process.partition.runners.fenced,
         "topics": len(process.publisher.topics),

@@ -15,7 +15,8 @@ from mesh.core import mailbox, wire
 from mesh.core.admission import share
 from mesh.core.audit import own_entry
 from mesh.core.live import Live
-from mesh.core.partition import Partition, Pending
+from mesh.core.partition import Partition
+from mesh.core.pending import Pending
 from mesh.core.prices import Prices
 from mesh.core.queueing import Queue
 from mesh.core.receipts import Key, Receipt, Receipts
@@ -29,7 +30,6 @@ from mesh.core.waiting import Waiters
 from mesh.errors import DeadlineExceeded, MeshError, StoreError
 from mesh.log import Log
 from mesh.net import sockets
-from mesh.net.window import MARK_BYTES, ROOM_BYTES, Window
 from mesh.node import clock
 from mesh.node.actors import Actors
 from mesh.node.backup import Backups
@@ -43,6 +43,7 @@ from mesh.node.publishing import Publisher
 from mesh.node.queries import Queries
 from mesh.node.reads import Reads
 from mesh.node.recovery import INCARNATIONS_PER_BOOT, Recovery
+from mesh.node.replies import Replies
 from mesh.node.upkeep import Upkeep
 from mesh.store.sqlite import Store
 
@@ -55,7 +56,7 @@ LAZY_FLUSH_S = 0.2
 EX_INCONSISTENT = 70
 
 READ, WRITE, WAIT = int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)
-REPLY, MORE = int(wire.Kind.REPLY), int(wire.Flag.MORE)
+MORE = int(wire.Flag.MORE)
 
 
 class PartitionProcess:
@@ -99,7 +100,6 @@ class PartitionProcess:
                                  boot_id=boot_id, offset_ms=offset_ms)
         self.upkeep = Upkeep(self.store, self.partition, config, child.node_boot)
         self.backups = Backups(self.store, child.index)
-        self.dropped = 0
         self.lazy_since: float | None = None
         self.stopping: dict[str, Any] | None = None
         self._last_stats: dict[str, Any] = {}
@@ -113,16 +113,18 @@ class PartitionProcess:
         most = sockets.HWM_FRAMES + limits.inflight_per_partition + limits.waiters_per_partition
         hwm = min(most, sockets.HWM_MAX)
         self.socket = sockets.dealer_socket(ctx, child.back_endpoint, identity, hwm=hwm)
-        self.send, self.unsent = sockets.sender(self.socket), Window()
+        self.replies = Replies(
+            self.socket, index=child.index, epoch=self.epoch, map_version=child.map_version
+        )
         self.inbox = Inbox(self.socket, limits)
         self.publisher = Publisher(sockets.publisher_socket(ctx, child.feed_in_endpoint), self.state, limits)
         self.reads.echo = self.publisher.echo
         self.waiters = Waiters(
             partition_max=limits.waiters_per_partition, client_max=limits.waiters_per_client
         )
-        self.parking = Parking(self.waiters, self.reads, self.partition, self._reply_wait)
-        self.outboxes = Outboxes(self.state, lambda peer, message: self._send(peer + message))
-        self.actors = Actors(self.partition, self.outboxes, self.log)
+        self.parking = Parking(self.waiters, self.reads, self.partition, self.replies.reply_wait)
+        self.outboxes = Outboxes(self.state, lambda peer, message: self.replies.send(peer + message))
+        self.actors = Actors(self.partition, self.outboxes, self.log, on_welcome=self.replies.welcomed)
         self.questions = self.actors.questions
         self.actor_frames: list[bytes] = []
         self.writes: list[tuple[Pending, int]] = []
@@ -169,7 +171,7 @@ class PartitionProcess:
             ready = dict(poller.poll(self._timeout_ms(min(next_tick, next_ready))))
             self._clock()
             if self.state.mono >= next_ready:
-                next_ready = self.state.mono + (READY_S if self.actors.router_boot else READY_S / 10)
+                next_ready = self.state.mono + (READY_S if self.replies.router_boot else READY_S / 10)
                 self._ready()
             if control.fileno() in ready:
                 messages = control.receive()
@@ -203,18 +205,18 @@ class PartitionProcess:
     def _batch(self) -> None:
         """One turn: what waits, bounded and fair."""
         self.partition.begin()
-        for frame in self.inbox.turn() if self.unsent.has_room() else ():
+        for frame in self.inbox.turn() if self.replies.has_room() else ():
             if frame[0]:
                 self._on_client(frame)
             else:
                 self.actor_frames.append(frame)
-            if self.unsent.bytes > ROOM_BYTES:
+            if self.replies.full:
                 break
         self._decide()
         self._commit()
         self.parking.take_in()
         self.parking.expire(self.state.mono)
-        self.questions.answer(self._send)
+        self.questions.answer(self.replies.send)
         self._housekeeping()
 
     def _on_client(self, frame: bytes) -> None:
@@ -235,12 +237,12 @@ class PartitionProcess:
                 self.recovery.refuse_partial(calls)
             if header.kind == READ:
                 body, full = self.partition.read(calls)
-                self._send(client + self._header(header.request_id, READ, size, MORE if full else 0) + body)
+                self.replies.reply(client, header.request_id, READ, size, body, MORE if full else 0)
             else:
                 pending = Pending(client, header, size, calls, deadline_ms / 1000)
                 self.writes.append((pending, header.done_below))
         except MeshError as error:
-            self._refuse(client, header.request_id, header.kind, size, error)
+            self.replies.refuse(client, header.request_id, header.kind, size, error)
 
     def _decide(self) -> None:
         for frame in self.actor_frames:
@@ -250,12 +252,12 @@ class PartitionProcess:
             try:
                 body = self._decide_one(pending, done_below)
             except MeshError as error:
-                self._refuse(pending.client, pending.request_id, WRITE, pending.size, error)
+                self.replies.refuse(pending.client, pending.request_id, WRITE, pending.size, error)
                 continue
             if body == b"":  # in progress: the first one will be answered; this one leaves the count
-                self._refuse(pending.client, 0, WRITE, pending.size, MeshError(code="timeout"))
+                self.replies.refuse(pending.client, 0, WRITE, pending.size, MeshError(code="timeout"))
             elif body is not None:
-                self._reply(pending.client, pending.request_id, WRITE, pending.size, body)
+                self.replies.reply(pending.client, pending.request_id, WRITE, pending.size, body)
         self.writes.clear()
         if self.actors.news and self.degraded is None:
             self.actors.news = False
@@ -292,7 +294,7 @@ class PartitionProcess:
             return
         self.lazy_since = None
         for pending, body in partition.finish():
-            self._reply(pending.client, pending.request_id, pending.kind, pending.size, body)
+            self.replies.reply(pending.client, pending.request_id, pending.kind, pending.size, body)
         self._perform()
 
     def _lazy_due(self) -> bool:
@@ -306,7 +308,7 @@ class PartitionProcess:
         """What a commit allows: tell runners, publish, wake who waits."""
         state = self.state
         for (runner, incarnation), answers in self.actors.answers.items():
-            self._send(wire.actor_id(mailbox.RUNNER, runner, incarnation) + join_many(answers))
+            self.replies.send(wire.actor_id(mailbox.RUNNER, runner, incarnation) + join_many(answers))
         self.actors.answers.clear()
         if state.commands:
             self.outboxes.add(state.commands)
@@ -333,39 +335,13 @@ class PartitionProcess:
             os._exit(EX_INCONSISTENT)
         for pending, answer in answers:
             if isinstance(answer, bytes):
-                self._reply(pending.client, pending.request_id, pending.kind, pending.size, answer)
+                self.replies.reply(pending.client, pending.request_id, pending.kind, pending.size, answer)
             else:
-                self._refuse(pending.client, pending.request_id, pending.kind, pending.size, answer)
+                self.replies.refuse(pending.client, pending.request_id, pending.kind, pending.size, answer)
         self.actors.answers.clear()
         self.partition.effects.clear()
         self.state.end_batch()
         self.health.failed(error)
-
-    def _reply(self, client: bytes, request_id: int, kind: int, size: int, body: bytes) -> None:
-        self._send(client + self._header(request_id, kind, size, 0) + body)
-
-    def _reply_wait(self, client: bytes, request_id: int, flags: int, body: bytes) -> None:
-        self._send(client + self._header(request_id, WAIT, 0, flags) + body)
-
-    def _refuse(self, client: bytes, request_id: int, kind: int, size: int, error: MeshError) -> None:
-        again = wire.Flag.AGAIN if error.code == "partition_unavailable" else 0
-        header = self._header(request_id, kind, size, wire.Flag.REFUSED | again)
-        self._send(client + header + wire.pack(error.to_wire()))
-
-    def _header(self, request_id: int, kind: int, size: int, flags: int) -> bytes:
-        return wire.pack_header(
-            REPLY, flags, kind, self.index, self.child.map_version, size, request_id,
-            self.actors.router_boot, self.epoch,
-        )
-
-    def _send(self, frame: bytes) -> None:
-        try:
-            if len(frame) > MARK_BYTES:
-                self.unsent.send(self.socket, frame)
-            else:
-                self.send(frame, sockets.NOWAIT)
-        except sockets.Again:
-            self.dropped += 1  # no router now: clients and runners send again what was not answered
 
     # --- time ---
 
@@ -416,7 +392,7 @@ class PartitionProcess:
 
     def _ready(self) -> None:
         message = ["ready", mailbox.PARTITION.decode(), self.index, self.epoch, os.getpid(), self._last_stats]
-        self._send(wire.ROUTER_ID + wire.pack(message))
+        self.replies.send(wire.ROUTER_ID + wire.pack(message))
 
     def _shut_down(self) -> None:
         """Stopped by the supervisor: leave a clean file. When the node stops, the runners are gone: end
@@ -430,7 +406,7 @@ class PartitionProcess:
         for session_id in () if again else list(self.state.live):
             self.live.take_down(self.state.session(session_id), StopReason.SHUTDOWN)
         self._commit()
-        self._send(wire.ROUTER_ID + wire.pack(["bye"]))
+        self.replies.send(wire.ROUTER_ID + wire.pack(["bye"]))
         self.health.unless_refused(lambda: self.store.save_counters(self.state, self.child.node_boot))
         self.store.close()
         time.sleep(0.02)  # let ZeroMQ's thread put the last messages on the wire; LINGER is 0

@@ -19,7 +19,7 @@ from mesh.core import wire
 from mesh.core.audit import own_entry
 from mesh.core.events import TYPE_CODE
 from mesh.core.keeping import Keeping
-from mesh.core.partition import PartOf
+from mesh.core.pending import PartOf
 from mesh.core.session import SessionState
 from mesh.core.state import State
 from mesh.errors import MeshError, StoreError

@@ -14,7 +14,8 @@ from mesh.config import RoutesSection
 from mesh.core import events as ev
 from mesh.core import wire
 from mesh.core.live import Live
-from mesh.core.partition import Partition, Pending
+from mesh.core.partition import Partition
+from mesh.core.pending import Pending
 from mesh.core.queueing import Queue
 from mesh.core.receipts import Receipts
 from mesh.core.routes import RouteTable
@@ -157,7 +158,7 @@ class Bench:
             self.receipts, reads={}, slot_map=even_map(1), index=0, log_bug=self._bug,
         )
         self.outboxes = Outboxes(self.state, self._send)
-        self.actors = Actors(self.partition, self.outboxes, Log("bench"))
+        self.actors = Actors(self.partition, self.outboxes, Log("bench"), on_welcome=lambda boot: None)
         self.sent = {index: deque() for index in self.states}
         self._clock()
         recovery = Recovery(

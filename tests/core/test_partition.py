@@ -11,8 +11,7 @@ from bench import Bench, new_run_id
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mesh.core import partition as module
-from mesh.core import wire
+from mesh.core import partition, pending, wire
 from mesh.core.keys import SessionKey
 from mesh.core.partition import Partition
 from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, StoreError
@@ -96,7 +95,7 @@ def test_a_repetition_in_the_same_batch_is_answered_after_the_commit_and_once(be
 def _pending(bench: Bench, number: int, *calls: list[Any]) -> Any:
     request = next(bench._requests)
     header = wire.Header(2, 0, 0, 0, 0, 0, request, number, 1)
-    return module.Pending(bench.client, header, 0, list(calls), bench.mono + 10)
+    return pending.Pending(bench.client, header, 0, list(calls), bench.mono + 10)
 
 
 def test_a_number_that_comes_again_with_other_calls_is_refused(bench: Bench) -> None:
@@ -129,7 +128,8 @@ def test_replies_that_do_not_fit_are_refused_call_by_call(
 ) -> None:
     """If the answers of a payload are more than a frame holds, then the surplus ones are limit_exceeded and
     undone, also in a read."""
-    monkeypatch.setattr(module, "REPLY_BYTES_MAX", 1_000)
+    for module in (partition, pending):
+        monkeypatch.setattr(module, "REPLY_BYTES_MAX", 1_000)
     reply = bench.replies[bench.post(*(["session.create", [f"s{n}", "echo", None]] for n in range(8)))]
     codes = ["ok" if status == 0 else value["code"] for status, value in reply]
     assert codes[0] == "ok" and codes[-1] == "limit_exceeded"

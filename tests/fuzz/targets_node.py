@@ -11,7 +11,8 @@ from mesh.config import RoutesSection
 from mesh.core import mailbox, wire
 from mesh.core.live import Live
 from mesh.core.ops import CATALOGUE
-from mesh.core.partition import Partition, Pending
+from mesh.core.partition import Partition
+from mesh.core.pending import Pending
 from mesh.core.queueing import Queue
 from mesh.core.receipts import Receipt, Receipts
 from mesh.core.router import Actor, Router

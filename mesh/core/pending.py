@@ -1,0 +1,81 @@
+"""A payload of writes between its arrival and its answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mesh.core import wire
+from mesh.core.receipts import Key
+from mesh.core.state import State
+
+#: The successful answers of one payload; what its errors need beside them fits into the frame too.
+REPLY_BYTES_MAX = wire.FRAME_BYTES_MAX - 2 * 1024 * 1024
+
+
+class Pending:
+    """A write payload on its way to its answer."""
+
+    __slots__ = (
+        "answer_bytes",
+        "audited",
+        "calls",
+        "client",
+        "deadline_s",
+        "held",
+        "kind",
+        "number",
+        "over",
+        "parts",
+        "request_id",
+        "size",
+    )
+
+    def __init__(
+        self, client: bytes, header: wire.Header, size: int, calls: list[Any], deadline_s: float
+    ) -> None:
+        self.client = client
+        self.request_id = header.request_id
+        self.number = header.number
+        self.kind = header.kind
+        self.size = size
+        self.calls = calls
+        self.parts: list[bytes | None] = [None] * len(calls)
+        self.answer_bytes = 0
+        self.deadline_s = deadline_s
+        self.held: set[int] = set()  #: slots of parked calls: what follows there waits behind them
+        self.audited = False  #: one of its calls leaves an entry in the audit log
+        self.over = False  #: answered or refused: a late part is of no use
+
+    @property
+    def key(self) -> Key:
+        """What its receipt is kept under."""
+        return self.client, self.number
+
+    def body(self) -> bytes:
+        """The reply, when every part is there."""
+        return wire.join_replies([part for part in self.parts if part is not None])
+
+    def fits(self, answer: bytes) -> bool:
+        """Whether the answer fits into the reply; counts it when it does."""
+        if self.answer_bytes + len(answer) > REPLY_BYTES_MAX:
+            return False
+        self.answer_bytes += len(answer)
+        return True
+
+
+class PartOf:
+    """The place of one answer in a pending payload."""
+
+    __slots__ = ("_index", "_state", "pending")
+
+    def __init__(self, state: State, pending: Pending, index: int) -> None:
+        self._state = state
+        self._index = index
+        self.pending = pending
+
+    def resolve(self, answer: bytes) -> None:
+        """Give the answer; it leaves with this batch's commit."""
+        self._state.resolutions.append((self.pending, self._index, answer))
+
+
+__all__ = ["REPLY_BYTES_MAX", "PartOf", "Pending"]
