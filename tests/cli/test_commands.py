@@ -442,7 +442,7 @@ def test_run_without_a_workspace_takes_no_flag_of_one(cli: Cli, fake: FakeClient
 
 
 def test_patch_of_a_run_is_written_byte_for_byte(cli: Cli, fake: FakeClient) -> None:
-    """If a run left a patch, then it is what stdout has; one without a patch, or a workspace, is not found."""
+    """If a run left a patch, then it is what stdout has; one without a patch or workspace is not found."""
     fake.answers["runs.patch"] = b"--- a\n+++ b\n"
     assert cli("workspace", "patch", RUN).stdout == "--- a\n+++ b\n"
     fake.answers["runs.patch"] = None
