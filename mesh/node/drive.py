@@ -91,7 +91,7 @@ class Drive:
             account = Account(policy, key, self.info.id, partition, read=host.read, ask=self._ask_account,
                               partitions=host.partitions)
             self.pieces.guard = guard = Guard(
-                policy, host.prices, questions, emit=self.pieces.emit, stop=self.stop,
+                policy, host.prices, questions, emit=self.pieces.follow, stop=self.stop,
                 trusted=self.info.metadata.get(APPROVED_TOOLS), account=account,
             )
             self.context.guard, self.context.budget = guard.permit, guard.spending
@@ -117,7 +117,8 @@ class Drive:
     @property
     def asks_again(self) -> bool:
         """Whether it waits for a human and may be executed again: its question need not end with us."""
-        guard, provider = self.pieces.guard, self._host.registry.ready(self.info.agent)
+        guard, registry, agent = self.pieces.guard, self._host.registry, self.info.agent
+        provider = registry.ready(agent) or registry.router(agent)
         asks = guard is not None and guard.questions.waiting
         return asks and provider is not None and provider.idempotent
 

@@ -109,7 +109,11 @@ class Guard:
     def paid(self, used: usage.Counts, provider: str | None, model: str | None) -> None:
         """That was used by an agent from whom another one takes over: it counts beside what comes."""
         self._paid = self._sums(used, provider, model)
-        self._act(self.monitor.on_usage(*self._paid))
+        violations = self.monitor.on_usage(*self._paid)
+        if self.policy.action == Action.CANCEL:
+            self._act(violations)
+        else:
+            self._used_up += violations
 
     def _sums(
         self, used: usage.Counts, provider: str | None, model: str | None

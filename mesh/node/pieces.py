@@ -38,8 +38,6 @@ OPEN_CALLS_MAX = 10_000
 ABORTED = "aborted"
 _EVENT_KEYS = frozenset(("type", "data", "metadata", "correlation_id", "ts"))
 _NOTHING: tuple[dict[str, Any] | None, str | None, float | None] = (None, None, None)
-#: The first three arguments of ``begin``.
-Opening = tuple[Provider | None, dict[str, Any], dict[str, Any] | None]
 _TOOL_ENDS = frozenset(("tool_call_completed", "tool_call_failed"))
 
 
@@ -83,7 +81,7 @@ class Pieces:
         self._about = _NOTHING  #: what a streamed event says beside its data
         self._report = Report(self.log.note)
         self.guard: Guard | None = None
-        self.opening: Callable[[], Opening] = _unopened  #: what a run begins with that ends before it began
+        self.opening: Callable[[], None] | None = None  #: begins a run that something stands behind already
         self._redactor = sink.redactor
         self._speech = Speech(sink.redactor, self)
 
@@ -313,9 +311,18 @@ class Pieces:
         self._open_calls, self._output, self._completion, self.closed = {}, None, {}, False
 
     def ensure_begun(self) -> None:
-        """A run that ends before it began begins now: whatever is written stands behind ``run_started``."""
-        if not self.begun:
-            self.begin(*self.opening())
+        """A run of which something is to be written begins now: all else stands behind ``run_started``."""
+        if self.begun:
+            return
+        if self.opening is None:
+            self.begin(None, {})
+        else:
+            self.opening()
+
+    def follow(self, event_type: str, data: dict[str, Any]) -> None:
+        """Write an event about the run."""
+        self.ensure_begun()
+        self.emit(event_type, data)
 
     def settle(self, ending: Ending) -> None:
         """Write the terminal event and the settlement, once."""
@@ -370,10 +377,6 @@ class Pieces:
         if self.guard is not None:
             self.guard.end()
         self._sink.outbox.drop(self._key)
-
-
-def _unopened() -> Opening:
-    return None, {}, None
 
 
 def _too_large(what: str, size: int, most: int, limit: str) -> InvalidArgument:

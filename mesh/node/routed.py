@@ -5,9 +5,9 @@ Rules of this file:
 1. Nothing is in the log before a first *word*: a text, a tool's event, an output. What an agent says before
    about itself (its session, tokens, an error) waits for that, and is dropped when another one is tried; what
    it used is paid for, and counts.
-2. Another agent is tried only while nothing happened: no word, no tool that was permitted, no steering prompt
-   that was taken. A router that is declared ``idempotent`` goes on also after that; what was said is closed
-   as partial, and a second ``run_started`` begins anew.
+2. Another agent is tried only while nothing happened: no word, no tool for which it asked (there the run
+   begins in the log, too), no steering prompt that was taken. A router that is declared ``idempotent`` goes
+   on also after that; what was said is closed as partial, and a second ``run_started`` begins anew.
 3. Each attempt has a context of its own: what one agent does to its options, or a thread of it that is late,
    is not the next one's.
 """
@@ -105,11 +105,13 @@ class Routed:
         self._session = session
         self._options = options
         self._course: Course | None = None
-        self._provider: Provider | None = None  #: who is tried now, or was last
+        self._attempt: Attempt | None = None  #: the one under way, or the last
+        self._logged: Attempt | None = None  #: the one that the last ``run_started`` is about
+        self._failed: Attempt | None = None  #: one whose tokens are to be counted
         self._began_at = time.time()
         self._happened = False  #: something that cannot be taken back
         self._timers: list[asyncio.Timeout] = []
-        drive.pieces.opening = self._opening
+        drive.pieces.opening = self._open
 
     async def execute(self) -> None:
         """Have the run done by the first agent that can; returns when that one is done.
@@ -123,11 +125,7 @@ class Routed:
         context = self._drive.context
         course = self._course = self._router.course(context, self._options)
         while not await self._spoken(await self._first(self._router, course, context)):
-            pass
-
-    def _opening(self) -> tuple[Provider | None, dict[str, Any], dict[str, Any] | None]:
-        """What ``run_started`` says of a run that ends before any agent's first word."""
-        return self._provider, {}, None if self._course is None else self._course.to_map()
+            self._drive.pieces.start_over()
 
     async def _known(self, router: Router) -> None:
         """A run that requires something waits, within bounds, for agents that are still being loaded."""
@@ -148,6 +146,7 @@ class Routed:
                 attempt = await self._within(router, course, ticket.agent, context)
             except Exception as exc:
                 again = course.failed(ticket, *told(exc), time.monotonic())
+                self._pay()
                 if not again or self._drive.ending is not None:
                     raise
                 if (self._happened or self._drive.steering.count) and not self._router.idempotent:
@@ -155,11 +154,17 @@ class Routed:
                 last = exc
             except BaseException:
                 course.routing.dropped(ticket)
+                self._pay()
                 raise
             else:
                 attempt.tickets.append((course, ticket))
                 return attempt
         raise last or nobody(self._drive.info.agent, course, self._options)
+
+    def _pay(self) -> None:
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            self._drive.pieces.paid(failed.spent())
 
     async def _within(self, router: Router, course: Course, agent: str, context: RunContext) -> Attempt:
         """Try one agent, for as long as its router lets it be silent."""
@@ -203,15 +208,16 @@ class Routed:
         for timer in self._timers:
             if not timer.expired():
                 timer.reschedule(None)
+        if self._attempt is not None:
+            self._log(self._attempt)
         guard = self._drive.context.guard
         if guard is not None:
             await guard(tool, tool_input, tool_call_id)
 
     async def _hear(self, agent: str, context: RunContext) -> Attempt:
         """Begin with an agent, and listen up to its first word."""
-        self._provider = None
-        attempt = Attempt(await self._loaded(agent), context)
-        self._provider = attempt.provider
+        self._attempt = None
+        attempt = self._attempt = Attempt(await self._loaded(agent), context)
         try:
             await self._begin(attempt)
             while not (attempt.held and is_word(attempt.held[-1])) and len(attempt.held) < HELD_MAX:
@@ -223,7 +229,7 @@ class Routed:
             context.cancelled.set()
             if hasattr(attempt, "stream"):
                 await close(attempt.stream)
-            self._drive.pieces.paid(attempt.spent())
+            self._failed = attempt
             raise
         return attempt
 
@@ -269,27 +275,46 @@ class Routed:
             if drive.ending is not None or not attempt.failed(exc) or not self._router.idempotent:
                 raise
             attempt.context.cancelled.set()
-            drive.pieces.start_over()
             return False
         finally:
             await close(attempt.stream)
             attempt.drop()
 
     def _start(self, attempt: Attempt) -> None:
-        drive, course, said = self._drive, self._course, attempt.said
-        assert course is not None
-        for inner, ticket in attempt.tickets:
-            inner.routing.spoke(ticket)
+        for course, ticket in attempt.tickets:
+            course.routing.spoke(ticket)
+        self._log(attempt)
+        if attempt.why is not None:
+            said = {"error_message": attempt.why, "recovered_by": "replay"}
+            self._drive.pieces.emit("error_recovered", said)
+        if self._drive.workspace is not None:
+            self._drive.workspace.tell(self._drive.pieces)
+        self._drive.heard()
+
+    def _log(self, attempt: Attempt) -> None:
+        """Write ``run_started`` of an agent, once."""
+        if attempt is self._logged:
+            return
+        if self._logged is not None:
+            self._drive.pieces.start_over()
+        said, self._logged = attempt.said, attempt
         if COMPACT in self._options:
             said = said | {"purpose": "compaction"}
         said = said | negotiated(attempt.provider, self._options)
-        drive.pieces.begin(attempt.provider, said, course.to_map(), self._began_at)
+        self._drive.pieces.begin(attempt.provider, said, self._way(), self._began_at)
         self._began_at = time.time()
-        if attempt.why is not None:
-            drive.pieces.emit("error_recovered", {"error_message": attempt.why, "recovered_by": "replay"})
-        if drive.workspace is not None:
-            drive.workspace.tell(drive.pieces)
-        drive.heard()
+
+    def _open(self) -> None:
+        """Write ``run_started`` before any agent's first word: about the one that is tried, or was last."""
+        attempt = self._attempt
+        with suppress(MeshError):  # it said about itself what cannot be kept
+            if attempt is not None:
+                return self._log(attempt)
+        provider = None if attempt is None else attempt.provider
+        return self._drive.pieces.begin(provider, {}, self._way(), self._began_at)
+
+    def _way(self) -> dict[str, Any] | None:
+        return None if self._course is None else self._course.to_map()
 
 
 def is_word(piece: Any) -> bool:

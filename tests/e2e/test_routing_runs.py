@@ -209,7 +209,10 @@ def test_question_to_a_human_holds_up_the_hurry_to_speak(client: mesh.Client, tm
     late = client.runs.submit(client.sessions.start("asks").id, "sleep 0.5; echo late")  # outlasts the hurry
     assert client.runs.wait(late.id).output["content"] == "late\n"
     client.approvals.approve(run.id, asked.tool_call_id)
-    assert client.runs.wait(run.id).output["content"] == "done\n"
+    result = client.runs.wait(run.id)
+    assert result.output["content"] == "done\n"
+    assert [event.type for event in result.events[:4]] == [
+        "message_sent", "run_started", "tool_approval_requested", "tool_approval_granted"]
     assert client.runs.get(run.id).metadata["routing"]["routed_to"] == "shell"
 
 

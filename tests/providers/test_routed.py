@@ -46,9 +46,9 @@ async def half(run):
     raise ProviderFailure("lost", code="provider_timeout")
 
 async def acting(run):
+    yield {"type": "run_started", "data": {"provider_session_id": "p1"}}
     await run.permit("write")
     raise ProviderFailure("lost", code="provider_timeout")
-    yield
 
 SEEN = []
 async def silent(run):
@@ -78,10 +78,9 @@ def agents(tmp_path: Path) -> dict[str, Any]:
     first = python_agent(tmp_path, AGENTS, "good")
     file = first["target"].rpartition(":")[0]
     tables = {name: {"provider": "python", "target": f"{file}:{name}"} for name in NAMES}
-    tables["resuming"] = {
-        "provider": "python", "target": f"{file}:resuming",
-        "capabilities": [{"name": "session_resume", "type": "resource"}],
-    }
+    tables["resuming"] = {"provider": "python", "target": f"{file}:resuming"}
+    for name in ("resuming", "acting"):
+        tables[name]["capabilities"] = [{"name": "session_resume", "type": "resource"}]
     return {**tables, "echo": {"provider": "echo"}, "shell": {"provider": "shell"}}
 
 
@@ -182,7 +181,10 @@ def test_idempotent_router_begins_anew_with_another_agent_after_words(agents: di
 
 def test_idempotent_router_goes_on_after_a_permitted_tool(agents: dict[str, Any]) -> None:
     """If an agent failed behind a permitted tool, then only an idempotent router tries another."""
-    assert run(routed(agents, "acting", "good", idempotent=True)).settle["status"] == "completed"
+    result = run(routed(agents, "acting", "good", idempotent=True))
+    assert result.settle["status"] == "completed"
+    assert [data["routed_to"] for data in result.data("run_started")] == ["acting", "good"]
+    assert "provider_session_id" not in result.settle["provider_metadata"]  # that was the other one's
 
 
 def test_agent_that_says_nothing_for_its_time_is_left_for_another(agents: dict[str, Any]) -> None:
@@ -307,6 +309,27 @@ def test_budget_counts_what_failed_agents_used(agents: dict[str, Any]) -> None:
     result = run(routed(agents, "mute", "spending"), policies=[policy])
     assert result.error["code"] == "policy_violation"
     assert run(routed(agents, "spending"), policies=[policy]).settle["status"] == "completed"
+
+
+@pytest.mark.parametrize(("action", "status"), [("cancel", "failed"), ("warn", "completed")])
+def test_budget_that_a_failed_agent_used_up_is_said_behind_the_beginning(
+    agents: dict[str, Any], action: str, status: str
+) -> None:
+    """If a failed agent alone used too much, then the run ends with it, or warns when another one began."""
+    policy = {"name": "p", "limits": {"max_total_tokens": 50}, "on_violation": action}
+    result = run(routed(agents, "mute", "good"), policies=[policy])
+    assert result.settle["status"] == status
+    assert result.types[:2] == ["run_started", "policy_violation"]
+    assert result.types.count("run_started") == 1
+    assert started(result)["routed_to"] == ("mute" if action == "cancel" else "good")
+    assert tried(result) == ["mute"]
+
+
+def test_run_begins_in_the_log_before_its_first_question(agents: dict[str, Any]) -> None:
+    """If a policy denies a tool before the first word, then run_started is the first event all the same."""
+    result = run(routed(agents, "acting", "good"), policies=[
+        {"name": "p", "tool_rules": [["deny", ["write"]]]}])
+    assert result.types == ["run_started", "policy_violation", "run_failed"]
 
 
 def test_denied_tool_is_no_fault_of_the_agent(agents: dict[str, Any]) -> None:
