@@ -125,7 +125,7 @@ class Routed:
         context = self._drive.context
         course = self._course = self._router.course(context, self._options)
         while not await self._spoken(await self._first(self._router, course, context)):
-            self._drive.pieces.start_over()
+            pass
 
     async def _known(self, router: Router) -> None:
         """A run that requires something waits, within bounds, for agents that are still being loaded."""
