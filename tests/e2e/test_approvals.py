@@ -191,6 +191,53 @@ def test_question_survives_the_restart_of_everything(tmp_path: Path, killed: boo
         is_whole(client, run)
 
 
+@pytest.mark.parametrize("victim", ["runner", "partition"])
+@pytest.mark.parametrize("step", ["asking", "asked", "answering", "answered", "used"])
+def test_kill_at_any_step_of_an_approval_leaves_nothing_undecided(
+    node: mesh.LocalNode, client: mesh.Client, tmp_path: Path, step: str, victim: str
+) -> None:
+    """If runner or partition are killed at any step, then each question has one answer before the run's end,
+    and the tool was used once, or, by a run whose outcome is unknown, at most once."""
+    session = client.sessions.start("writer")
+    handle = client.sessions.handle(session.id)
+    pid = client.partitions.pid(session.id) if victim == "partition" else handle.pid
+    assert pid is not None
+    file = tmp_path / "file"
+    run = client.runs.submit(session.id, str(file), policy=ASK)
+    if step != "asking":
+        asked(client, session.id)
+    people = threading.Thread(target=_approve, args=(node, run.id))
+    if step in ("answering", "answered", "used"):
+        people.start()
+    if step in ("answered", "used"):
+        people.join()
+    if step == "used":
+        wait_for(file.exists, "the tool to be used")
+    os.kill(pid, signal.SIGKILL)
+    if people.ident is None:
+        people.start()
+    people.join()
+    ended = wait_for(lambda: (r := client.runs.get(run.id)).terminal and r, "the run's end")
+    assert ended.status == "completed" or ended.error["code"] == "outcome_unknown"
+    assert ended.status == "completed" or victim == "runner"
+    written = file.read_text() if file.exists() else ""
+    assert written == "written\n" or (written == "" and ended.status == "failed")
+    is_whole(client, run)
+
+
+def _approve(node: mesh.LocalNode, run_id: str) -> None:
+    """A person who goes on trying until the question is decided, or its run is over."""
+    with node.client(timeout_s=20.0) as client:
+        while not client.runs.get(run_id).terminal:
+            try:
+                client.approvals.approve(run_id, "t1")
+                return
+            except mesh.NotFound:
+                continue  # not asked yet
+            except mesh.InvalidState:
+                return  # closed with its run
+
+
 def test_killed_router_delays_the_answer_at_most(client: mesh.Client, tmp_path: Path) -> None:
     """If the router dies while a run waits, then the answer goes through the next one."""
     run, _ = begin(client, "writer", tmp_path / "file")

@@ -277,16 +277,22 @@ def test_secrets_in_a_patch_are_redacted_like_those_in_the_output(client: mesh.C
     assert "[REDACTED" in result.workspace["diff"]["patch"] and secret not in str(result.to_map())
 
 
+@pytest.mark.parametrize("step", ["beginning", "working", "rolling back"])
 def test_a_killed_partition_does_not_disturb_a_rollback(
-    client: mesh.Client, repo: Path, tmp_path: Path
+    client: mesh.Client, repo: Path, tmp_path: Path, step: str
 ) -> None:
-    """If the partition of a run is killed while it works, then the run goes on, and its failure is undone."""
+    """If the partition of a run is killed at any step, then the run goes on, and its failure is undone."""
     exact = state(repo)
     session = client.sessions.start("shell")
     command = f"{MESS} echo ready; while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; exit 3"
     run = client.runs.submit(session.id, command, workspace={"path": repo, "rollback_on_failure": True})
-    wait_for(lambda: "message_streamed" in _types(client, session.id), "the mess is made")
-    os.kill(pids(client, "partition")[client.partitions.of(session.id)], signal.SIGKILL)
+    pid = pids(client, "partition")[client.partitions.of(session.id)]
+    if step != "beginning":
+        wait_for(lambda: "message_streamed" in _types(client, session.id), "the mess is made")
+    if step == "rolling back":
+        (tmp_path / "go").touch()
+        wait_for(lambda: (repo / "sub").is_dir(), "the rollback has begun")
+    os.kill(pid, signal.SIGKILL)
     (tmp_path / "go").touch()
     with pytest.raises(mesh.RunError) as caught:
         client.runs.wait(run.id)
