@@ -50,6 +50,11 @@ async def acting(run):
     await run.permit("write")
     raise ProviderFailure("lost", code="provider_timeout")
 
+async def listening(run):
+    await run.steering()
+    raise ProviderFailure("lost", code="provider_timeout")
+    yield
+
 SEEN = []
 async def silent(run):
     try:
@@ -70,7 +75,8 @@ async def resuming(run):
     yield {"type": "run_started", "data": {"provider_session_id": "own"}}
     yield "new" if run.resume is None else "resumed"
 """
-NAMES = ["good", "options", "mute", "broken", "refusing", "half", "acting", "silent", "spending", "empty"]
+NAMES = ["good", "options", "mute", "broken", "refusing", "half", "acting", "silent", "spending", "empty",
+         "listening"]
 
 
 @pytest.fixture
@@ -257,6 +263,38 @@ def test_cancel_before_the_first_word_names_who_was_tried(agents: dict[str, Any]
     result = drive(routed(agents, "silent", "good"), play)
     assert result.types == ["run_started", "run_cancelled"] and started(result)["routed_to"] == "silent"
     assert {event["provider"] for event in result.events} == {"python"}
+
+
+def test_agent_that_took_a_steering_prompt_is_followed_by_nobody(agents: dict[str, Any]) -> None:
+    """If an agent took what was said to the run and failed, then nobody else is tried without it."""
+
+    async def play(bench: Bench) -> Result:
+        running = bench.begin("agent", "hi")
+        running.steering.hint()
+        while not bench.asked:
+            await asyncio.sleep(0)
+        running.steering.taken(1, ["and this"])
+        return await bench.result(running)
+
+    result = drive(routed(agents, "listening", "good"), play)
+    assert (result.error["code"], tried(result)) == ("provider_timeout", ["listening"])
+
+
+def test_early_run_waits_for_an_agent_that_is_being_loaded(agents: dict[str, Any], tmp_path: Path) -> None:
+    """If a router's first agent is still being loaded, then a run waits for it, also for what it can do."""
+    slow = python_agent(tmp_path, "import time; time.sleep(0.2)\nasync def agent(run):\n    yield 'slow'")
+    slow["capabilities"] = [{"name": "x", "type": "file_access"}]
+    tables = routed({**agents, "slow": slow}, "slow", "good")
+
+    async def main() -> None:
+        for options in ({}, {"required_capabilities": ["file_access"]}):
+            bench = Bench(tables)
+            assert bench.registry.router("agent").waits_for  # type: ignore[union-attr]
+            result = await bench.result(bench.begin("agent", "hi", **options))
+            assert result.output["content"] == "slow"
+            await bench.registry.loaded()
+
+    asyncio.run(main())
 
 
 def test_router_of_routers_ends_at_an_agent(agents: dict[str, Any]) -> None:
