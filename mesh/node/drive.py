@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from mesh.core.approval import APPROVED_TOOLS, NODE, ONCE
-from mesh.core.policy import Policy
+from mesh.core.policy import Policy, provider_options
 from mesh.core.prices import Prices
 from mesh.core.run import COMPACT
 from mesh.core.runner import Key
@@ -95,6 +95,7 @@ class Drive:
                 trusted=self.info.metadata.get(APPROVED_TOOLS), account=account,
             )
             self.context.guard, self.context.budget = guard.permit, guard.spending
+            self.context.rules = provider_options(policy)
         given = options.get("workspace")
         self.workspace = None if given is None else host.workspaces.begin(key, given)
         self.ending: Ending | None = None

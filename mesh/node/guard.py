@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from mesh.core import approval, usage
@@ -97,7 +98,7 @@ class Guard:
         """The agent wrote an event."""
         broken = self.monitor.on_event(event_type, data)
         if broken:
-            self._act(broken)
+            self._act(broken, about=data)
         self.spending.reported()
 
     def on_usage(self, used: usage.Counts, provider: str | None, model: str | None) -> None:
@@ -200,7 +201,11 @@ class Guard:
         error = self._ending().error or {}
         return RunError(error["message"], code=error["code"], details=error["details"])
 
-    def _act(self, violations: Sequence[Violation], *, prevented: bool = False) -> None:
+    def _act(
+        self, violations: Sequence[Violation], *, prevented: bool = False,
+        about: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Say what was violated and follow; ``about``: the event that did it."""
         for violation in violations:
             self._emit("policy_violation", violation.data())
         actions = {violation.action for violation in violations}
@@ -210,9 +215,11 @@ class Guard:
         if Action.REQUEST_APPROVAL in actions and not self._asked:
             self._asked = True
             first = violations[0]
+            tool = first.details.get("tool_name")
             self._emit("tool_approval_requested", {
-                "tool_name": first.details.get("tool_name"), "policy_name": self.policy.name,
-                "violation_kind": first.kind,
+                "tool_name": tool, "tool_call_id": about.get("tool_call_id") if tool else None,
+                "tool_input": approval.shown_input(about.get("tool_input")) if tool else None,
+                "policy_name": self.policy.name, "violation_kind": first.kind,
             })
         for violation in violations:
             if violation.action == Action.PAUSE and not prevented:

@@ -145,7 +145,8 @@ class RunContext:
 
     __slots__ = (
         "_states", "attempt", "blocking", "budget", "cancelled", "deadline_at", "guard", "input", "late",
-        "options", "paused", "resume", "run_id", "session", "steering", "tools", "transcript", "workspace",
+        "options", "paused", "resume", "rules", "run_id", "session", "steering", "tools", "transcript",
+        "workspace",
     )
 
     def __init__(
@@ -163,6 +164,9 @@ class RunContext:
         self.steering = steering or Steering()
         self.guard: Callable[[str, Any, str | None], Awaitable[None]] | None = None
         self.budget: Budget | None = None
+        #: What the policy says to who enforces rules himself: ``allowed_tools`` or ``denied_tools``, and
+        #: ``max_tokens``. ``permit`` looks at each call in any case.
+        self.rules: dict[str, Any] = {}
         self.blocking = Blocking()
         #: The conversation before this run, when the run continues it; else without messages.
         self.transcript = Transcript(session.id)

@@ -108,12 +108,12 @@ def test_zero_of_what_may_be_free_passes(kind: str) -> None:
     ([["deny", ["x"]]], {"denied_tools": ["x"]}),
     ([], {}),
 ])
-def test_rules_are_told_to_a_provider_that_can_enforce_them(rules: Any, options: dict[str, Any]) -> None:
+def test_e09_rules_are_told_to_a_provider_that_can_enforce_them(rules: Any, options: dict[str, Any]) -> None:
     """If a provider enforces rules itself, then it is told the intersection of what is allowed."""
     assert provider_options(policy(tool_rules=rules)) == options
 
 
-def test_tokens_of_the_run_are_told_to_the_provider() -> None:
+def test_e09_tokens_of_the_run_are_told_to_the_provider() -> None:
     """If tokens are limited, then the provider is told the limit of the run."""
     assert provider_options(policy(limits={"max_total_tokens": 4000})) == {"max_tokens": 4000}
 

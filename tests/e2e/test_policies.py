@@ -70,7 +70,10 @@ def test_e03_asked_approval_is_one_event_and_the_run_goes_on(guarded: mesh.Clien
     policy = {"name": "p", "tool_rules": [["deny", ["bash"]]], "on_violation": "request_approval"}
     result = guarded.run_once("tooling", "x", policy=policy)
     [asked] = [e for e in result.events if e.type == "tool_approval_requested"]
-    assert (asked.data["tool_name"], asked.data["violation_kind"]) == ("bash", "tool_denied")
+    assert asked.data == {
+        "tool_name": "bash", "tool_call_id": "t1", "tool_input": {"command": "ls"}, "policy_name": "p",
+        "violation_kind": "tool_denied",
+    }
     assert result.policy is not None
     assert [v["kind"] for v in result.policy["violations"]] == ["tool_denied"]
     assert guarded.runs.get(result.run_id).metadata["policy"] == result.policy

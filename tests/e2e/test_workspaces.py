@@ -32,7 +32,9 @@ def _nothing_left(tmp_path: Path) -> bool:
     return not any((base / name).is_dir() and list((base / name).iterdir()) for name in ("runs", "trees"))
 
 
-def test_a_run_in_a_repository_tells_what_it_changed(client: mesh.Client, repo: Path, tmp_path: Path) -> None:
+def test_j01_run_in_a_repository_tells_what_it_changed(
+    client: mesh.Client, repo: Path, tmp_path: Path
+) -> None:
     """If a run edits a file, then two snapshots, one diff and the patch stand in events and record."""
     head = head_of(repo)
     result = client.run_once("shell", "pwd; echo three >> file.txt", workspace=repo)
@@ -49,7 +51,7 @@ def test_a_run_in_a_repository_tells_what_it_changed(client: mesh.Client, repo: 
 
 
 @pytest.mark.parametrize("strategy", ["git", "hash"])
-def test_a_failing_run_is_undone_exactly(client: mesh.Client, tmp_path: Path, strategy: str) -> None:
+def test_j03_failing_run_is_undone_exactly(client: mesh.Client, tmp_path: Path, strategy: str) -> None:
     """If a run with rollback fails on a dirty tree, then files are back, new ones gone, HEAD as it was."""
     folder = repository(tmp_path / "w") if strategy == "git" else plain(tmp_path / "w")
     (folder / "file.txt").write_text("dirty\n")
@@ -86,7 +88,7 @@ def test_a_cancelled_run_is_undone(client: mesh.Client, repo: Path) -> None:
     assert state(repo) == exact and client.runs.get(run.id).metadata["workspace"]["rollback"]["done"]
 
 
-def test_a_patch_over_the_cap_and_one_in_the_store(client: mesh.Client, repo: Path, tmp_path: Path) -> None:
+def test_j05_patch_over_the_cap_and_one_in_the_store(client: mesh.Client, repo: Path, tmp_path: Path) -> None:
     """If a patch is too large, it is dropped with its size; an artifact store takes it out of the record."""
     option: dict[str, Any] = {"path": repo, "max_patch_bytes": 100}
     result = client.run_once("shell", "seq 1000 > big", workspace=option)

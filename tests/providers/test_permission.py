@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+from driving import python_agent
+from driving import run as finished
 
 from mesh.errors import InvalidArgument, RunError
 from mesh.providers.base import RunContext, SessionInfo
@@ -37,6 +40,15 @@ def context(guard: Guard | None = None) -> RunContext:
     if guard is not None:
         run.guard, run.budget = guard.permit, guard
     return run
+
+
+def test_agent_is_told_the_rules_that_it_may_enforce_itself(tmp_path: Path) -> None:
+    """If a run has a policy, then its agent finds tools and tokens in ``run.rules``; else nothing."""
+    table = python_agent(tmp_path, "async def agent(run): return run.rules")
+    policy = {"limits": {"max_total_tokens": 9}, "tool_rules": [["allow", ["a", "b"]], ["allow", ["a"]]]}
+    result = finished(table, "x", policies=[policy])
+    assert result.settle["error"] is None and result.output == {"allowed_tools": ["a"], "max_tokens": 9}
+    assert not finished(table, "x").output
 
 
 def test_agent_without_a_policy_may_do_everything() -> None:
