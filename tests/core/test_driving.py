@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -154,19 +155,22 @@ def test_wall_time_ends_no_lease(bench: Bench) -> None:
     assert changes(bench) == [(None, "claimed")]
 
 
+@pytest.mark.parametrize("kill", [Bench.kill, Bench.kill_node])
 @pytest.mark.parametrize("live", [True, False])
-def test_a_restart_keeps_the_driver_and_gives_him_his_time_again(bench: Bench, live: bool) -> None:
-    """If the partition dies, then the next one knows who drives, and for how long from its own start."""
+def test_a_restart_keeps_the_driver_and_gives_him_his_time_again(
+    bench: Bench, live: bool, kill: Callable[[Bench], None]
+) -> None:
+    """If partition or node die, then the next one knows who drives, and for how long from its own start."""
     started(bench)
     if not live:
         bench.call("session.stop", "s")
     bench.call("session.claim", "s", ANN, {"by": "ann", "ttl_s": 10})
     bench.mono += 9
-    bench.kill()
+    kill(bench)
     bench.mono += 9
     assert bench.code("session.claim", "s", BOB) == "driver_taken"
     assert bench.call("session.renew", "s", ANN)["by"] == "ann"
-    bench.kill()
+    kill(bench)
     bench.tick(11)
     assert changes(bench) == [("ann", "claimed"), (None, "expired")]
     assert bench.code("session.claim", "s", BOB) == "ok"
@@ -208,6 +212,20 @@ def test_a_protected_session_opens_to_its_token_alone(bench: Bench) -> None:
     assert acting(bench, "session.claim", "s", ANN, token=TOKEN) == "ok"
     assert acting(bench, "session.abort", "s", token=TOKEN) == "not_driver"
     assert acting(bench, "session.abort", "s", driver=ANN) == "unauthorized"
+
+
+def test_a_protected_session_stays_so_when_it_is_over(bench: Bench) -> None:
+    """If a protected session ended, then what was said in it still needs the token."""
+    bench.call("session.start", "s", "echo", {"token": TOKEN})
+    assert acting(bench, "session.complete", "s", token=TOKEN) == "ok"
+    bench.kill()
+    for op in ("session.events", "session.get", "session.runs", "session.snapshot"):
+        with pytest.raises(MeshError) as caught:
+            bench.ops.driving.check(op, ["s"])
+        assert caught.value.code == "unauthorized"
+    assert bench.code("session.delete", "s", True) == "unauthorized"
+    assert acting(bench, "session.delete", "s", True, token=TOKEN) == "ok"
+    assert bench.code("session.create", "s", "echo", None) == "ok"  # another session, and everybody's
 
 
 def test_a_token_is_changed_and_taken_away(bench: Bench) -> None:
