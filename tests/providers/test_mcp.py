@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +20,7 @@ from mesh.errors import ConfigError, RunError
 from mesh.node.processes import RunProcesses
 from mesh.providers.base import RunContext, SessionInfo
 from mesh.providers.kinds import Place
+from mesh.providers.mcp import Server
 from mesh.providers.tools import Toolbox, ToolResult, check_tools
 
 HERE = Path(__file__).parent
@@ -96,6 +99,25 @@ def test_server_that_dies_in_a_call_is_started_again_by_the_next() -> None:
             assert "exit code 3" in died.text
             assert await answer(box, "calc__add", a=2, b=2) == ToolResult("4")
             assert (await answer(box, "calc__pids")).text != before
+
+    play(scene)
+
+
+def test_server_that_died_between_two_calls_is_there_for_the_next() -> None:
+    """If a server is killed while nobody calls it, then the next call starts it and has its answer."""
+    async def scene() -> None:
+        run = RunContext("run_1", SessionInfo(id="ses_1"), "hello")
+        server = Server("calc", small(), run, RunProcesses())
+        try:
+            pids = (await server.call("pids", {})).text
+            former = server._connection
+            assert former is not None
+            os.kill(int(pids.split()[0]), signal.SIGKILL)
+            while former.usable:
+                await asyncio.sleep(0.01)
+            assert await server.call("add", {"a": 2, "b": 3}) == ToolResult("5")
+        finally:
+            await server.close()
 
     play(scene)
 
