@@ -79,13 +79,13 @@ def open_view(
         raise InvalidArgument(f"--tool-output is for --render studio, not for {name}")
     made = _renderer(name, tool_output or "summary", terminal)
     others = [_sink(given) for given in sinks]
-    width = shutil.get_terminal_size().columns if terminal else None
+    width = (lambda: shutil.get_terminal_size().columns) if terminal else None
     first: Sink
     if shell().json:
         first = JsonLinesSink(sys.stdout, mode="event")
     else:
         first = TerminalSink(sys.stdout, err=sys.stderr if name == "text" else None, width=width)
-    return Rendering(made, [first, *others], on_broken=_warn(first, made))
+    return Rendering(made, [first, *others], on_broken=_warn(first, others, made))
 
 
 @contextmanager
@@ -119,11 +119,11 @@ def show(view: Rendering, event: Event) -> None:
     """Show one event.
 
     Raises:
-        BrokenPipeError: nobody reads any more.
+        OSError: nobody reads any more, nor is a sink left that works.
     """
     view.show(event)
     if not view.alive:
-        raise BrokenPipeError
+        raise view.broken[-1].error
 
 
 def _renderer(name: str, tool_output: str, terminal: bool) -> Renderer:
@@ -153,11 +153,11 @@ def _sink(given: str) -> Sink:
     return rendering.Queued(make[kind]())
 
 
-def _warn(first: Sink, made: Renderer) -> Callable[[Sink, Exception], None]:
-    """Say which sink gets no more. Without a reader of stdout nobody is left to be told."""
+def _warn(first: Sink, others: Sequence[Sink], made: Renderer) -> Callable[[Sink, Exception], None]:
+    """Say which sink gets no more. That of stdout itself is told by ``show``, when it was the last."""
 
     def broken(sink: Sink, error: Exception) -> None:
-        if sink is first and isinstance(error, BrokenPipeError):
+        if sink is first and (isinstance(error, BrokenPipeError) or not others):
             return
         gap = "\n" if made.line_open and sys.stdout.isatty() else ""
         render.echo(f"{gap}warning: {sink.name} gets no more: {error}", err=True)

@@ -76,6 +76,11 @@ class Rendering:
         """Whether any sink is left."""
         return bool(self._alive)
 
+    @property
+    def broken(self) -> tuple[Broken, ...]:
+        """The sinks that failed by now."""
+        return tuple(self._broken)
+
     def show(self, event: Event) -> None:
         """Render an event and give it to every sink."""
         for sink, answer in self._shown(event):
@@ -113,7 +118,7 @@ class Rendering:
             self._each(lambda sink: sink.flush())
             while self._alive:
                 self._close(self._alive[0])
-            self._report = Report(self.renderer.events, tuple(self._broken))
+            self._report = Report(self.renderer.events, self.broken)
         return self._report
 
     def _each(self, step: Callable[[Sink], Any]) -> list[tuple[Sink, Any]]:

@@ -66,12 +66,15 @@ class Sink:
 class TerminalSink(Sink):
     """Text on a stream, at once. ``err``: where pieces go that a command wrote to its stderr (None: ``out``).
 
-    ``width``: columns of a terminal on which the status is shown; None shows none.
+    ``width``: columns of a terminal on which the status is shown, or what says how many it has by now; None
+    shows none.
     """
 
     name = "terminal"
 
-    def __init__(self, out: IO[str], *, err: IO[str] | None = None, width: int | None = None) -> None:
+    def __init__(
+        self, out: IO[str], *, err: IO[str] | None = None, width: int | Callable[[], int] | None = None
+    ) -> None:
         self._out = out
         self._err = err or out
         self._width = width
@@ -89,7 +92,8 @@ class TerminalSink(Sink):
         """Show it behind what was written last."""
         if self._width is None or text == self._status:
             return
-        line = fitted(text, self._width - _LAST_COLUMN)
+        width = self._width() if callable(self._width) else self._width
+        line = fitted(text, width - _LAST_COLUMN)
         _put(self._out, (_ERASE if self._status else "") + line)
         self._status = text
 

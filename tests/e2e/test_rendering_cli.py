@@ -133,3 +133,26 @@ def test_attach_shows_a_session_as_it_is_asked_to(node: mesh.LocalNode) -> None:
     assert piped.startswith("[session_created] ") and "Looking at it.\nNow fixing.\n" in piped
     lines = run_mesh(node, "session", "attach", sid, "--after", "0", "-o", "json").stdout.splitlines()
     assert [json.loads(line)["seq"] for line in lines] == list(range(1, len(lines) + 1))
+
+
+def test_a_reader_that_leaves_ends_the_run_without_a_word(node: mesh.LocalNode) -> None:
+    """If nobody reads the output any more, then the run is cancelled and the command ends with 1, quietly."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [sys.executable, "-m", "mesh", "run", "coder", "x", "--address", node.address],
+        stdout=theirs, stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False,
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_full_disk_behind_the_output_is_one_line(node: mesh.LocalNode) -> None:
+    """If the output cannot be written, then one line says why."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mesh", "run", "coder", "x", "--address", node.address],
+            stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False,
+        )
+    assert done.returncode == 1 and done.stderr.decode().startswith("error: No space left on device")
+    assert b"Traceback" not in done.stderr

@@ -233,8 +233,10 @@ def test_a_queued_sink_has_everything_at_the_end(story: list[Event], tmp_path: P
 
 def test_a_queued_sink_that_fails_is_reported(story: list[Event]) -> None:
     """If a sink fails in its thread, then that is heard at the latest when all is flushed."""
-    report = render(story, CompactRenderer(), [Queued(Broken("write", after=2))])
+    sink = Broken("write", after=2)
+    report = render(story, CompactRenderer(), [Queued(sink)])
     assert [str(one.error) for one in report.broken] == ["[Errno 28] No space left on device"]
+    assert sink.left == -1, "it was given nothing more"
 
 
 @pytest.mark.parametrize(
