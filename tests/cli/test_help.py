@@ -42,7 +42,7 @@ def examples(command: click.Command) -> list[str]:
     lines = re.findall(EXAMPLE, command.help or "", re.MULTILINE)
     found = []
     for line in lines:
-        for part in re.split(r"&&|\$\((?=mesh )", line):
+        for part in re.split(r"&& | [|>] |\$\((?=mesh )", line):
             text = part.partition("mesh ")[2].strip()
             if text:
                 found.append(text.removesuffix(")") if text.count("(") < text.count(")") else text)

@@ -120,7 +120,12 @@ TRIED: dict[str, str] = {
     "usage": "",
 }
 #: These refuse here, and say so in JSON on stderr.
-REFUSED = {"control pause": "{run}", "control resume": "{run}"}
+REFUSED = {
+    "control pause": "{run}",
+    "control resume": "{run}",
+    "workspace patch": "{run}",
+    "workspace show": "{run}",
+}
 
 
 def leaves(command: click.Command = app.root, name: str = "") -> Iterator[str]:
