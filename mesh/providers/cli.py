@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mesh.core.account import USED_BEFORE
 from mesh.core.message import Message, Role
 from mesh.errors import ConfigError
 from mesh.providers.base import (
@@ -140,6 +141,14 @@ def one_of(table: Mapping[str, Any], key: str, known: Sequence[str], default: st
     return value  # type: ignore[no-any-return]
 
 
+def used_before(run: RunContext, provider: str) -> dict[str, Any]:
+    """What the resumed session had used when its last run ended, for who counts from its beginning."""
+    sessions = run.session.metadata.get("provider_sessions")
+    mine = sessions.get(provider) if run.resume is not None and isinstance(sessions, dict) else None
+    used = mine.get(USED_BEFORE) if isinstance(mine, dict) else None
+    return used if isinstance(used, dict) else {}
+
+
 def prompt_of(run: RunContext, *, system: bool = True) -> str:
     """What the program is told: the conversation so far, when it does not know it itself, and the prompt.
 
@@ -169,4 +178,4 @@ def _line(message: Message) -> str:
     return f"{message.role}: {message.content or ''}"
 
 
-__all__ = ["CALL_KEYS", "KEYS", "MARK", "START_S", "Table", "one_of", "prompt_of", "texts"]
+__all__ = ["CALL_KEYS", "KEYS", "MARK", "START_S", "Table", "one_of", "prompt_of", "texts", "used_before"]

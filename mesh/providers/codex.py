@@ -19,7 +19,6 @@ from mesh.core.account import USED_BEFORE
 from mesh.core.continuation import SESSION_RESUME
 from mesh.errors import ConfigError
 from mesh.providers.base import (
-    STREAMING,
     Output,
     Piece,
     RunContext,
@@ -27,7 +26,7 @@ from mesh.providers.base import (
     checked,
     usage_mode_of,
 )
-from mesh.providers.cli import Table, one_of, prompt_of
+from mesh.providers.cli import Table, one_of, prompt_of, used_before
 from mesh.providers.execution import Command
 from mesh.providers.kinds import Place
 from mesh.providers.program import Facts, Program
@@ -50,8 +49,8 @@ class CodexProvider:
     enforces = frozenset({"tools_observed", "budget"})
 
     CAPABILITIES = (
-        STREAMING, SESSION_RESUME,
-        *({"name": name, "type": "tool"} for name in ("tool_use", "bash", "file_operations", "mcp")),
+        SESSION_RESUME,
+        *({"name": name, "type": "tool"} for name in ("bash", "file_operations", "mcp")),
     )
     tested = "recorded output, and the real program against a scripted server where it is on PATH"
 
@@ -77,7 +76,7 @@ class CodexProvider:
     async def run(self, run: RunContext) -> AsyncIterator[Piece]:
         """Yield what the turn says; at the end, or when closed, nothing of it is left."""
         prompt = prompt_of(run)
-        turn = _Turn(_used_before(run))
+        turn = _Turn(used_before(run, self.name))
         program = Program(self._processes, run.run_id, self.name, FACTS)
         try:
             await program.start(self._command(run), prompt.encode(errors="replace"))
@@ -117,6 +116,7 @@ class _Turn:
         self._before = before
         self._usage: dict[str, int] = {}
         self._answer = ""
+        self._unsaid: list[Piece] = []  #: the last message, said whole when it was not the last word
         self._open: set[str] = set()
         self._ignored = 0
 
@@ -147,14 +147,16 @@ class _Turn:
     def _item(self, item: dict[str, Any], *, done: bool) -> list[Piece]:
         kind = item.get("type")
         if kind == "agent_message" and done:
-            text = _text(item.get("text"))
+            text, before = _text(item.get("text")), self._unsaid
             self._answer = text
-            return [text, {"type": "message_received", "data": {"role": "assistant", "content": text}}]
+            self._unsaid = [{"type": "message_received", "data": {"role": "assistant", "content": text}}]
+            return [*before, text]
         if kind == "error":
             return [{"type": "error_occurred", "data": {"error_message": _message(item)}}]
         if kind in ("agent_message", "reasoning", "todo_list"):
             return []
-        return self._tool(item, done=done)
+        before, self._unsaid = self._unsaid, []
+        return [*before, *self._tool(item, done=done)]
 
     def _tool(self, item: dict[str, Any], *, done: bool) -> list[Piece]:
         """A tool's call, at its start or its end; some are told only at their end."""
@@ -189,14 +191,6 @@ class _Turn:
 
 
 _COUNTS = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens")
-
-
-def _used_before(run: RunContext) -> dict[str, int]:
-    """What the resumed thread had used when its last run ended."""
-    sessions = run.session.metadata.get("provider_sessions")
-    mine = sessions.get(CodexProvider.name) if run.resume and isinstance(sessions, dict) else None
-    used = mine.get(USED_BEFORE) if isinstance(mine, dict) else None
-    return used if isinstance(used, dict) else {}
 
 
 def _named(item: dict[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,9 @@ PLAIN: dict[str, Kind] = {
 }
 #: Built in a thread, since an import may take long: ``cls(table, place)``.
 LOADED: dict[str, Kind] = {
+    "amp": Kind("mesh.providers.amp", "AmpProvider"),
     "anthropic": Kind("mesh.providers.anthropic", "AnthropicProvider", "anthropic"),
+    "claude_code": Kind("mesh.providers.claude_code", "ClaudeCodeProvider", "claude"),
     "codex": Kind("mesh.providers.codex", "CodexProvider"),
     "openai": Kind("mesh.providers.openai", "OpenAIProvider", "openai"),
     "python": Kind("mesh.providers.python", "PythonProvider"),

@@ -33,6 +33,8 @@ EXIT_S = 5.0
 #: How long a program may be silent once it spoke: as long as the run's own limits allow.
 _EVER_S = 10.0**9
 _LAST_CHARS_MAX = 500
+#: What is told of a failure whose own words are not.
+_SAYS = {"provider_authentication_failed": "not logged in"}
 _AUTH = re.compile(
     r"(status|error|http)\W{0,3}(code )?401\b|unauthorized|not logged in|(start\w*|begin) log ?in"
     r"|re-?authenticate|please (run|log|sign)[^\n]{0,20}(log|sign)[ -]?in"
@@ -128,22 +130,32 @@ class Program:
                 self._execution.command = self._execution.command._replace(timeout_s=_EVER_S)
             return message
         self._noise.add(line + b"\n")
+        self._logged_out(line)
         if self._noise.count > NOISE_BYTES_MAX:
             why = f"more than {NOISE_BYTES_MAX} bytes that are no JSON lines"
             raise self.failure(why, kind="parse_error")
         return None
 
     def _hear(self, chunk: bytes) -> None:
-        """Keep stderr's beginning and its last line. One that asks for a login would wait for it for ever."""
+        """Keep stderr's beginning and its last line."""
         self._stderr.add(chunk)
-        if self._facts.login and not self._spoke and _AUTH.search(self._stderr.text):
-            raise self.failure("")
+        self._logged_out(self._stderr.tail)
+
+    def _logged_out(self, said: bytes) -> None:
+        """One that asks for a login before its first word would wait for it for ever."""
+        if self._facts.login and not self._spoke and _AUTH.search(said[:4_096].decode(errors="replace")):
+            raise self.failure("", code="provider_authentication_failed")
 
     def leave(self) -> None:
         """It said its last word: ``messages`` ends ``EXIT_S`` later at the latest."""
         self._left = True
         self.close_stdin()
         self._execution.command = self._execution.command._replace(timeout_s=EXIT_S)
+
+    @property
+    def exit_code(self) -> int | None:
+        """As a shell would say it; None while it lives."""
+        return self._execution.exit_code if self._over else None
 
     async def end(self) -> None:
         """Leave nothing of it, whatever happened before."""
@@ -152,17 +164,17 @@ class Program:
     def failure(self, why: str, *, code: str | None = None, kind: str | None = None) -> ProviderFailure:
         """What its end means for the run. ``why`` is what it said itself, or "" when it said nothing."""
         stderr, noise = self._stderr.text, self._noise.text
-        exit_code = self._execution.exit_code if self._over else None
-        told = why or self._stderr.word or self._noise.word
+        exit_code = self.exit_code
+        told = why or self._stderr.word or ("" if code else self._noise.word) or _SAYS.get(code or "")
         message = f"{self._facts.name}: {told}" if told else f"{self._facts.name} said nothing"
         if exit_code is not None and not why:
             message += f" (exit code {exit_code})"
         if code is None:
             code = "provider_timeout" if kind == "timeout" else classify(why or stderr)
         if code == "provider_authentication_failed" and self._facts.login:
-            message += f". Log in: {self._facts.login}"
+            message = f"{message.rstrip('.')}. Log in: {self._facts.login}"
         details: dict[str, Any] = {"program": self._facts.name}
-        if self._noise.count:
+        if self._noise.count and code != "provider_authentication_failed":  # it may hold a link to log in by
             details["no_json"] = noise[:_LAST_CHARS_MAX]
         kind = kind or ("transport_exit" if exit_code is not None else "protocol_error")
         return ProviderFailure(message, code=code, details=details, provider_error=provider_error(
@@ -199,7 +211,7 @@ class _Kept:
         self.count = 0  #: bytes in all
         self._left = bytes_max
         self._head: list[bytes] = []
-        self._tail = b""
+        self.tail = b""
 
     def add(self, chunk: bytes) -> None:
         self.count += len(chunk)
@@ -207,7 +219,7 @@ class _Kept:
         self._left -= len(kept)
         if kept:
             self._head.append(kept)
-        self._tail = (self._tail + chunk)[-4 * _LAST_CHARS_MAX :]
+        self.tail = (self.tail + chunk)[-4 * _LAST_CHARS_MAX :]
 
     @property
     def text(self) -> str:
@@ -216,7 +228,7 @@ class _Kept:
     @property
     def word(self) -> str:
         """The line that calls itself an error, else the last one that says something."""
-        lines = [line.strip() for line in self._tail.decode(errors="replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in self.tail.decode(errors="replace").splitlines() if line.strip()]
         named = (line for line in (*self.text.splitlines(), *lines) if _ERROR.match(line))
         return (next(named, None) or (lines[-1] if lines else ""))[:_LAST_CHARS_MAX]
 

@@ -49,8 +49,8 @@ def test_recorded_turn_becomes_the_events_of_a_run(program: StandIn) -> None:
     assert result.settle["status"] == "completed", result.settle
     assert result.output == {"content": "done here"}
     assert [t for t in result.types if t != "error_occurred"] == [
-        "run_started", "tool_call_started", "tool_call_completed", "message_streamed", "message_received",
-        "token_usage_updated", "turn_completed", "run_completed",
+        "run_started", "tool_call_started", "tool_call_completed", "message_streamed",
+        "token_usage_updated", "turn_completed", "message_received", "run_completed",
     ]
     call = result.data("tool_call_completed")[0]
     assert (call["tool_call_id"], call["tool_name"]) == ("item_1", "bash")
