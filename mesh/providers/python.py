@@ -69,7 +69,7 @@ class PythonProvider:
     name = "python"
     CAPABILITIES = (STREAMING,)  #: of generators; a function that only returns has none
     enforces = frozenset(("tools_before", "tools_observed", "budget", "approvals"))
-    tested = "functions of every kind"
+    tested = "functions of every kind; LangGraph, pydantic-ai and openai-agents with scripted models"
 
     def __init__(self, table: Mapping[str, Any], place: Place) -> None:
         """Load the target; ``place.fresh`` reads its file again even when it was loaded before.

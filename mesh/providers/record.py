@@ -38,7 +38,7 @@ class RecordProvider:
     """Another agent, recorded."""
 
     CAPABILITIES: tuple[dict[str, Any], ...] = ()
-    tested = "other agents"
+    tested = "every other provider"
 
     def __init__(self, table: Mapping[str, Any], place: Place) -> None:
         """Prove the file; the other agent is looked for when it is asked.

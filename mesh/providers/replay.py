@@ -48,7 +48,7 @@ class ReplayProvider:
     name = "replay"
     CAPABILITIES = (STREAMING,)
     enforces = frozenset(("tools_observed", "budget"))
-    tested = "recordings of other agents"
+    tested = "recordings of every other provider"
 
     def __init__(self, table: Mapping[str, Any], place: Place) -> None:
         """Read the recording.
