@@ -274,6 +274,8 @@ class Server:
         path = request.path if request.path.startswith("/v1") else "/v1" + request.path
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
                      b"Transfer-Encoding: chunked\r\n\r\n")
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         whole = steps[1:] if steps[0][0] == "alone" else STREAMS[path](steps, request.body["model"])
         for part in whole:
             if isinstance(part, bytes):
@@ -282,6 +284,8 @@ class Server:
             elif part[0] == "raw":
                 writer.write(b"%x\r\n%s\r\n" % (len(part[1]), part[1]))
                 await writer.drain()
+            elif part[0] == "at":  # since the answer began: what was late does not make the rest late
+                await asyncio.sleep(began_s + part[1] - loop.time())
             elif part[0] == "pause":
                 await asyncio.sleep(part[1])
             elif part[0] == "hang":
@@ -348,9 +352,9 @@ def tokens(count: int, per_s: float = 0.0) -> list[Step]:
     """A long answer, at a rate."""
     steps: list[Step] = [use(10, count)]
     for n in range(count):
-        steps.append(text(f"w{n} "))
         if per_s:
-            steps.append(pause(1 / per_s))
+            steps.append(("at", n / per_s))
+        steps.append(text(f"w{n} "))
     return [*steps, end()]
 
 
