@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from mesh.errors import ConfigError
 from mesh.providers.api import ApiProvider, Asked, Turn
+from mesh.providers.api_errors import Refused
 from mesh.providers.base import Piece, checked
 from mesh.providers.conversation import Block, Call, Called, Conversation, Result, Said
 from mesh.providers.tools import Tool
@@ -79,11 +81,13 @@ class AnthropicProvider(ApiProvider):
     ) -> AsyncIterator[Piece]:
         request = _request(asked, system, messages, tools)
         answer = Answer(turn)
-        async with await self._client.messages.create(**request, stream=True) as stream:
-            async for event in stream:
-                piece = answer.take(event)
-                if piece is not None:
-                    yield piece
+        asking = self._client.messages.with_streaming_response.create(**request, stream=True)
+        async with aclosing(self._heard(asking)) as stream:
+            async for events in stream:
+                for event in events:
+                    piece = answer.take(event)
+                    if piece is not None:
+                        yield piece
         if not answer.over:
             raise self._failures.broken_off()
         answer.finish()
@@ -149,42 +153,48 @@ class Answer:
         self._open: dict[str, Any] = {}
         self._parts: list[str] = []
 
-    def take(self, event: Any) -> Piece | None:
-        """What an event shows, if it does."""
-        match event.type:
+    def take(self, event: dict[str, Any]) -> Piece | None:
+        """What an event shows, if it does.
+
+        Raises:
+            Refused: the API failed.
+        """
+        match event["type"]:
             case "content_block_delta":
-                return self._delta(event.delta)
+                return self._delta(event["delta"])
             case "content_block_start":
-                self._begin(event.content_block)
+                self._begin(event["content_block"])
             case "content_block_stop":
                 self._end()
             case "message_start":
-                self._turn.model = event.message.model
-                self._count(event.message.usage)
+                self._count(event["message"].get("usage"))
             case "message_delta":
-                self._turn.stop_reason = event.delta.stop_reason or self._turn.stop_reason
-                self._count(event.usage)
+                self._turn.stop_reason = event["delta"].get("stop_reason") or self._turn.stop_reason
+                self._count(event.get("usage"))
             case "message_stop":
                 self.over = True
+            case "error":
+                raise Refused(event)
         return None
 
-    def _delta(self, delta: Any) -> Piece | None:
-        match delta.type:
+    def _delta(self, delta: dict[str, Any]) -> Piece | None:
+        match delta["type"]:
             case "text_delta":
-                self._turn.text.append(delta.text)
-                self._parts.append(delta.text)
-                return str(delta.text)
+                text = str(delta["text"])
+                self._turn.text.append(text)
+                self._parts.append(text)
+                return text
             case "input_json_delta":
-                self._parts.append(delta.partial_json)
+                self._parts.append(delta["partial_json"])
             case "thinking_delta":
-                self._parts.append(delta.thinking)
-                return {"type": "message_streamed", "data": {"content": "", "thinking": delta.thinking}}
+                self._parts.append(delta["thinking"])
+                return {"type": "message_streamed", "data": {"content": "", "thinking": delta["thinking"]}}
             case "signature_delta":
-                self._open["signature"] = self._open.get("signature", "") + delta.signature
+                self._open["signature"] = self._open.get("signature", "") + delta["signature"]
         return None
 
-    def _begin(self, block: Any) -> None:
-        kind = block.type
+    def _begin(self, block: dict[str, Any]) -> None:
+        kind = block["type"]
         self._parts = []
         if len(self._blocks) >= BLOCKS_MAX:
             raise ValueError(f"more than {BLOCKS_MAX} blocks in one answer")
@@ -192,11 +202,12 @@ class Answer:
             case "text":
                 self._open = {"type": kind}
             case "tool_use":
-                self._open = {"type": kind, "id": block.id, "name": block.name, "input": block.input}
+                self._open = {"type": kind, "id": block["id"], "name": block["name"],
+                              "input": block.get("input") or {}}
             case "thinking":
-                self._open = {"type": kind, "signature": block.signature or ""}
+                self._open = {"type": kind, "signature": block.get("signature") or ""}
             case _:  # redacted thinking, tools of the API's own: given back as they came
-                self._open = block.to_dict()
+                self._open = dict(block)
         self._blocks.append(self._open)
 
     def _end(self) -> None:
@@ -212,9 +223,11 @@ class Answer:
                 block["input"] = given if isinstance(given, dict) else {}
         self._open, self._parts = {}, []
 
-    def _count(self, usage: Any) -> None:
+    def _count(self, usage: dict[str, Any] | None) -> None:
+        if usage is None:
+            return
         for theirs, ours in _COUNTS.items():
-            count = getattr(usage, theirs, None)
+            count = usage.get(theirs)
             if type(count) is int and count >= 0:
                 self._turn.usage[ours] = max(count, self._turn.usage.get(ours, 0))
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from mesh.providers.base import (
     usage_mode_of,
 )
 from mesh.providers.conversation import Call, Conversation, Result, conversation_of
+from mesh.providers.sse import Events
 from mesh.providers.tools import TOOL_KEYS, Tool, Toolbox, ToolResult, check_tools
 
 #: Answers of one run, between which tools are called.
@@ -78,7 +79,6 @@ class Turn:
     calls: list[Call] = field(default_factory=list)
     stop_reason: str = ""
     usage: dict[str, int] = field(default_factory=dict)
-    model: str | None = None
     message: list[Any] = field(default_factory=list)  #: what is added to the messages, the API's own way
     again: bool = False  #: the API asks to be asked again, without tools
     estimated: bool = False  #: the API told no usage
@@ -172,6 +172,14 @@ class ApiProvider:
     ) -> AsyncIterator[Piece]:
         """Ask for one answer; yield what is shown of it, and fill ``turn``."""
         raise NotImplementedError
+
+    async def _heard(self, asking: Any) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """The events of an answer, as many as come together. ``asking`` is the library's own request, its
+        response not read yet."""
+        async with asking as response:
+            events = Events()
+            async for chunk in response.http_response.aiter_bytes():
+                yield events.feed(chunk)
 
     # --- a run ---
 

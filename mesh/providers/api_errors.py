@@ -22,6 +22,16 @@ _OVERLOADED = frozenset(("overloaded_error", "api_error", "server_error", "inter
 HIDDEN = "[the API key]"
 
 
+class Refused(Exception):
+    """The API said in the middle of an answer that it failed."""
+
+    status_code = 200
+
+    def __init__(self, error: Any) -> None:
+        self.body = error
+        super().__init__("the answer failed")
+
+
 class Failures:
     """Makes failures of one agent's exceptions."""
 
@@ -51,9 +61,6 @@ class Failures:
                              f"{self._where} cannot be reached: {_text(cause)}")
         if type(exc).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2"):
             return self.broken_off(_text(exc))
-        body = getattr(exc, "body", None)
-        if "APIError" in names and body is not None:  # an error in the middle of a stream
-            return self._refused(exc, 200)
         if isinstance(exc, ValueError | KeyError | TypeError | AttributeError):
             return self.make("provider_error", "parse_error", f"{self._where} sent what cannot be read: "
                              f"{type(exc).__name__}: {exc}")
@@ -141,4 +148,4 @@ def retry_after_s(headers: Any) -> float | None:
     return None
 
 
-__all__ = ["HIDDEN", "MESSAGE_CHARS_MAX", "Failures", "retry_after_s"]
+__all__ = ["HIDDEN", "MESSAGE_CHARS_MAX", "Failures", "Refused", "retry_after_s"]

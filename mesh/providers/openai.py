@@ -12,6 +12,7 @@ estimated (``CHARS_PER_TOKEN``); the event and the output say ``estimated``.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from mesh.errors import ConfigError
@@ -68,11 +69,13 @@ class OpenAIProvider(ApiProvider):
         self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool], turn: Turn
     ) -> AsyncIterator[Piece]:
         answer = self._api.Answer(turn)
-        async with await self._api.ask(self._client, asked, system, messages, tools) as stream:
-            async for event in stream:
-                piece = answer.take(event)
-                if piece is not None:
-                    yield piece
+        asking = self._api.ask(self._client, asked, system, messages, tools)
+        async with aclosing(self._heard(asking)) as stream:
+            async for events in stream:
+                for event in events:
+                    piece = answer.take(event)
+                    if piece is not None:
+                        yield piece
         if not answer.over:
             raise self._failures.broken_off()
         answer.finish()

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from mesh.providers.api import Asked, Turn
+from mesh.providers.api_errors import Refused
 from mesh.providers.base import Piece
 from mesh.providers.conversation import Block, Call, Called, Result, Said, data_url
 from mesh.providers.tools import Tool
@@ -17,8 +18,8 @@ REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use",
            "content_filter": "refusal"}
 
 
-async def ask(client: Any, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Any:
-    """Ask for one answer, as a stream."""
+def ask(client: Any, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Any:
+    """The request of one answer, as a stream."""
     request: dict[str, Any] = {"model": asked.model, "stream_options": {"include_usage": True}}
     told = [{"role": "system", "content": "\n\n".join(system)}] if system else []
     request["messages"] = told + messages
@@ -32,7 +33,7 @@ async def ask(client: Any, asked: Asked, system: list[str], messages: list[Any],
         request["temperature"] = asked.more["temperature"]
     if asked.more["reasoning"]:
         request["reasoning_effort"] = asked.more["reasoning"]
-    return await client.chat.completions.create(**request, stream=True)
+    return client.chat.completions.with_streaming_response.create(**request, stream=True)
 
 
 def opening(items: list[Said | Called]) -> list[Any]:
@@ -81,48 +82,54 @@ class Answer:
         self._turn = turn
         self._calls: dict[int, _Call] = {}
 
-    def take(self, chunk: Any) -> Piece | None:
-        """What a chunk shows, if it does."""
-        if chunk.usage is not None:
-            self._turn.usage = counts(chunk.usage, "prompt", "completion")
-        if not chunk.choices:
+    def take(self, chunk: dict[str, Any]) -> Piece | None:
+        """What a chunk shows, if it does.
+
+        Raises:
+            Refused: the API failed.
+        """
+        if chunk.get("error"):
+            raise Refused(chunk["error"])
+        if chunk.get("usage") is not None:
+            self._turn.usage = counts(chunk["usage"], "prompt", "completion")
+        if not chunk.get("choices"):
             return None
-        choice = chunk.choices[0]
-        if choice.finish_reason:
+        choice = chunk["choices"][0]
+        reason = choice.get("finish_reason")
+        if reason:
             self.over = True
-            self._turn.stop_reason = REASONS.get(choice.finish_reason, choice.finish_reason)
-        delta = choice.delta
-        if delta is None:
+            self._turn.stop_reason = REASONS.get(reason, reason)
+        delta = choice.get("delta")
+        if not delta:
             return None
-        if self._turn.model is None:
-            self._turn.model = chunk.model
-        for part in delta.tool_calls or ():
+        for part in delta.get("tool_calls") or ():
             self._part(part)
         return self._text(delta)
 
-    def _text(self, delta: Any) -> Piece | None:
-        text = delta.content or delta.refusal
+    def _text(self, delta: dict[str, Any]) -> Piece | None:
+        text = delta.get("content") or delta.get("refusal")
         if text:
             self.pieces += 1
+            text = str(text)
             self._turn.text.append(text)
-            return str(text)
-        thought = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
+            return text
+        thought = delta.get("reasoning_content") or delta.get("reasoning")
         if isinstance(thought, str) and thought:
             self.pieces += 1
             return {"type": "message_streamed", "data": {"content": "", "thinking": thought}}
         return None
 
-    def _part(self, part: Any) -> None:
-        index = part.index if type(part.index) is int else len(self._calls)
+    def _part(self, part: dict[str, Any]) -> None:
+        index = part["index"] if type(part.get("index")) is int else len(self._calls)
         call = self._calls.get(index)
         if call is None:
             if len(self._calls) >= CALLS_MAX:
                 raise ValueError(f"more than {CALLS_MAX} tool calls in one answer")
             call = self._calls[index] = _Call()
-        call.id = call.id or part.id or ""
-        if part.function is not None:
-            call.name = call.name or part.function.name or ""
-            call.parts.append(part.function.arguments or "")
+        call.id = call.id or part.get("id") or ""
+        function = part.get("function") or {}
+        call.name = call.name or function.get("name") or ""
+        call.parts.append(function.get("arguments") or "")
         self.pieces += 1
 
     def finish(self) -> None:
@@ -155,12 +162,12 @@ def arguments(text: str) -> Any:
         return text
 
 
-def counts(usage: Any, asked: str, answered: str) -> dict[str, int]:
+def counts(usage: dict[str, Any], asked: str, answered: str) -> dict[str, int]:
     """The tokens of a request: those read from the cache are counted apart."""
     found: dict[str, int] = {}
-    given, said = (getattr(usage, f"{name}_tokens", None) for name in (asked, answered))
-    cached = getattr(getattr(usage, f"{asked}_tokens_details", None), "cached_tokens", None) or 0
-    thought = getattr(getattr(usage, f"{answered}_tokens_details", None), "reasoning_tokens", None) or 0
+    given, said = usage.get(f"{asked}_tokens"), usage.get(f"{answered}_tokens")
+    cached = (usage.get(f"{asked}_tokens_details") or {}).get("cached_tokens") or 0
+    thought = (usage.get(f"{answered}_tokens_details") or {}).get("reasoning_tokens") or 0
     if type(given) is int:
         found["input_tokens"] = max(0, given - cached)
     if type(said) is int:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from mesh.providers.api import Asked, Turn
+from mesh.providers.api_errors import Refused
 from mesh.providers.base import Piece
 from mesh.providers.conversation import Block, Call, Called, Result, Said, data_url
 from mesh.providers.openai_chat import CALLS_MAX, arguments, counts
@@ -17,17 +18,8 @@ _TEXT = frozenset(("response.output_text.delta", "response.refusal.delta"))
 _ENDS = frozenset(("response.completed", "response.incomplete"))
 
 
-class Refused(Exception):
-    """The API said in the middle of an answer that it failed."""
-
-    def __init__(self, error: Any) -> None:
-        self.body = {"code": getattr(error, "code", None), "message": getattr(error, "message", None)}
-        self.status_code = 200
-        super().__init__(str(self.body["message"] or "the answer failed"))
-
-
-async def ask(client: Any, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Any:
-    """Ask for one answer, as a stream."""
+def ask(client: Any, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Any:
+    """The request of one answer, as a stream."""
     request: dict[str, Any] = {"model": asked.model, "input": messages, "store": False}
     if system:
         request["instructions"] = "\n\n".join(system)
@@ -44,7 +36,7 @@ async def ask(client: Any, asked: Asked, system: list[str], messages: list[Any],
         request["reasoning"] = {"effort": asked.more["reasoning"]}
     if not asked.more["own_server"]:  # so that what it thought can be given back
         request["include"] = ["reasoning.encrypted_content"]
-    return await client.responses.create(**request, stream=True)
+    return client.responses.with_streaming_response.create(**request, stream=True)
 
 
 def opening(items: list[Said | Called]) -> list[Any]:
@@ -89,52 +81,52 @@ class Answer:
         self.over = False
         self.pieces = 0  #: of text and of calls
         self._turn = turn
-        self._items: list[Any] = []
+        self._items: list[dict[str, Any]] = []
         self._parts: dict[str, list[str]] = {}  #: arguments by the item they belong to
 
-    def take(self, event: Any) -> Piece | None:
+    def take(self, event: dict[str, Any]) -> Piece | None:
         """What an event shows, if it does.
 
         Raises:
             Refused: the API failed.
         """
-        kind = event.type
+        kind = event.get("type")
         if kind in _TEXT:
             self.pieces += 1
-            self._turn.text.append(event.delta)
-            return str(event.delta)
+            text = str(event["delta"])
+            self._turn.text.append(text)
+            return text
         if kind in _THINKING:
             self.pieces += 1
-            return {"type": "message_streamed", "data": {"content": "", "thinking": event.delta}}
+            return {"type": "message_streamed", "data": {"content": "", "thinking": event["delta"]}}
         if kind == "response.function_call_arguments.delta":
             self.pieces += 1
-            self._parts.setdefault(event.item_id, []).append(event.delta)
+            self._parts.setdefault(event["item_id"], []).append(event["delta"])
         elif kind == "response.output_item.done":
-            self._item(event.item)
+            self._item(event["item"])
         elif kind in _ENDS:
-            self._end(event.response)
+            self._end(event["response"])
         elif kind == "response.failed":
-            raise Refused(event.response.error)
-        elif kind == "error":
+            raise Refused(event["response"].get("error"))
+        elif kind == "error" or event.get("error"):
             raise Refused(event)
         return None
 
-    def _item(self, item: Any) -> None:
+    def _item(self, item: dict[str, Any]) -> None:
         if len(self._items) >= CALLS_MAX:
             raise ValueError(f"more than {CALLS_MAX} items in one answer")
         self._items.append(item)
-        if item.type == "function_call":
-            text = item.arguments or "".join(self._parts.get(item.id or "", ()))
-            self._turn.calls.append(Call(item.call_id, item.name, arguments(text)))
+        if item["type"] == "function_call":
+            text = item.get("arguments") or "".join(self._parts.get(item.get("id") or "", ()))
+            self._turn.calls.append(Call(item["call_id"], item["name"], arguments(text)))
 
-    def _end(self, response: Any) -> None:
+    def _end(self, response: dict[str, Any]) -> None:
         turn = self._turn
         self.over = True
-        turn.model = response.model
-        if response.usage is not None:
-            turn.usage = counts(response.usage, "input", "output")
-        why = getattr(response.incomplete_details, "reason", None)
-        if response.status == "incomplete" or why:
+        if response.get("usage") is not None:
+            turn.usage = counts(response["usage"], "input", "output")
+        why = (response.get("incomplete_details") or {}).get("reason")
+        if response.get("status") == "incomplete" or why:
             turn.stop_reason = _REASONS.get(why or "", why or "incomplete")
             turn.calls.clear()
         else:
@@ -143,9 +135,9 @@ class Answer:
     def finish(self) -> None:
         """The answer is whole: what of it goes back to the model."""
         self._turn.message = [
-            item.to_dict(mode="json") for item in self._items
-            if item.type != "reasoning" or item.encrypted_content
+            {key: value for key, value in item.items() if value is not None} for item in self._items
+            if item["type"] != "reasoning" or item.get("encrypted_content")
         ]
 
 
-__all__ = ["Answer", "Refused", "answers", "ask", "opening"]
+__all__ = ["Answer", "answers", "ask", "opening"]
