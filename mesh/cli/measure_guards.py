@@ -88,11 +88,11 @@ def _make(folder: Path, files: int) -> None:
 
 def _round(folder: Path, salt: int) -> tuple[float, float, float]:
     """CPU seconds of snapshot and diff behind the changes, of the snapshot before, of git's commands."""
-    import mesh
+    from mesh.workspaces import open_workspace
 
     _git(folder, "checkout", "-q", "--", ".")
     _git(folder, "status", "--porcelain")
-    with mesh.workspaces.open_workspace(folder, strategy="git") as work:
+    with open_workspace(folder, strategy="git") as work:
         marks = [_cpu_s()]
         before = work.snapshot("before")
         marks.append(_cpu_s())
