@@ -86,17 +86,20 @@ class Routing:
     ) -> Course:
         """The agents in the order in which they are tried for a run.
 
-        ``able`` says for each what it has of what the run wants, ``chance`` is in [0, 1).
+        ``able`` says for each what it has of what the run wants; empty, the run wants nothing in particular.
+        ``chance`` is in [0, 1).
         """
         order = list(wish.agents)
         if wish.strategy == "weighted":
             order = list(shuffled(order, wish.weights, chance))
-        skipped = [
-            {"agent": agent, "why": f"it has no {', '.join(able[agent].missing)}"}
-            for agent in order if able[agent].missing
-        ]
-        order = [agent for agent in order if not able[agent].missing]
-        order.sort(key=lambda agent: len(able[agent].unsupported))
+        skipped = []
+        if able:
+            skipped = [
+                {"agent": agent, "why": f"it has no {', '.join(able[agent].missing)}"}
+                for agent in order if able[agent].missing
+            ]
+            order = [agent for agent in order if not able[agent].missing]
+            order.sort(key=lambda agent: len(able[agent].unsupported))
         stays = self._stays(wish.sticky, now_s)
         if stays in order:
             order.remove(stays)

@@ -38,6 +38,8 @@ OPEN_CALLS_MAX = 10_000
 ABORTED = "aborted"
 _EVENT_KEYS = frozenset(("type", "data", "metadata", "correlation_id", "ts"))
 _NOTHING: tuple[dict[str, Any] | None, str | None, float | None] = (None, None, None)
+#: Parts of ``routing`` that may hold the words of an agent.
+_SAID = frozenset(("tried", "inner"))
 _TOOL_ENDS = frozenset(("tool_call_completed", "tool_call_failed"))
 
 
@@ -100,7 +102,8 @@ class Pieces:
         self.begun = True
         self._report.tell(data)
         if routing is not None:
-            routing = self._redactor.data(routing)  # what failed agents said travels in reports, too
+            if routing.keys() & _SAID:
+                routing = self._redactor.data(routing)  # what failed agents said travels in reports, too
             data = {**data, "routed_to": routing["routed_to"], "routing": routing}
             self._report.routed(routing)
         self.emit("run_started", {

@@ -234,10 +234,12 @@ class Routed:
         return attempt
 
     async def _loaded(self, agent: str) -> Provider:
-        registry = self._host.registry
+        ready = self._host.registry.ready(agent)
+        if ready is not None:
+            return ready
         try:
             async with asyncio.timeout(LOADING_S) as timer:
-                return registry.ready(agent) or await registry.provider(agent)
+                return await self._host.registry.provider(agent)
         except TimeoutError as exc:
             if not timer.expired():
                 raise

@@ -76,12 +76,10 @@ class Router:
             wish = checked_wish(self.rules, run.options.get(HINT), run.session.id, run.context)
         except InvalidArgument as exc:
             raise ProviderFailure(exc.message, code=exc.code) from exc
-        able = {
-            agent: negotiate(
-                self._abilities(agent) or (), options.get("required_capabilities") or (),
-                options.get("optional_capabilities") or (),
-            )
-            for agent in wish.agents
+        required = options.get("required_capabilities") or ()
+        optional = options.get("optional_capabilities") or ()
+        able = {} if not (required or optional) else {
+            agent: negotiate(self._abilities(agent) or (), required, optional) for agent in wish.agents
         }
         return self.routing.course(wish, able, now_s=time.monotonic(), chance=random.random())
 
