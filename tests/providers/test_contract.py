@@ -15,6 +15,7 @@ from driving import Bench, Result, cancelled, drive
 from mesh.core.message import Message, Role
 from mesh.node.drive import CANCEL_S
 from mesh.providers.kinds import ENFORCED, KINDS, load
+from mesh.providers.table import text
 
 SUBJECTS = subjects()
 
@@ -286,3 +287,9 @@ def test_what_a_provider_enforces_is_of_the_known(name: str) -> None:
         assert cls.enforces <= set(ENFORCED)
         assert cls.name == name
     assert cls.tested
+
+
+def test_the_readme_has_the_table_of_the_code() -> None:
+    """If a provider changes what it says of itself, then the README's table is made anew."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    assert text() in readme, "python -m mesh.providers.table > ... the table of README.md"
