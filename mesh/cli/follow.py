@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +83,8 @@ def open_view(
     if shell().json:
         first = JsonLinesSink(sys.stdout, mode="event")
     else:
-        first = TerminalSink(sys.stdout, err=sys.stderr if name == "text" else None, width=width)
+        err = sys.stderr if name == "text" else None
+        first = TerminalSink(sys.stdout, err=err, width=width, color=True)  # the renderer knows whether
     return Rendering(made, [first, *others], on_broken=_warn(first, others, made))
 
 
@@ -131,7 +131,7 @@ def _renderer(name: str, tool_output: str, terminal: bool) -> Renderer:
 
     if name == "text":
         return rendering.TextRenderer(exact=not terminal, exact_stderr=not sys.stderr.isatty())
-    color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    color = terminal and rendering.wants_color(sys.stdout)
     if name == "studio":
         return rendering.StudioRenderer(color=color, tool_output=tool_output, live=terminal)
     return rendering.renderer(name, color=color)

@@ -13,7 +13,7 @@ from mesh.rendering.base import PassthroughRenderer, Renderer, TextRenderer
 from mesh.rendering.compact import CompactRenderer
 from mesh.rendering.feed import FeedSink
 from mesh.rendering.show import Queued, Rendering, Report, arender, render
-from mesh.rendering.sinks import CallbackSink, FileSink, JsonLinesSink, Sink, TerminalSink
+from mesh.rendering.sinks import CallbackSink, FileSink, JsonLinesSink, Sink, TerminalSink, wants_color
 from mesh.rendering.studio import StudioRenderer
 from mesh.rendering.text import clean
 from mesh.rendering.verbose import VerboseRenderer
@@ -60,4 +60,5 @@ __all__ = [
     "clean",
     "render",
     "renderer",
+    "wants_color",
 ]

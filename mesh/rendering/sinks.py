@@ -7,6 +7,7 @@ flushed and closed. What it raises in between is its own end, never that of the 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,7 @@ ERROR_CHARS = 120
 #: A status line leaves this place empty: a cursor in the last column wraps.
 _LAST_COLUMN = 1
 _ERASE = "\r\x1b[2K"
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 #: For terminals of another encoding.
 _PLAIN = str.maketrans("●◐✓✗◆│┊—›…␛", "*>+xo||-><^")
 _SHORT = {
@@ -66,6 +68,7 @@ class Sink:
 class TerminalSink(Sink):
     """Text on a stream, at once. ``err``: where pieces go that a command wrote to its stderr (None: ``out``).
 
+    ``color``: whether colours are left in the text; None asks ``wants_color``.
     ``width``: columns of a terminal on which the status is shown, or what says how many it has by now; None
     shows none.
     """
@@ -73,10 +76,16 @@ class TerminalSink(Sink):
     name = "terminal"
 
     def __init__(
-        self, out: IO[str], *, err: IO[str] | None = None, width: int | Callable[[], int] | None = None
+        self,
+        out: IO[str],
+        *,
+        err: IO[str] | None = None,
+        width: int | Callable[[], int] | None = None,
+        color: bool | None = None,
     ) -> None:
         self._out = out
         self._err = err or out
+        self._color = wants_color(out) if color is None else color
         self._width = width
         self._status = ""
 
@@ -103,11 +112,16 @@ class TerminalSink(Sink):
         if self._status:
             _put(self._out, _ERASE)
             self._status = ""
-        _put(stream, text)
+        _put(stream, text if self._color else _COLOR.sub("", text))
 
     def close(self) -> None:
         """Take the status away; the stream stays open."""
         self.status("")
+
+
+def wants_color(stream: IO[str]) -> bool:
+    """Whether it is a terminal that shows colours, and whose owner did not say NO_COLOR."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _put(stream: IO[str], text: str) -> None:
@@ -271,4 +285,5 @@ __all__ = [
     "TerminalSink",
     "compact_form",
     "full_form",
+    "wants_color",
 ]

@@ -18,15 +18,17 @@ HELD_CHARS_MAX = 4096
 #: A preview is made of so many times its length: the rest may be escape sequences and blanks.
 _PREVIEW_FACTOR = 4
 
+# No text makes a search slow: what one part may repeat, the next cannot begin with, and no sequence reaches
+# over the beginning of another one.
 _CSI = r"(?:\x1b\[|\x9b)[0-?]*[ -/]*"
-_STRING = r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*"
+_STRING = r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*"
 _CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
 _SUSPECT = re.compile(f"[{_CONTROL}]")
 _FOUND = re.compile(
-    rf"{_CSI}[@-~]|{_STRING}(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-~]|\r+\n|[{_CONTROL}]"
+    rf"{_CSI}[@-~]|{_STRING}(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-~]|\r+\n?|[{_CONTROL}]"
 )
 #: An end that may still become one of them.
-_BEGUN = re.compile(rf"(?:{_CSI}|{_STRING}\x1b?|\x1b[ -/]*|\r+)\Z")
+_BEGUN = re.compile(rf"(?:{_CSI}|{_STRING}\x1b?|\x1b[ -/]*|(?<!\r)\r+)\Z")
 _COLORS = {"red": "31", "green": "32", "blue": "34", "magenta": "35", "cyan": "36", "dim": "2"}
 
 

@@ -203,29 +203,29 @@ ANY = st.lists(
 )
 
 
-@pytest.mark.parametrize("name", RENDERERS)
 @settings(max_examples=60)
 @given(rows=ANY)
-def test_any_events_are_rendered_without_control(name: str, rows: list[Any]) -> None:
+def test_any_events_are_rendered_without_control(rows: list[Any]) -> None:
     """If events have any type, order and data, then there is text without control, and no exception."""
-    made = renderer(name, color=False)
     events = [
         Event(f"e{seq}", kind, "s", run_id, seq, 1.0, data)
         for seq, (kind, run_id, data) in enumerate(rows, 1)
     ]
-    assert not CONTROL.search(rendered(made, events))
-    assert made.events == len(rows)
+    for name in RENDERERS:
+        made = renderer(name, color=False)
+        assert not CONTROL.search(rendered(made, events)), name
+        assert made.events == len(rows)
 
 
 WORDS = st.sampled_from(["", "ab", "ç漢 ", "\n", "\r", "\x1b[31mx", "\x1b]0;t\x07", "\x00", "a\n\nb\n"])
 
 
-@pytest.mark.parametrize("name", ["text", "studio", "compact", "verbose"])
 @settings(max_examples=60)
 @given(messages=st.lists(st.tuples(st.lists(WORDS, max_size=4), st.booleans(), st.booleans()), max_size=6))
-def test_each_piece_of_text_is_shown_once(name: str, messages: list[Any]) -> None:
+def test_each_piece_of_text_is_shown_once(messages: list[Any]) -> None:
     """If messages are streamed, received, or both, then each marked piece is in the text exactly once."""
-    made, events, marks = renderer(name, color=False), [], []
+    events: list[tuple[str, str]] = []
+    marks: list[str] = []
     for number, (pieces, streamed, received) in enumerate(messages):
         marked = []
         for place, piece in enumerate(pieces):
@@ -238,8 +238,8 @@ def test_each_piece_of_text_is_shown_once(name: str, messages: list[Any]) -> Non
         if received or streamed:
             events.append(("message_received", "".join(marked)))
         events.append(("tool_call_started", ""))
-    text = rendered(
-        made, [Event(f"e{i}", kind, "s", "r", i, 1.0, {"content": said}) for i, (kind, said) in
-               enumerate(events, 1)]
-    )
-    assert re.findall(r"<\d+\.\d+>", text) == marks
+    said = [
+        Event(f"e{i}", kind, "s", "r", i, 1.0, {"content": text}) for i, (kind, text) in enumerate(events, 1)
+    ]
+    for name in ("text", "studio", "compact", "verbose"):
+        assert re.findall(r"<\d+\.\d+>", rendered(renderer(name, color=False), said)) == marks, name

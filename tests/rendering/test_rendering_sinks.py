@@ -72,11 +72,30 @@ def test_terminal_and_file_get_the_same_words(story: list[Event], tmp_path: Path
     """If a terminal has colours and a file not, then both have the same text, whatever was there before."""
     terminal, path = io.StringIO(), tmp_path / "log.txt"
     path.write_text("old" * 1000)
-    report = render(story, CompactRenderer(color=True), [TerminalSink(terminal), FileSink(path)])
+    report = render(story, CompactRenderer(color=True), [TerminalSink(terminal, color=True), FileSink(path)])
     plain = io.StringIO()
     render(story, CompactRenderer(color=False), [FileSink(plain)])
     assert path.read_text() == plain.getvalue() and "\x1b[" in terminal.getvalue()
     assert report.events == len(story) and not report.broken
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environ", "colored"),
+    [(True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False), (True, {"TERM": "dumb"}, False)],
+)
+def test_colours_are_for_terminals_that_want_them_here_too(
+    terminal: bool, environ: dict[str, str], colored: bool, story: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If a renderer has colours and the stream is no terminal, or its owner wants none, then none come."""
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: terminal)
+    render(story, StudioRenderer(), [TerminalSink(out)])
+    assert ("\x1b[" in out.getvalue()) == colored
 
 
 def test_a_status_is_taken_away_before_anything_is_written(event: Make) -> None:

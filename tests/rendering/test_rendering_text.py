@@ -44,6 +44,12 @@ def test_a_cut_changes_nothing(pieces: list[str]) -> None:
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", shown)
 
 
+@pytest.mark.parametrize("part", ["\x1b]", "\x9d", "\x90a", "\r", "\x1b[0", "\x9b;", "\x1b ", "\x1bP\x1b"])
+def test_no_text_is_slow_to_clean(part: str) -> None:
+    """If a text is made of beginnings of sequences, then the time to clean it grows with its length."""
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", clean(part * 200_000 + "x"))
+
+
 def test_a_sequence_that_never_ends_is_not_held_for_ever() -> None:
     """If a sequence is longer than any is, then it is shown as text instead of kept."""
     cleaner = Cleaner()
