@@ -118,6 +118,38 @@ def test_a_killed_runner_settles_the_runs_of_api_models(client: mesh.Client) -> 
     assert client.run_once("other", "hi").output["content"] == "hello"
 
 
+LINES = {
+    "anthropic": 'provider = "anthropic"\nmodel = "good"\nbase_url = "{url}"\n',
+    "openai": 'provider = "openai"\nmodel = "good"\nbase_url = "{url}/v1"\n',
+}
+
+
+def _run(folder: Path, lines: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    config = folder / "mesh.toml"
+    config.write_text(f"[agents.mine]\n{lines}")
+    keep = {key: value for key, value in os.environ.items() if not key.endswith("_API_KEY")}
+    return subprocess.run(
+        [sys.executable, "-m", "mesh", "run", "--config", str(config), "mine", "hi"], text=True,
+        capture_output=True, check=False, env={**keep, **environ}, cwd=MODEL.parents[2],
+    )
+
+
+@pytest.mark.parametrize("provider", LINES)
+def test_three_lines_of_config_and_a_command_are_enough(
+    provider: str, scripted: Threaded, tmp_path: Path
+) -> None:
+    """If a config names provider, model and server, then mesh run NAME says the model's answer."""
+    done = _run(tmp_path, LINES[provider].format(url=scripted.url))
+    assert (done.returncode, done.stdout.strip()) == (0, "hello"), done.stderr
+
+
+def test_mesh_run_without_a_key_says_what_to_do(tmp_path: Path) -> None:
+    """If no key is there, then mesh run fails and says which variable to set."""
+    done = _run(tmp_path, 'provider = "anthropic"\nmodel = "good"\n')
+    assert done.returncode == 1
+    assert "set ANTHROPIC_API_KEY" in done.stderr
+
+
 def test_nothing_of_a_library_is_loaded_without_need() -> None:
     """If mesh, its node and its providers are imported, then no library of an API is."""
     code = (
