@@ -24,9 +24,13 @@ class Channel:
         self._room = asyncio.Event()
         self._room.set()
 
+    async def room(self) -> None:
+        """Return when what was put is not too far ahead of the run."""
+        await self._room.wait()
+
     async def put(self, *pieces: Piece) -> None:
         """Hand them over, together; waits for room first."""
-        await self._room.wait()
+        await self.room()
         self._pieces.extend(pieces)
         self._news.set()
         if len(self._pieces) >= AHEAD_MAX:

@@ -48,6 +48,7 @@ PLAIN: dict[str, Kind] = {
 }
 #: Built in a thread, since an import may take long: ``cls(table, place)``.
 LOADED: dict[str, Kind] = {
+    "acp": Kind("mesh.providers.acp", "AcpProvider", "acp"),
     "amp": Kind("mesh.providers.amp", "AmpProvider"),
     "anthropic": Kind("mesh.providers.anthropic", "AnthropicProvider", "anthropic"),
     "claude_code": Kind("mesh.providers.claude_code", "ClaudeCodeProvider", "claude"),
