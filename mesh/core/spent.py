@@ -67,14 +67,14 @@ class Spent:
 
     def ended(self, run: RunState) -> None:
         """A run is over: what it used goes into the sums, with this batch."""
-        tags = self.state.session(run.session_id).tags
+        tags = list(dict.fromkeys(self.state.session(run.session_id).tags))
         kept = [key for key in (("session", run.session_id), *(("tag", tag) for tag in tags))
                 if key in self._kept]
         self._active = _NEVER
         if not (tags or kept):
             return
         sums, slot = used_by(run, self.state.now), session_slot(run.session_id)
-        for tag in dict.fromkeys(tags):
+        for tag in tags:
             self._put(self.state.spent, (slot, tag), sums)
         for key in kept:
             self._put(self._kept, key, sums)

@@ -51,6 +51,7 @@ def build(path: Path) -> None:
             state.append(sid, "message_streamed", {"content": f"{sid} {n} " + "x" * 100}, run=run)
         state.put_progress(run, 2)
         state.announce("started", state.sessions[sid])
+        state.spent[7, sid] = {"total_tokens": 9}
     bodies = [encode_route({"external_room_id": str(n)}, 10_000) for n in range(300)]
     routes = {f"a:b:room{n}": encode_record(1, 10**9, 0, 0, body) for n, body in enumerate(bodies)}
     receipts = {(c, n): Receipt((b"answer %d" % n,), 1) for c in CLIENTS for n in (1, 2)}
@@ -74,6 +75,8 @@ def everything(store: Store) -> dict[str, Callable[[], Any]]:
         reads[f"runs of {sid}"] = lambda n=n: store.list_runs(n, after=0, limit=99, bytes_max=10**9)
         reads[f"events of {sid}"] = lambda n=n: store.events(n, bytes_max=10**9)
         reads[f"some events of {sid}"] = lambda n=n: store.events(n, after=3, run=n, since=0.0)
+    for sid in SIDS:
+        reads[f"spent of {sid}"] = lambda sid=sid: store.spent_by_tag(sid)
     for status, agent in ((None, None), (0, None), (None, "echo")):
         reads[f"list {status} {agent}"] = lambda status=status, agent=agent: store.list_sessions(
             status=status, agent_id=agent, after=0, limit=99, bytes_max=10**9)
