@@ -84,6 +84,7 @@ def checks(config_file: str | None) -> Iterator[Check]:
         yield Check("config", "fail", exc.message, "mend it; mesh config check says when it is right")
         return
     yield Check("config", "ok", str(config_path(config_file) or "defaults and environment"))
+    from mesh.cli.doctor_programs import programs
     from mesh.config import data_dir
     from mesh.launch import runtime_root
 
@@ -92,6 +93,7 @@ def checks(config_file: str | None) -> Iterator[Check]:
     yield runtime_folder(runtime_root())
     yield _open_files()
     yield _guarded("ports", lambda: _ports(settings))
+    yield from programs(settings.agents)
     yield _guarded("round trip", _round_trip)
 
 

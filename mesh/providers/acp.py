@@ -52,10 +52,9 @@ class AcpProvider:
 
     def __init__(self, table: Mapping[str, Any], place: Place) -> None:
         self._acp = library("acp", self.name)
-        program = checked(table, "program", (str,), "")
-        if not program:
+        self._facts = facts_of(table)
+        if not self._facts.name:
             raise ConfigError('program = "...": name the agent, such as "gemini" with args = ["--acp"]')
-        self._facts = Facts(Path(program).name, INSTALL, LOGIN)
         self._table = Table(table, self._facts, ("permission_mode", "mode"))
         self.capabilities = capabilities_of(table, self.CAPABILITIES)
         self.idempotent: bool = checked(table, "idempotent", (bool,), False)
@@ -145,6 +144,11 @@ class AcpProvider:
         return program.failure(f"{exc}{f': {data}' if data else ''}"[:2_000], kind="protocol_error")
 
 
+def facts_of(table: Mapping[str, Any]) -> Facts:
+    """What people must know about the agent that a table names."""
+    return Facts(Path(checked(table, "program", (str,), "")).name, INSTALL, LOGIN)
+
+
 class _Wire:
     """The package's transport, over a program of ours, which is watched, bounded and reaped."""
 
@@ -187,4 +191,4 @@ def _used(usage: Any) -> list[Piece]:
     return [{"type": "token_usage_updated", "data": used}]
 
 
-__all__ = ["CANCEL_S", "MODES", "AcpProvider"]
+__all__ = ["CANCEL_S", "MODES", "AcpProvider", "facts_of"]
