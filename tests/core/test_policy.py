@@ -141,7 +141,7 @@ def test_call_is_judged_by_all_rules_and_in_doubt_no(rules: Any, tool: str, args
     assert judge(policy(tool_rules=rules), tool, args).effect == effect
 
 
-READONLY = Path(__file__).parents[2] / "configs" / "policies" / "readonly.toml"
+EXAMPLES = Path(__file__).parents[2] / "configs" / "policies"
 
 
 @pytest.mark.parametrize(("command", "effect"), [
@@ -150,6 +150,20 @@ READONLY = Path(__file__).parents[2] / "configs" / "policies" / "readonly.toml"
 ])
 def test_example_of_a_read_only_policy_allows_looking_alone(command: str, effect: str) -> None:
     """If the example is used as it stands, then commands that look are allowed and others are not."""
-    example = Policy.from_map(tomllib.loads(READONLY.read_text()))
+    example = Policy.from_map(tomllib.loads((EXAMPLES / "readonly.toml").read_text()))
     preflight(example)
     assert judge(example, "bash", {"command": command}).effect == effect
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.toml")), ids=lambda file: file.stem)
+def test_example_of_a_policy_can_be_kept(file: Path) -> None:
+    """If a file of configs/policies is given to a run, then it is accepted, and lets something happen."""
+    example = Policy.from_map(tomllib.loads(file.read_text()))
+    preflight(example)
+    assert example.name == file.stem
+
+
+def test_example_that_asks_is_about_tools_of_servers_too() -> None:
+    """If a tool of an MCP server is called under ask.toml, then a human is asked: it is mcp__SERVER__TOOL."""
+    example = Policy.from_map(tomllib.loads((EXAMPLES / "ask.toml").read_text()))
+    assert judge(example, "mcp__mail__send", {"to": "x"}).effect == "ask"
