@@ -29,6 +29,7 @@ ROUTERS: dict[str, Any] = {
     "again": {**PAIR, "idempotent": True, "failures": 1},
     "disables": {"provider": "router", "agents": ["disabled"]},
     "asks": {"provider": "router", "agents": ["shell", "steady"], "first_word_s": 0.3},
+    "asks_again": {"provider": "router", "agents": ["shell"], "idempotent": True},
     "pauses": {"provider": "router", "agents": ["patient", "endless"]},
 }
 
@@ -288,3 +289,17 @@ def test_idempotent_router_executes_a_run_again_whose_runner_died(
     moody.set("well")
     assert client.runs.wait(run.id, timeout_s=20).output["content"] == "from moody"
     assert client.runs.get(run.id).attempt == 2
+
+
+def test_question_of_an_idempotent_router_survives_its_runner(client: mesh.Client) -> None:
+    """If the runner dies while a routed run waits for a human, one answer lets its next attempt go on."""
+    session = client.sessions.start("asks_again")
+    run = client.runs.submit(session.id, "echo done", policy={"tool_rules": [["ask", ["bash"]]]})
+    wait_for(lambda: list(client.approvals.list(session.id)), "the question")
+    os.kill(pids(client, "runner")[0], signal.SIGKILL)
+    wait_for(lambda: client.runs.get(run.id).attempt == 2, "the next attempt")
+    [still] = wait_for(lambda: list(client.approvals.list(session.id)), "the question again")
+    client.approvals.approve(run.id, still.tool_call_id)
+    result = client.runs.wait(run.id, timeout_s=20)
+    assert result.output["content"] == "done\n"
+    assert [e.type for e in result.events].count("run_started") == 2
