@@ -271,7 +271,8 @@ class Server:
         steps = script(request.body) if callable(script) else script
         if steps[0][0] == "status":
             return await _plain(steps[0], writer)
-        path = request.path if request.path.startswith("/v1") else "/v1" + request.path
+        path = request.path.partition("?")[0]
+        path = path if path.startswith("/v1") else "/v1" + path
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
                      b"Transfer-Encoding: chunked\r\n\r\n")
         loop = asyncio.get_running_loop()
