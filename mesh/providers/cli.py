@@ -2,8 +2,9 @@
 it is told of the past.
 
 Keys that all of them take: ``program`` (a name on PATH, or a path), ``args`` (given to it as they are, before
-the prompt), ``cwd``, ``env``, ``model``, ``start_timeout_s``. ``provider_opts`` of a call may hold ``cwd``,
-``env`` and ``model``. A run with a workspace works in that.
+the prompt), ``cwd``, ``env`` (a value ``env:NAME`` is taken from the node's environment), ``model``,
+``start_timeout_s``. ``provider_opts`` of a call may hold ``cwd``, ``env`` and ``model``. A run with a
+workspace works in that.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Table:
         with as_failure():
             check_options(run.options, self._call)
             _placed(run.options)
-            env = {**self._values.get("env", {}), **run.options.get("env", {})}
+            env = {**_resolved(self._values.get("env", {})), **run.options.get("env", {})}
             return {**self._values, **run.options, "env": env}
 
     def missing(self) -> str | None:
@@ -115,6 +116,17 @@ def _placed(table: Mapping[str, Any]) -> None:
         "\0" in key + value or "=" in key for key, value in env.items()
     ):
         raise ConfigError("env: expected a table of texts")
+
+
+def _resolved(env: Mapping[str, str]) -> dict[str, str]:
+    """The variables of an agent's table; ``env:NAME`` is taken from the node's environment."""
+    found = {}
+    for name, value in env.items():
+        source = value.removeprefix("env:")
+        if source != value and source not in os.environ:
+            raise ConfigError(f"env: {name}: {source} is not set in the node's environment")
+        found[name] = value if source == value else os.environ[source]
+    return found
 
 
 def texts(table: Mapping[str, Any], key: str) -> list[str]:

@@ -233,6 +233,18 @@ def test_settings_of_a_call_win_over_the_table(program: StandIn) -> None:
     assert (program.folder / "env").read_text() == "1 3\n"
 
 
+def test_secrets_of_a_table_are_names_of_variables(
+    program: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a table names a variable of the node, then the program gets its value; a missing one is named."""
+    program.plays([STARTED, ANSWER, DONE], before=f'echo "$KEY" > {program.folder}/env')
+    monkeypatch.setenv("MY_KEY", "k1")
+    run(table(program, env={"KEY": "env:MY_KEY"}), "hi")
+    assert (program.folder / "env").read_text() == "k1\n"
+    error = failed(run(table(program, env={"KEY": "env:NO_KEY"}), "hi"), "validation_error")
+    assert "NO_KEY is not set" in error["message"]
+
+
 def test_failures_have_the_code_of_their_words() -> None:
     """If a program says why, then the code is that of its words; else it is provider_error."""
     assert classify("Error: Please run /login") == "provider_authentication_failed"
