@@ -27,6 +27,7 @@ CALLS = {
     "events": 40_000,
     "approvals": 200,
     "policy": 100_000,
+    "files": 10_000,
     "log": 100_000,
     "idle": 10_000,
     "routes": 10_000,
@@ -142,7 +143,7 @@ def guards(lab: Lab, address: str) -> None:  # noqa: ARG001  no node is asked
     for _ in range(lab.rounds):
         lab.add(measure_guards.policy(lab.calls["policy"]))
     if which("git"):
-        lab.add(measure_guards.workspace())
+        lab.add(measure_guards.workspace(lab.calls["files"]))
 
 
 def events(lab: Lab, address: str) -> None:

@@ -23,7 +23,7 @@ POLICY: dict[str, Any] = {
     ],
     "on_violation": "pause",
 }
-FILES, CHANGES, ROUNDS = 10_000, 10, 5
+CHANGES, ROUNDS = 10, 5
 
 
 def policy(count: int) -> Figure:
@@ -59,7 +59,7 @@ def _policy(count: int) -> float:
     return spent_us
 
 
-def workspace(rounds: int = ROUNDS, files: int = FILES) -> Figure:
+def workspace(files: int, rounds: int = ROUNDS) -> Figure:
     """Snapshot and diff of a folder with some changes, against git's own two commands on it, in turns."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "repo").resolve()
@@ -115,4 +115,4 @@ def _cpu_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in spent)
 
 
-__all__ = ["CHANGES", "FILES", "POLICY", "ROUNDS", "policy", "workspace"]
+__all__ = ["CHANGES", "POLICY", "ROUNDS", "policy", "workspace"]
