@@ -29,6 +29,10 @@ PLAYS = {
     ],
 }
 
+#: These talk before they work: a stand-in need not say anything to be at work.
+SILENT = ("acp", "claude_code")
+CHILDREN = "trap '' TERM; sleep 4721 & setsid sleep 4722 & sleep 4723"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -39,8 +43,16 @@ def program(folder: Path, name: str, *, hangs: bool = False) -> dict[str, Any]:
     """A stand-in; one that hangs has a child in its group and one in a session of its own."""
     said = "\n".join(map(json.dumps, PLAYS[name][: 1 if hangs else None]))
     path = folder / (f"{name}-hangs" if hangs else name)
-    after = "trap '' TERM; sleep 4721 & setsid sleep 4722 & sleep 4723" if hangs else ""
+    after = CHILDREN if hangs else ""
     path.write_text(f"#!/bin/sh\ncat > '{folder}/{name}.heard'\ncat <<'END'\n{said}\nEND\n{after}\n")
+    path.chmod(0o755)
+    return {"provider": name, "program": str(path), "cwd": str(folder)}
+
+
+def silent(folder: Path, name: str) -> dict[str, Any]:
+    """A stand-in that never answers the first thing that it is asked; its children are those of the others."""
+    path = folder / f"{name}-hangs"
+    path.write_text(f"#!/bin/sh\n[ x$1 = x-v ] && echo 9.9.9 && exit\n{CHILDREN}\n")
     path.chmod(0o755)
     return {"provider": name, "program": str(path), "cwd": str(folder)}
 
@@ -49,6 +61,7 @@ def program(folder: Path, name: str, *, hangs: bool = False) -> dict[str, Any]:
 def client(folder: Path) -> Iterator[mesh.Client]:
     agents = {name: program(folder, name) for name in PLAYS}
     agents |= {f"{name}-hangs": program(folder, name, hangs=True) for name in PLAYS}
+    agents |= {f"{name}-hangs": silent(folder, name) for name in SILENT}
     agents["nobody"] = {"provider": "codex", "program": "no-such-program-x"}
     with (
         mesh.LocalNode(folder / "data", config={"agents": agents}) as node,
@@ -92,7 +105,7 @@ def test_missing_program_leaves_the_node_up(client: mesh.Client) -> None:
     assert "npm install -g @openai/codex" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", PLAYS)
+@pytest.mark.parametrize("name", (*PLAYS, *SILENT))
 def test_killed_runner_leaves_nothing_of_a_program(client: mesh.Client, name: str) -> None:
     """If the runner is killed while a program works, then the program and its children are gone, and the run
     is settled."""
