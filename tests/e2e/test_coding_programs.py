@@ -50,7 +50,7 @@ def program(folder: Path, name: str, *, hangs: bool = False) -> dict[str, Any]:
 
 
 def silent(folder: Path, name: str) -> dict[str, Any]:
-    """A stand-in that never answers the first thing that it is asked; its children are those of the others."""
+    """A stand-in that never answers what it is asked first; its children are those of the others."""
     path = folder / f"{name}-hangs"
     path.write_text(f"#!/bin/sh\n[ x$1 = x-v ] && echo 9.9.9 && exit\n{CHILDREN}\n")
     path.chmod(0o755)
