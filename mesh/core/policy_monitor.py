@@ -202,6 +202,17 @@ class Monitor:
                     broken.append(self._exceeded(limit, used))
         return broken
 
+    def left(self, metric: str) -> float | None:
+        """What may still be used and is not held; None when no limit that could end the run is about it."""
+        if self.policy.action not in (Action.CANCEL, Action.PAUSE):
+            return None
+        here = self.totals[metric] + self.held.get(metric, 0)
+        found = [
+            limit.most - here - self._used_before(limit)
+            for limit in self._limits.get(metric, ()) if limit not in self._broken
+        ]
+        return max(0, min(found)) if found else None
+
     def on_request(self, tool: str, tool_input: Any, call_id: str | None) -> Verdict:
         """May this call be made? For who asks before a tool runs; its events are not judged again."""
         verdict = self._judge(tool, tool_input)

@@ -122,6 +122,10 @@ class Spending:
         self._looked_s = self._loop.time()
         return self._monitor.know(await self._account.used())
 
+    def left(self, metric: str) -> float | None:
+        """What may still be used, by what is known of the others; None: nothing limits it."""
+        return self._monitor.left(metric)
+
     async def reserve(self, amounts: Mapping[str, float]) -> None:
         """Hold so much for a call that is about to be made; ``release`` gives it back.
 

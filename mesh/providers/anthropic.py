@@ -107,8 +107,9 @@ def _request(asked: Asked, system: list[str], messages: list[Any], tools: list[T
             for tool in tools
         ]
         request["tools"][-1].update(cached)
-    if "thinking" in asked.more:
-        request["thinking"] = asked.more["thinking"]
+    thinking = asked.more.get("thinking")
+    if thinking and thinking.get("budget_tokens", 0) < asked.max_tokens:  # a budget may leave less than that
+        request["thinking"] = thinking
     return request
 
 

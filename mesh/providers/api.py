@@ -17,7 +17,7 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -225,14 +225,17 @@ class ApiProvider:
         messages, calls = self._opening(conversation), 0
         used: dict[str, int] = {}
         for _ in range(asked.max_turns):
-            turn = Turn()
-            async for piece in self._patiently(run, asked, conversation.system, messages, box.specs(), turn):
-                yield piece
-            for name, count in turn.usage.items():
-                used[name] = used.get(name, 0) + count
-            about: dict[str, Any] = {"estimated": True} if turn.estimated else {}
-            if used:
-                yield {"type": "token_usage_updated", "data": {**used, **about, "mode": "total"}}
+            turn, (within, held) = Turn(), _affordable(run, asked)
+            about: dict[str, Any] = {}
+            async with held:
+                asking = self._patiently(run, within, conversation.system, messages, box.specs(), turn)
+                async for piece in asking:
+                    yield piece
+                for name, count in turn.usage.items():
+                    used[name] = used.get(name, 0) + count
+                about = {"estimated": True} if turn.estimated else {}
+                if used:
+                    yield {"type": "token_usage_updated", "data": {**used, **about, "mode": "total"}}
             yield {"type": "turn_completed", "data": {"stop_reason": turn.stop_reason, **turn.usage, **about}}
             text = "".join(turn.text)
             if not turn.calls and not turn.again:
@@ -285,6 +288,18 @@ class ApiProvider:
             await asyncio.sleep(pause_s)
         if failed:
             yield {"type": "error_recovered", "data": {"recovered_by": "retry", "attempts": failed + 1}}
+
+
+def _affordable(run: RunContext, asked: Asked) -> tuple[Asked, AbstractAsyncContextManager[None]]:
+    """What the budgets of the run leave for an answer, held while it is asked for. An answer is cut there
+    rather than its run; where nothing is left the policy decides."""
+    left = run.left("total_tokens")
+    if left is None:
+        return asked, nullcontext()
+    most = int(left if asked.max_tokens is None else min(asked.max_tokens, left))
+    if most < 1:
+        return asked, run.reserve(total_tokens=1)
+    return asked._replace(max_tokens=most), run.reserve(total_tokens=most)
 
 
 def pause(failed: int, retry_after_s: float | None, chance: float) -> float | None:

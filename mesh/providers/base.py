@@ -241,6 +241,11 @@ class RunContext:
         """
         return Reservation(self.budget, self.blocking, amounts)
 
+    def left(self, metric: str) -> float | None:
+        """How much of ``total_tokens``, ``cost_usd`` or ``tool_calls`` the budgets leave, by what is known of
+        other runs now; None when nothing limits it. Reserve it to be sure."""
+        return None if self.budget is None else self.budget.left(metric)
+
     @property
     def state(self) -> dict[str, Any]:
         """A dict that lives as long as the live session does in this process. Nothing of it is stored."""

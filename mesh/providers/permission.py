@@ -22,6 +22,9 @@ RESERVABLE = tuple(kind.metric for kind in LIMITS.values() if kind.metric != "du
 class Budget(Protocol):
     """What a run's policy lets it use."""
 
+    def left(self, metric: str) -> float | None:
+        """What may still be used, as far as it is known; None: as much as you like."""
+
     async def reserve(self, amounts: Mapping[str, float]) -> None:
         """Return when so much may be used, or raise."""
 

@@ -31,6 +31,22 @@ def test_budget_that_is_exceeded_is_one_violation_however_long_the_run_goes_on()
     assert told[1][0].details == {"metric": "total_tokens", "actual": 101, "limit": 100, "scope": "run"}
 
 
+def test_what_is_left_is_the_least_that_any_limit_leaves() -> None:
+    """If a run and its session are limited, then what is left fits into both, holds included."""
+    limits = [
+        {"kind": "max_total_tokens", "most": 100},
+        {"kind": "max_total_tokens", "most": 500, "scope": "session"},
+    ]
+    watch = monitor({"session": {"total_tokens": 430}}, limits=limits)
+    assert (watch.left("total_tokens"), watch.left("tool_calls")) == (70, None)
+    watch.on_usage(20, None)
+    watch.held = {"total_tokens": 15}
+    assert watch.left("total_tokens") == 35
+    watch.know({"session": {"total_tokens": 490}})
+    assert watch.left("total_tokens") == 65, "the broken limit was told; the other one goes on"
+    assert monitor(limits=limits, on_violation="warn").left("total_tokens") is None
+
+
 def test_tool_call_is_judged_once_by_its_id() -> None:
     """If a denied call is seen as started and completed, then that is one violation and one call."""
     watch = monitor(tool_rules=[["deny", ["bash"]]])

@@ -232,6 +232,39 @@ def test_a_cut_off_call_is_not_made(name: str, tmp_path: Path) -> None:
     assert result.data("run_completed")[0]["stop_reason"] == "max_tokens"
 
 
+# --- budgets ---
+
+
+@pytest.mark.parametrize(("action", "asked"), [("cancel", [60, 30]), ("warn", [200, 200])])
+def test_answers_are_as_long_as_the_budget_leaves(
+    name: str, tmp_path: Path, action: str, asked: list[int]
+) -> None:
+    """If tokens are limited, then an answer may have what is left of them, unless that is only warned of."""
+    first = [call("c1", "add", '{"a": 1, "b": 2}'), use(20, 10), end("tool_use")]
+    played = Played(name, then(first, [text("hello"), use(10, 5), end()]), tmp_path)
+    policy = {"name": "p", "limits": {"max_total_tokens": 60}, "on_violation": action}
+    result = played.run(options={"policies": [policy]}, max_tokens=200)
+    assert result.settle["status"] == "completed"
+    limits = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    assert [next(r[key] for key in limits if key in r) for r in played.requests] == asked
+
+
+def test_a_used_up_budget_asks_no_model(name: str, tmp_path: Path) -> None:
+    """If an answer used all that the budget has, then no further one is asked for."""
+    played = Played(name, [call("c1", "add", '{"a": 1, "b": 2}'), use(50, 10), end("tool_use")], tmp_path)
+    result = played.run(options={"policies": [{"name": "p", "limits": {"max_total_tokens": 60}}]})
+    assert result.error["code"] == "policy_violation"
+    assert len(played.requests) == 1
+
+
+def test_a_budget_below_the_thinking_asks_without_it() -> None:
+    """If a budget leaves less than a model is to think, then it answers without."""
+    played = Played("anthropic", GOOD)
+    policy = {"name": "p", "limits": {"max_total_tokens": 1_000}}
+    played.run(options={"policies": [policy]}, max_tokens=4_000, thinking=2_000)
+    assert played.requests[0]["max_tokens"] == 1_000 and "thinking" not in played.requests[0]
+
+
 # --- usage ---
 
 
