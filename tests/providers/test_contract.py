@@ -42,10 +42,10 @@ def _children() -> set[int]:
     return found
 
 
-def needs(subject: Subject, scene: str) -> None:
-    assert subject.scenes <= set(SCENES)
-    if scene not in subject.scenes:
-        pytest.skip(f"{subject.name} cannot be made to play {scene!r}")
+def plays(scene: str) -> pytest.MarkDecorator:
+    """For the subjects that can be made to play this scene."""
+    names = [name for name, subject in SUBJECTS.items() if scene in subject.scenes]
+    return pytest.mark.parametrize("subject", names, indirect=True)
 
 
 def run(subject: Subject, scene: str, folder: Path, *, human: bool | None = None, **more: Any) -> Result:
@@ -66,6 +66,12 @@ def main_types(result: Result) -> list[str]:
     """The types of a run's events without the text's pieces and without what only some report."""
     beside = ("message_streamed", "token_usage_updated", "turn_completed")
     return [event_type for event_type in result.types if event_type not in beside]
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_subjects_play_scenes_of_the_suite(name: str) -> None:
+    """If a subject says what it can play, then these are scenes that the suite knows."""
+    assert SUBJECTS[name].scenes <= set(SCENES)
 
 
 def test_good_run_leaves_its_events_in_order(subject: Subject, tmp_path: Path) -> None:
@@ -144,10 +150,13 @@ def test_cancel_before_the_first_step_leaves_a_whole_story(subject: Subject, tmp
     assert result.settle["status"] == "cancelled"
 
 
-@pytest.mark.parametrize("scene", ["slow", "silent"])
+@pytest.mark.parametrize(
+    ("subject", "scene"),
+    [(name, scene) for name in SUBJECTS for scene in ("slow", "silent") if scene in SUBJECTS[name].scenes],
+    indirect=["subject"],
+)
 def test_deadline_ends_a_run_as_timeout(subject: Subject, scene: str, tmp_path: Path) -> None:
     """If a run takes longer than deadline_s, then it is stopped, and its status is timeout."""
-    needs(subject, scene)
     result = run(subject, scene, tmp_path, deadline_s=0.3)
     assert (result.settle["status"], result.error["code"]) == ("timeout", "timeout")
     assert result.types[-1] == "run_timeout"
@@ -190,25 +199,25 @@ def test_full_outbox_stops_the_provider_and_loses_nothing(subject: Subject, tmp_
     assert "".join(data["content"] for data in result.data("message_streamed")) == subject.text
 
 
+@plays("usage")
 def test_usage_is_reported(subject: Subject, tmp_path: Path) -> None:
     """If a provider says what was used, then the run's record has the counts."""
-    needs(subject, "usage")
     result = run(subject, "usage", tmp_path)
     assert result.settle["token_usage"].items() >= subject.used.items()
     assert result.settle["status"] == "completed"
 
 
+@plays("usage")
 def test_a_budget_ends_the_run(subject: Subject, tmp_path: Path) -> None:
     """If more is used than the policy allows, then the run ends with it, when its provider reports usage."""
-    needs(subject, "usage")
     policy = {"name": "p", "limits": {"max_total_tokens": 5}, "on_violation": "cancel"}
     result = run(subject, "usage", tmp_path, policies=[policy])
     assert result.error["code"] == "policy_violation"
 
 
+@plays("secret")
 def test_secrets_are_redacted(subject: Subject, tmp_path: Path) -> None:
     """If a model or command says a secret, in one piece or in several, then no event and no output has it."""
-    needs(subject, "secret")
     result = run(subject, "secret", tmp_path)
     assert result.settle["status"] == "completed"
     assert "REDACTED" in str(result.output["content"])
@@ -216,9 +225,9 @@ def test_secrets_are_redacted(subject: Subject, tmp_path: Path) -> None:
     assert SECRET not in str(result)
 
 
+@plays("tool")
 def test_a_tool_is_told_from_its_start_to_its_end(subject: Subject, tmp_path: Path) -> None:
     """If a tool is called, then its events say id, name, input and output; the answer comes after them."""
-    needs(subject, "tool")
     result = run(subject, "tool", tmp_path)
     assert main_types(result)[-4:] == [
         "tool_call_started", "tool_call_completed", "message_received", "run_completed",
@@ -240,9 +249,9 @@ def _policy(subject: Subject, effect: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("past", [(), PAST], ids=["first run", "resumed"])
+@plays("tool")
 def test_a_forbidden_tool_is_not_called(subject: Subject, past: Any, tmp_path: Path) -> None:
     """If the policy forbids a tool, in a first or a resumed run, then it does not run; its model is told."""
-    needs(subject, "tool")
     result = run(subject, "tool", tmp_path, policies=_policy(subject, "deny"), past=past)
     assert subject.executed() == 0
     assert "tool_call_completed" not in result.types
@@ -252,20 +261,20 @@ def test_a_forbidden_tool_is_not_called(subject: Subject, past: Any, tmp_path: P
 
 @pytest.mark.parametrize("past", [(), PAST], ids=["first run", "resumed"])
 @pytest.mark.parametrize("says", [True, False])
+@plays("tool")
 def test_a_human_is_asked_before_a_tool(
     subject: Subject, says: bool, past: Any, tmp_path: Path
 ) -> None:
     """If the policy asks a human, in a first or a resumed run, then the tool runs only after a yes."""
-    needs(subject, "tool")
     result = run(subject, "tool", tmp_path, policies=_policy(subject, "ask"), human=says, past=past)
     assert result.types.count("tool_call_completed") == says
     assert result.data("policy_violation") == []
     assert result.settle["status"] == "completed"
 
 
+@plays("resume")
 def test_a_session_goes_on_where_another_provider_left_it(subject: Subject, tmp_path: Path) -> None:
     """If a session has a past, then the provider's other side is told it, tool calls included."""
-    needs(subject, "resume")
     past = (
         *PAST,
         Message(Role.ASSISTANT, None, "toolu:9", "mcp__files__read", {"path": "plum.txt"}),

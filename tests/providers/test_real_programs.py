@@ -1,10 +1,12 @@
-"""The real Claude Code (the SDK brings it along) and, where it is on PATH, the real Codex, against a scripted
-server: what recordings cannot show."""
+"""The real Claude Code (the SDK brings it along) and the real Codex (from PATH; a build machine installs it),
+against a scripted server: what recordings cannot show."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from driving import Result, run
 from scripted import Step, Threaded, call, end, text, use
 
 COMMAND = "echo written > made.txt"
+CODEX = "@openai/codex@^0.169"
 
 
 def _claude(body: dict[str, Any]) -> list[Step]:
@@ -72,15 +75,28 @@ def test_real_claude_runs_a_tool_that_a_policy_allows(server: Threaded, tmp_path
     assert result.output["content"] == "done"
 
 
-def test_real_codex_keeps_its_sandbox_and_counts_apart_when_resumed(server: Threaded, tmp_path: Path) -> None:
+@pytest.fixture
+def codex(tmp_path: Path) -> str:
+    """The program."""
+    found = shutil.which("codex")
+    if found is None and os.environ.get("CI") and shutil.which("npm"):
+        install = ["npm", "install", "--no-fund", "--no-audit", "--prefix", str(tmp_path / "npm"), CODEX]
+        subprocess.run(install, check=False, capture_output=True, timeout=90)
+        found = shutil.which(str(tmp_path / "npm/node_modules/.bin/codex"))
+    if found is None:
+        pytest.skip("needs codex: npm install -g @openai/codex")
+    return found
+
+
+def test_real_codex_keeps_its_sandbox_and_counts_apart_when_resumed(
+    server: Threaded, tmp_path: Path, codex: str
+) -> None:
     """If a Codex thread is resumed, then its sandbox still holds, and the run's usage is its own."""
-    if shutil.which("codex") is None:
-        pytest.skip("codex is not on PATH")
     home, app = tmp_path / "home", tmp_path / "app"
     home.mkdir()
     app.mkdir()
     provider = {"name": "m", "base_url": f"{server.url}/v1", "wire_api": "responses"}
-    own = {"provider": "codex", "cwd": str(app), "env": {"HOME": str(home)}, "model": "gpt-5",
+    own = {"provider": "codex", "program": codex, "model": "gpt-5", "cwd": str(app), "env": {"HOME": str(home)},
            "config": {"model_provider": "m", "model_providers": {"m": provider}}}
     first = run(own, "go")
     kept = {"used_before": first.settle["provider_metadata"]["used_before"]}

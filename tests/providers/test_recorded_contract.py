@@ -44,13 +44,15 @@ def essence(result: Result) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize(
+    ("subject", "scene"),
+    [(name, scene) for name in SUBJECTS for scene in SCENES if scene in SUBJECTS[name].scenes],
+    indirect=["subject"],
+)
 def test_what_any_provider_said_is_recorded_and_said_again(
     subject: Subject, tmp_path: Path, scene: str
 ) -> None:
     """If a provider is recorded, then its run is as without, and the replay of it is that run once more."""
-    if scene not in subject.scenes:
-        pytest.skip(f"{subject.name} cannot be made to play {scene!r}")
     tape = str(tmp_path / "tape.jsonl")
     agent = subject.agent(scene, tmp_path)
     recorded = run(agent, {"behind": agent.table,

@@ -172,9 +172,9 @@ def test_waiting_for_a_folder_is_no_silence_of_the_agent(play: Any, folder: Path
     assert lock is not None
 
     async def one(bench: Bench) -> Result:
-        run = bench.begin("agent", "true", workspace=_option(folder), idle_s=0.05)
+        run = bench.begin("agent", "true", workspace=_option(folder), idle_s=10.0)
         run._heard_s -= 100.0
-        run._look(0.05)
+        run._look(10.0)
         assert run.ending is None and not run.settled
         lock.release()
         return await bench.result(run)
