@@ -96,7 +96,8 @@ def test_real_codex_keeps_its_sandbox_and_counts_apart_when_resumed(
     home.mkdir()
     app.mkdir()
     provider = {"name": "m", "base_url": f"{server.url}/v1", "wire_api": "responses"}
-    own = {"provider": "codex", "program": codex, "model": "gpt-5", "cwd": str(app), "env": {"HOME": str(home)},
+    own = {"provider": "codex", "program": codex, "model": "gpt-5", "cwd": str(app),
+           "env": {"HOME": str(home)},
            "config": {"model_provider": "m", "model_providers": {"m": provider}}}
     first = run(own, "go")
     kept = {"used_before": first.settle["provider_metadata"]["used_before"]}
