@@ -58,8 +58,11 @@ class Monitor:
         "_seen",
         "_timed",
         "_trusted",
+        "_unnamed",
+        "calls",
         "held",
         "policy",
+        "reserved",
         "totals",
         "violations",
         "warnings",
@@ -71,6 +74,9 @@ class Monitor:
         self.violations: list[Violation] = []
         self.warnings: list[str] = []
         self.held: dict[str, float] = {}  #: reserved for calls that are being made, by metric
+        self.reserved: set[str] = set()  #: metrics of which something was held
+        self.calls = {"asked": 0, "observed": 0}  #: of tools: judged before they ran, or by their report
+        self._unnamed: dict[str, int] = {}  #: asked without an id, and not reported yet
         self._before: Mapping[str, Mapping[str, float]] = {}
         self._rules = Judge(policy)
         self._limits: dict[str, list[Limit]] = {}
@@ -126,12 +132,21 @@ class Monitor:
         broken = self._count("tool_calls")
         name = data.get("tool_name", data.get("name"))
         if isinstance(name, str) and call_id not in self._judged:
+            self._report(name)
             verdict = self._judge(name, data.get("tool_input"))
             if verdict.effect == "deny":
                 broken.append(self.denied(name, verdict))
             elif verdict.effect == "ask" and not self._was_permitted(name):
                 broken.append(self._unasked(name, verdict))
         return broken
+
+    def _report(self, tool: str) -> None:
+        """A call is told of; unless it was asked for without an id, it was not asked for."""
+        name = tool.casefold()
+        if self._unnamed.get(name):
+            self._unnamed[name] -= 1
+        else:
+            self.calls["observed"] += 1
 
     def _judge(self, tool: str, tool_input: Any) -> Verdict:
         verdict = self._rules(tool, tool_input)
@@ -216,6 +231,10 @@ class Monitor:
     def on_request(self, tool: str, tool_input: Any, call_id: str | None) -> Verdict:
         """May this call be made? For who asks before a tool runs; its events are not judged again."""
         verdict = self._judge(tool, tool_input)
+        self.calls["asked"] += 1
+        name = tool.casefold()
+        if call_id is None and (name in self._unnamed or len(self._unnamed) < CALLS_MAX):
+            self._unnamed[name] = self._unnamed.get(name, 0) + 1
         if verdict.effect != "ask" and call_id is not None and len(self._judged) < CALLS_MAX:
             self._judged.add(call_id)
         return verdict
@@ -247,11 +266,21 @@ class Monitor:
         self.violations.append(violation)
         return violation
 
+    def _enforcement(self) -> dict[str, Any]:
+        """How each part of the policy was kept: what was prevented, and what seen when it was done."""
+        found: dict[str, Any] = {
+            limit.metric: "timer" if limit.metric == "duration_ms"
+            else "reserved" if limit.metric in self.reserved else "counted"
+            for limit in self.policy.limits
+        }
+        return found | ({"tool_rules": dict(self.calls)} if self.policy.rules else {})
+
     def result(self) -> dict[str, Any]:
         """What a run's result says of its policy."""
         return {
             "policy": self.policy.name, "action": self.policy.action.value,
             "violations": [violation.data() for violation in self.violations],
+            "enforcement": self._enforcement(),
             "metadata": {**self.policy.metadata, **({"warnings": self.warnings} if self.warnings else {})},
         }
 

@@ -151,6 +151,7 @@ class Spending:
             self._account.tell(self._monitor.held)
 
     def _hold(self, amounts: Mapping[str, float], sign: int) -> None:
+        self._monitor.reserved.update(amounts)
         held = added(self._monitor.held, amounts, sign)
         self._monitor.held = {metric: amount for metric, amount in held.items() if amount > 0}
 

@@ -47,6 +47,27 @@ def test_what_is_left_is_the_least_that_any_limit_leaves() -> None:
     assert monitor(limits=limits, on_violation="warn").left("total_tokens") is None
 
 
+def test_result_says_what_was_asked_and_what_only_seen() -> None:
+    """If some calls were asked for and one was not, then the result tells them apart."""
+    watch = monitor(
+        limits=[{"kind": "max_total_tokens", "most": 9}, {"kind": "max_duration_ms", "most": 9},
+                {"kind": "max_tool_calls", "most": 9}],
+        tool_rules=[["deny", ["rm"]]],
+    )
+    assert watch.result()["enforcement"]["tool_rules"] == {"asked": 0, "observed": 0}
+    watch.on_request("bash", {}, "c1")
+    watch.on_request("bash", {}, None)
+    for call_id in ("c1", None, "c3"):
+        watch.on_event("tool_call_started", call(call_id))
+    watch.on_event("tool_call_completed", call("c3"))
+    watch.reserved.add("total_tokens")
+    assert watch.result()["enforcement"] == {
+        "tool_rules": {"asked": 2, "observed": 1}, "total_tokens": "reserved", "duration_ms": "timer",
+        "tool_calls": "counted",
+    }
+    assert monitor().result()["enforcement"] == {}
+
+
 def test_tool_call_is_judged_once_by_its_id() -> None:
     """If a denied call is seen as started and completed, then that is one violation and one call."""
     watch = monitor(tool_rules=[["deny", ["bash"]]])
