@@ -194,26 +194,29 @@ class Seat(Shown):
 
     def claim(self, takeover: bool, timeout_s: float | None) -> Plan:
         """Become the driver."""
-        key = None if self.claimed is None else self.claimed.key
+        mine = self.claimed
+        key = None if mine is None else mine.key
         plan = claim(self.id, key, by=self.by, ttl_s=self.ttl_s, takeover=takeover, timeout_s=timeout_s)
         self._set((yield from self.plan(plan)))
 
     def renew(self, timeout_s: float | None) -> Plan:
         """Renew once. Returns whether this seat still drives; what may pass is tried again next time."""
-        if self.claimed is None:
+        mine = self.claimed
+        if mine is None:
             return False
         try:
-            yield from self.plan(renew(self.id, self.claimed.key, timeout_s))
+            yield from self.plan(renew(self.id, mine.key, timeout_s))
         except MeshError as error:
-            if is_lost(error):
+            if is_lost(error) and self.claimed is mine:  # not one that was made meanwhile
                 self._set(None)
         return self.claimed is not None
 
     def leave(self, timeout_s: float | None) -> Plan:
         """Give the right back; whether there was one. Where nobody answers, the lease ends by itself."""
-        if self.claimed is None:
+        mine = self.claimed
+        if mine is None:
             return False
-        plan = self.plan(release(self.id, self.claimed.key, timeout_s))
+        plan = self.plan(release(self.id, mine.key, timeout_s))
         try:
             had = yield from plan
         finally:

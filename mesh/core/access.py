@@ -80,6 +80,8 @@ NEEDS: dict[str, Need] = {
         "run.cancel", "run.interrupt", "run.pause", "run.resume", "run.cancel_for_approval", "run.decide",
     ), Need.DRIVER),
 }
+#: What ends a session, or takes that back: also for who does not drive, but not for who attends as a viewer.
+ENDS = frozenset(("session.stop", "session.cancel", "session.fail", "session.delete", "session.undelete"))
 #: Searches of all sessions: what they show of a protected one depends on the token, too.
 SHOWING = frozenset(("session.list", "session.search", "run.search", "event.search", "event.count"))
 
@@ -187,8 +189,7 @@ def envelope(args: list[Any]) -> tuple[Credentials, str, list[Any]]:
 
 
 __all__ = [
-    "AS", "KEY_BYTES", "NEEDS", "NOBODY", "NODE", "SHOWING", "TOKEN_CHARS", "Access", "Credentials", "Lease",
-    "Need", "checked_key", "checked_token", "claim_of", "driver_map", "envelope", "holds", "opens",
-    "token_hash", "unwrapped", "with_lease", "with_original",
-    "with_token",
+    "AS", "ENDS", "KEY_BYTES", "NEEDS", "NOBODY", "NODE", "SHOWING", "TOKEN_CHARS", "Access", "Credentials",
+    "Lease", "Need", "checked_key", "checked_token", "claim_of", "driver_map", "envelope", "holds", "opens",
+    "token_hash", "unwrapped", "with_lease", "with_original", "with_token",
 ]

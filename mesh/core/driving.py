@@ -22,7 +22,7 @@ import msgspec
 from mesh.core import access as ac
 from mesh.core import session as sessions
 from mesh.core import wire
-from mesh.core.access import AS, NEEDS, NOBODY, Credentials, Lease, Need
+from mesh.core.access import AS, ENDS, NEEDS, NOBODY, Credentials, Lease, Need
 from mesh.core.agents import Part
 from mesh.core.approval import TEXT_CHARS_MAX
 from mesh.core.run_ops import take
@@ -206,6 +206,8 @@ class Driving:
                 raise unauthorized(session)
         if need is Need.DRIVER:
             self._check_driver(session, shown_by)
+        elif shown_by.viewer and op in ENDS:
+            raise not_driver(session, self._present(session))
 
     def _is_everybodys(self, op: str, args: list[Any]) -> bool:
         """The usual case, for a third of the price: in memory, nothing asked, nothing shown. False: look."""

@@ -106,7 +106,8 @@ class Monitor:
         self.totals["duration_ms"] = age_ms
         broken = []
         while self._timed and age_ms > self._left_ms(self._timed[0]):
-            broken.append(self._exceeded(self._timed.pop(0), age_ms))
+            limit = self._timed.pop(0)
+            broken.append(self._exceeded(limit, age_ms + self._used_before(limit)))
         return broken
 
     @property

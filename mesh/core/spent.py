@@ -67,9 +67,9 @@ class Spent:
 
     def ended(self, run: RunState) -> None:
         """A run is over: what it used goes into the sums, with this batch."""
-        tags = list(dict.fromkeys(self.state.session(run.session_id).tags))
-        kept = [key for key in (("session", run.session_id), *(("tag", tag) for tag in tags))
-                if key in self._kept]
+        session = self.state.session(run.session_id)
+        tags = list(dict.fromkeys(session.tags))
+        kept = [key for key in (_key(session), *(("tag", tag) for tag in tags)) if key in self._kept]
         self._active = _NEVER
         if not (tags or kept):
             return
@@ -119,7 +119,7 @@ class Spent:
             runs = self.state.loader.runs_of(session.n)
             return (used_by(run, self.state.now) for run in runs if run.ended_at is not None)
 
-        sums = self._sum(("session", session.id), stored)
+        sums = self._sum(_key(session), stored)
         for run_id in self.state.work_of(session.id).running:
             sums = added(sums, _at_work(self.state.run(run_id), self.state.now))
         return sums
@@ -151,6 +151,11 @@ class Spent:
                         found[tag] = added(found.get(tag, {}), sums)
             self._active = (state.mono, found)
         return self._active[1]
+
+
+def _key(session: SessionState) -> tuple[str, str]:
+    """Its row's number: who is deleted for good leaves its id to another one."""
+    return "session", str(session.n)
 
 
 def _at_work(run: RunState, now: float) -> Sums:

@@ -6,6 +6,8 @@ Rules of this file:
 2. Who reserves stores what he holds first and asks for the sums then (rule 3 of ``core/spent.py``). When they
    cannot be told in time, the call must not be made: a budget that nobody knows is no budget.
 3. A reservation ends with its block; what the run holds after that is told, and waited for by nobody.
+4. Calls of one run are judged one at a time: while a human is asked about one, no other one exceeds the same
+   budget; and a run that was refused one makes no more.
 """
 
 from __future__ import annotations
@@ -112,6 +114,8 @@ class Spending:
         self._act = act
         self._refuse = refuse
         self._loop = asyncio.get_running_loop()
+        self._judging = asyncio.Lock()
+        self._refused: RunError | None = None
         self._looked_s = 0.0
         self._look: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
@@ -134,14 +138,26 @@ class Spending:
         """
         self._hold(amounts, 1)
         try:
-            if self._account is not None:
-                await self._account.hold(self._monitor.held)
-                self._act(self._monitor.know(await self._account.used()))
-            broken = self._monitor.excess()
-            if broken:
-                await self._refuse(broken)
+            account = self._account
+            if account is not None:
+                await account.hold(self._monitor.held)
+                self._act(self._monitor.know(await account.used()))
+            async with self._judging:
+                await self._judge()
         except BaseException:
             self.release(amounts)
+            raise
+
+    async def _judge(self) -> None:
+        former = self._refused
+        if former is not None:
+            raise RunError(former.message, code=former.code, details=former.details)
+        broken = self._monitor.excess()
+        try:
+            if broken:
+                await self._refuse(broken)
+        except RunError as error:
+            self._refused = error
             raise
 
     def release(self, amounts: Mapping[str, float]) -> None:

@@ -95,6 +95,18 @@ def test_whoever_operates_the_node_may_always_end_a_session(bench: Bench) -> Non
     assert bench.code("session.claim", "s", BOB) == "session_closed"
 
 
+@pytest.mark.parametrize("driven", [True, False])
+def test_a_viewer_ends_nothing(bench: Bench, driven: bool) -> None:
+    """If somebody attends as a viewer, then he cannot end the session either, whoever drives it."""
+    started(bench)
+    if driven:
+        bench.call("session.claim", "s", ANN)
+    events = bench.events("s")
+    for op in ac.ENDS:
+        assert acting(bench, op, "s", viewer=True) == "not_driver", op
+    assert bench.events("s") == events and bench.state.session("s").live
+
+
 def test_a_second_claim_is_refused_until_it_takes_over(bench: Bench) -> None:
     """If Ann drives, then Bob is driver_taken; when he takes over, she learns it in the log."""
     started(bench)

@@ -92,6 +92,14 @@ def test_silent_provider_breaks_its_time_limit_by_the_timer() -> None:
     assert watch.on_time(900) == []
 
 
+def test_time_over_a_shared_limit_is_told_as_the_sum() -> None:
+    """If earlier runs and this one together take too long, then the violation says how long all of them."""
+    watch = monitor({"session": {"duration_ms": 400}},
+                    limits=[{"kind": "max_duration_ms", "most": 500, "scope": "session"}])
+    [violation] = watch.on_time(101)
+    assert (violation.details["actual"], violation.details["limit"]) == (501, 500)
+
+
 def test_limit_of_a_session_counts_what_was_used_before() -> None:
     """If a session used most of its budget before, then this run gets the rest."""
     limits = [{"kind": "max_tool_calls", "most": 3, "scope": "session"}]

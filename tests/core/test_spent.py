@@ -125,6 +125,16 @@ def test_batch_that_is_not_stored_adds_nothing(bench: Bench) -> None:
     assert used(bench)[0] in (0, 10)
 
 
+def test_session_under_the_id_of_one_that_was_deleted_for_good_begins_at_nothing(bench: Bench) -> None:
+    """If an id is free again, then a new session of it owes nothing of what the former one used."""
+    settled(bench, started(bench), 10)
+    assert used(bench) == (10, 10)
+    bench.call("session.stop", "s")
+    bench.call("session.delete", "s", True)
+    bench.call("session.start", "s", "echo", {"tags": ["acme"]})
+    assert used(bench) == (0, 10)
+
+
 @pytest.mark.parametrize("args", [
     [], [None, []], [None, "acme", None], [None, [1], None], [None, [""], None],
     [None, ["t"] * (TAGS_MAX + 1), None], [5, [], None], ["", [], None], [{}, [], None],
