@@ -35,6 +35,8 @@ RUN_ENDED = frozenset(("run_completed", "run_failed", "run_cancelled", "run_time
 #: Named here too, so that --help does not import them; a test compares.
 RENDERERS = ("text", "studio", "compact", "verbose", "passthrough")
 SINKS = ("file", "jsonl", "jsonl-compact", "feed")
+#: So long a sink that is full may hold up the others: a log is read faster than it is written elsewhere.
+SINK_WAIT_S = 1.0
 TOOL_OUTPUTS = ("summary", "preview", "full")
 
 
@@ -150,7 +152,7 @@ def _sink(given: str) -> Sink:
     }
     if kind not in make or not sign or not place:
         raise InvalidArgument(f"--sink {given!r} is not KIND:PLACE with a KIND of {', '.join(SINKS)}")
-    return rendering.Queued(make[kind]())
+    return rendering.Queued(make[kind](), wait_s=SINK_WAIT_S)
 
 
 def _warn(first: Sink, others: Sequence[Sink], made: Renderer) -> Callable[[Sink, Exception], None]:
@@ -185,6 +187,7 @@ __all__ = [
     "RUN_ENDED",
     "RUN_VIEW",
     "SINKS",
+    "SINK_WAIT_S",
     "TOOL_OUTPUTS",
     "closing_view",
     "open_view",

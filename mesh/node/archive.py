@@ -4,8 +4,8 @@ Rules of this file:
 
 1. A session that is forgotten becomes ``<id>-<created>.jsonl``, an export that ``mesh session import`` reads.
    It has its name when it is whole: a kill leaves at most a ``.part``.
-2. Events that are pruned are appended to ``<id>-<created>.pruned.jsonl``. After a kill some may stand there
-   twice; their seq says so.
+2. Events that are pruned are appended to ``<id>-<created>.pruned.jsonl``. After a kill or on a full disk some
+   may stand there twice, their seq says so; half a line stays a line of its own.
 3. What cannot be archived is not removed.
 """
 
@@ -57,6 +57,7 @@ class Archive:
         self._write(part, [export.encode_line(export.END, end)], "a", last=True)
         try:
             part.replace(part.with_suffix(""))
+            _sync(self.folder)
         except OSError as exc:
             raise _refused(part, exc) from exc
 
@@ -93,11 +94,15 @@ class Archive:
         """Write lines, in a folder that is made at first use; ``last``: now they must be on the disk."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            before = "\n" if mode == "a" and _ends_within_a_line(path) else ""
             with path.open(mode, encoding="utf-8") as file:
+                file.write(before)
                 file.writelines(f"{line}\n" for line in lines)
                 if last:
                     file.flush()
                     os.fsync(file.fileno())
+            if last:
+                _sync(self.folder)
         except OSError as exc:
             raise _refused(path, exc) from exc
 
@@ -107,6 +112,24 @@ def _event_lines(session_id: str, events: list[StoredEvent]) -> list[str]:
         export.encode_line(export.EVENT, wire.unpack(ev.encode_stored(one.fragment, session_id, one.seq)))
         for one in events
     ]
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    """Whether the last write to a file broke off."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
+
+
+def _sync(folder: Path) -> None:
+    """Have the names of a folder's files on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _refused(path: Path, exc: OSError) -> MeshError:

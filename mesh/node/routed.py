@@ -145,7 +145,11 @@ class Routed:
             try:
                 attempt = await self._within(router, course, ticket.agent, context)
             except Exception as exc:
-                again = course.failed(ticket, *told(exc), time.monotonic())
+                again = False
+                if self._drive.ending is None:
+                    again = course.failed(ticket, *told(exc), time.monotonic())
+                else:  # that is how it took its end
+                    course.routing.dropped(ticket)
                 self._pay()
                 if not again or self._drive.ending is not None:
                     raise

@@ -193,13 +193,15 @@ class Queued(Sink):
     """A sink in a thread of its own, for one that may block. It is given up when it falls behind.
 
     At most ``events_max`` events wait; the next one is ``queue_full`` and its end, as is what it raises.
+    ``wait_s``: so long an event may wait for room before that, for who reads faster than a disk writes.
     """
 
-    def __init__(self, sink: Sink, *, events_max: int = QUEUE_EVENTS_MAX) -> None:
+    def __init__(self, sink: Sink, *, events_max: int = QUEUE_EVENTS_MAX, wait_s: float = 0.0) -> None:
         if type(events_max) is not int or events_max < 1:
             raise InvalidArgument(f"events_max is a number from 1, not {shown(events_max)}")
         self.name = sink.name
         self._sink = sink
+        self._wait_s = wait_s
         self._queue: queue.Queue[_Work | None] = queue.Queue(events_max)
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -230,7 +232,7 @@ class Queued(Sink):
             Overloaded: it is not.
         """
         done = threading.Event()
-        self._put(self._sink.flush, done)
+        self._put(self._sink.flush, done, QUEUE_CLOSE_S)
         if not done.wait(QUEUE_CLOSE_S) or self._error is not None:
             raise self._error or self._late()
 
@@ -245,11 +247,14 @@ class Queued(Sink):
         if not self._behind:
             self._thread.join(QUEUE_CLOSE_S)
 
-    def _put(self, work: Callable[[], Any], done: threading.Event | None = None) -> None:
+    def _put(
+        self, work: Callable[[], Any], done: threading.Event | None = None, wait_s: float | None = None
+    ) -> None:
         if self._error is not None:
             raise self._error
+        wait_s = self._wait_s if wait_s is None else wait_s
         try:
-            self._queue.put_nowait((work, done))
+            self._queue.put((work, done), wait_s > 0, wait_s)
         except queue.Full as exc:
             raise self._late() from exc
 

@@ -58,6 +58,7 @@ class StudioRenderer(Renderer):
         self._live = live
         self._open: dict[Any, _Begun] = {}
         self._usage: dict[str, Any] = {}
+        self._tools_before = 0  #: of earlier runs
         self._block = ""  #: what stands above: "text", "line" or "message"; a blank line parts them
 
     def tell(self, event: Event) -> str:
@@ -132,6 +133,7 @@ class StudioRenderer(Renderer):
     # --- runs ---
 
     def _started(self, event: Event) -> str:
+        self._usage, self._tools_before = {}, self.tools
         named = event.data.get("model") or event.data.get("agent") or event.provider
         return self._marked("blue", INFO, f"{preview(named, PREVIEW_CHARS) or 'agent'} run started")
 
@@ -142,10 +144,11 @@ class StudioRenderer(Renderer):
     def _completed(self, event: Event) -> str:
         self._ended()
         told = event.data.get("token_usage")
-        counts = self._usage or (told if isinstance(told, dict) else {})
+        counts = told if isinstance(told, dict) and told else self._usage  # which may be of one answer alone
         reason = preview(event.data.get("stop_reason"), PREVIEW_CHARS)
         tokens = f"{number(counts.get('input_tokens'))}/{number(counts.get('output_tokens'))} tokens"
-        made = f"{self.tools} tool{'s' if self.tools != 1 else ''}" if self.tools else ""
+        count = self.tools - self._tools_before
+        made = f"{count} tool{'s' if count != 1 else ''}" if count else ""
         price = cost(event.data, 4) or cost(self._usage, 4)
         rest = ", ".join(part for part in (tokens if counts else "", made, price) if part)
         text = "Run complete" + (f" ({reason})" if reason else "") + (f" — {rest}" if rest else "")

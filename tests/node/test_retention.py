@@ -232,6 +232,21 @@ def test_pruned_events_are_appended_to_a_file(bench: Bench, tmp_path: Path) -> N
     assert sorted([event["seq"] for event in found] + [seq for (seq,) in stored]) == list(range(1, 12))
 
 
+def test_half_a_line_in_the_archive_costs_no_event_behind_it(bench: Bench, tmp_path: Path) -> None:
+    """If a write to the archive broke off within a line, then the next events stand on lines of their own."""
+    session(bench, "s", end=None)
+    fill(bench, "s", *["message_streamed"] * 9)
+    sweep(bench, max_events_per_session=8, archive_dir=str(tmp_path / "a"), batch_size=2)
+    [file] = (tmp_path / "a").iterdir()
+    with file.open("a") as broken:
+        broken.write('["event",{"seq"')
+    sweep(bench, max_events_per_session=4, archive_dir=str(tmp_path / "a"), batch_size=2)
+    lines = [line for line in file.read_text().splitlines() if line != '["event",{"seq"']
+    found = [decode_line(line, 1)[1]["seq"] for line in lines]
+    stored = [seq for (seq,) in bench.rows("SELECT seq FROM event ORDER BY seq")]
+    assert sorted(found + stored) == list(range(1, 12))
+
+
 def test_what_cannot_be_archived_stays(bench: Bench, tmp_path: Path) -> None:
     """If the archive cannot be written, then nothing goes, the report says why, and other phases go on."""
     (tmp_path / "file").write_text("no folder")

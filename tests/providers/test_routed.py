@@ -63,6 +63,13 @@ async def silent(run):
         SEEN.append(run)
     yield
 
+async def sulking(run):
+    try:
+        await asyncio.sleep(1000)
+    except asyncio.CancelledError:
+        raise ValueError("I was not done") from None
+    yield
+
 async def spending(run):
     yield usage(80)
     yield "done"
@@ -76,7 +83,7 @@ async def resuming(run):
     yield "new" if run.resume is None else "resumed"
 """
 NAMES = ["good", "options", "mute", "broken", "refusing", "half", "acting", "silent", "spending", "empty",
-         "listening"]
+         "listening", "sulking"]
 
 
 @pytest.fixture
@@ -263,6 +270,24 @@ def test_cancel_before_the_first_word_names_who_was_tried(agents: dict[str, Any]
     result = drive(routed(agents, "silent", "good"), play)
     assert result.types == ["run_started", "run_cancelled"] and started(result)["routed_to"] == "silent"
     assert {event["provider"] for event in result.events} == {"python"}
+
+
+def test_an_agent_that_fails_because_it_is_cancelled_gets_no_fault(agents: dict[str, Any]) -> None:
+    """If an agent answers a cancel before its first word with an error, then that is not held against it."""
+
+    async def play(bench: Bench) -> None:
+        running = bench.begin("agent", "hi")
+        router = bench.registry.router("agent")
+        assert isinstance(router, Router)
+        while not bench.registry.ready("sulking") or router.view()[0]["active"] == 0:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        result = await cancelled(bench, running)
+        assert result.types == ["run_started", "run_cancelled"]
+        row = router.view()[0]
+        assert (row["active"], row["faults"], row["state"]) == (0, 0, "closed")
+
+    drive(routed(agents, "sulking", "good", failures=1), play)
 
 
 def test_agent_that_took_a_steering_prompt_is_followed_by_nobody(agents: dict[str, Any]) -> None:

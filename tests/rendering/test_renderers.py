@@ -110,6 +110,21 @@ def test_studio_shows_output_of_tools_when_asked(mode: str, shown: list[str], ev
     assert text.splitlines() == ['  ✓ Found 5 matches for "x"', *shown]
 
 
+def test_studio_counts_each_run_for_itself(event: Make) -> None:
+    """If a session has several runs, then the end of each says its own tokens and tools."""
+    made = StudioRenderer(color=False)
+    for kind, data in [
+        ("run_started", {}), ("tool_call_started", {"tool_name": "x"}), ("tool_call_completed", {}),
+        ("token_usage_updated", {"input_tokens": 5, "cost_usd": 1}),
+        ("token_usage_updated", {"input_tokens": 7, "cost_usd": 1}),
+    ]:
+        made.event(event(1, kind, **data))
+    total = {"input_tokens": 12, "output_tokens": 0}
+    assert "12/0 tokens, 1 tool, $1\n" in made.event(event(6, "run_completed", token_usage=total))
+    made.event(event(7, "run_started", run_id="run_2"))
+    assert made.event(event(8, "run_completed", run_id="run_2")).endswith("● Run complete\n")
+
+
 def test_studio_on_a_terminal_has_a_status_instead_of_lines(event: Make) -> None:
     """If it is live, then what goes on is the status, the latest of several, and nothing at the end."""
     made = StudioRenderer(color=False, live=True)

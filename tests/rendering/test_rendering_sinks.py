@@ -250,6 +250,38 @@ def test_a_queued_sink_has_everything_at_the_end(story: list[Event], tmp_path: P
     assert path.read_text().endswith("19 events, 2 tools\n")
 
 
+def test_a_queued_sink_that_is_waited_for_gets_a_long_log_whole(story: list[Event]) -> None:
+    """If events come faster than a sink takes them, then none is lost while it goes on."""
+    slow: list[Event] = []
+
+    def take(event: Event, _text: str) -> None:
+        threading.Event().wait(0.001)
+        slow.append(event)
+
+    report = render(story * 5, CompactRenderer(), [Queued(CallbackSink(take), events_max=2, wait_s=60.0)])
+    assert not report.broken and slow == story * 5
+
+
+def test_a_full_queue_is_flushed_in_its_time(story: list[Event]) -> None:
+    """If a queue is full when all is over, then what waits is written all the same."""
+    gate = threading.Event()
+    taken: list[Event] = []
+
+    def take(event: Event, _text: str) -> None:
+        gate.wait()
+        taken.append(event)
+
+    queued = Queued(CallbackSink(take), events_max=1)
+    queued.open()
+    queued.write(story[0], "")
+    wait_for(lambda: queued._queue.empty(), "the first one's turn")
+    queued.write(story[1], "")
+    threading.Timer(0.05, gate.set).start()
+    queued.flush()
+    queued.close()
+    assert taken == story[:2]
+
+
 def test_a_queued_sink_that_fails_is_reported(story: list[Event]) -> None:
     """If a sink fails in its thread, then that is heard at the latest when all is flushed."""
     sink = Broken("write", after=2)
