@@ -1,6 +1,7 @@
 """The patches that runs left in the node's artifact store: read for clients, removed with their session.
 
 What a run put into a folder of its caller's own is read from there, and never removed: that is the caller's.
+Nor does an imported run own a patch: it is the original's, which may be a session of this node.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Artifacts:
         from mesh.workspaces.artifacts import FileStore
 
         key = _diff(run).get("patch_ref")
-        if isinstance(key, str) and self._place(run) == self._folder:
+        if isinstance(key, str) and (run.options.get("workspace") or {}).get("artifact_store") is True:
             try:
                 FileStore(self._folder).delete(key)
             except MeshError:

@@ -127,7 +127,8 @@ def test_a_patch_is_read_from_wherever_it_is_and_undoes_the_run(
 def test_patches_in_the_node_s_store_go_with_their_session(
     client: mesh.Client, repo: Path, tmp_path: Path
 ) -> None:
-    """If a session is forgotten, then so are its patches in the node's store; those of others stay."""
+    """If a session is forgotten, then so are its patches in the node's store; those of others stay, also when
+    an imported copy of one is forgotten."""
     artifacts = tmp_path / "data" / "workspaces" / "artifacts"
     option: dict[str, Any] = {"path": repo, "artifact_store": True}
     kept = client.run_once("shell", "echo a >> file.txt", workspace=option)
@@ -137,6 +138,8 @@ def test_patches_in_the_node_s_store_go_with_their_session(
     assert len(list(artifacts.iterdir())) == 2
     client.sessions.delete(gone.session_id, hard=True)
     client.sessions.delete(own.session_id, hard=True)
+    copy = client.sessions.import_(client.sessions.export(kept.session_id), new_id="copy")
+    assert client.sessions.delete(copy.id, hard=True)
     client.maintenance.run(timeout_s=20)
     assert len(list(artifacts.iterdir())) == len(list((tmp_path / "mine").iterdir())) == 1
     assert client.runs.patch(kept.run_id)
