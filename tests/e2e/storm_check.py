@@ -147,6 +147,7 @@ def _runs(
     problems += [f"the log of {sid} has events of a run {run_id}" for run_id in strange]
     for run_id, run in runs.items():
         log = [event.type for event in logs[run_id]]
+        log = log[log[:1] == ["prompt_queued"]:]  # one that had to wait says so first
         steered = steered_into(run)
         if steered is not None:
             whole = log == ["run_completed"] and steered in runs
@@ -179,6 +180,8 @@ def _run(run: mesh.Run, log: list[str], inside: int = 0) -> list[str]:
         problems.append(f"its terminal events are {ends}")
     if ends and log[-1] != ends[0]:
         problems.append("something follows its end")
+    if "prompt_queued" in log:
+        problems.append("it was queued twice, or behind its beginning")
     never = run.status == "pending" or log == ["run_cancelled"]
     least = 0 if never or run.status == "queued" else 1
     if not least <= log.count("message_sent") <= (0 if never else 1 + inside):

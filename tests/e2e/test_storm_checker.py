@@ -67,9 +67,10 @@ def event(seq: int, kind: str, run_id: str | None = None) -> Any:
 def world(kinds: str, session_status: str = "active", **run: Any) -> tuple[check.Stored, History]:
     """A session ``s`` that two clients created, started and prompted, with a log of these events."""
     short = {"c": "session_created", "s": "session_started", "p": "session_paused", "m": "message_sent",
-             "r": "run_started", "t": "message_streamed", "d": "run_completed", "f": "run_failed"}
+             "r": "run_started", "t": "message_streamed", "d": "run_completed", "f": "run_failed",
+             "q": "prompt_queued"}
     events = [
-        event(seq, short[kind], "run_1" if kind in "mrtdf" else None)
+        event(seq, short[kind], "run_1" if kind in "qmrtdf" else None)
         for seq, kind in enumerate(kinds.replace(" ", ""), 1)
     ]
     if events and " " in kinds:
@@ -92,7 +93,14 @@ def test_world_as_it_was_told_is_no_problem() -> None:
     assert check.sessions(*world("csmrtd")) == []
 
 
+def test_prompt_that_waited_is_no_problem() -> None:
+    """If a run had to wait, then its log begins with that."""
+    assert check.sessions(*world("csqmrtd")) == []
+
+
 @pytest.mark.parametrize(("kinds", "changes", "what"), [
+    ("csmqrtd", {}, "it was queued twice"),
+    ("csqqmrtd", {}, "it was queued twice"),
     ("csmrt d", {}, "has the seqs"),
     ("csmrtdd", {}, "terminal events"),
     ("csmrtdt", {}, "follows its end"),
