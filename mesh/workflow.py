@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Generator, Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any, TypedDict, Unpack, overload
 
@@ -20,7 +21,7 @@ from mesh.client.aio import AsyncClient
 from mesh.client.blocking import Client
 from mesh.core.record import Record
 from mesh.core.records import Event, RunResult
-from mesh.errors import InvalidArgument, MeshError, shown
+from mesh.errors import InvalidArgument, InvalidState, MeshError, NotFound, shown
 
 #: The name under which sessions of workflows are found (``sessions.list(agent_id=...)``).
 WORKFLOW_AGENT_ID = "workflow-agent"
@@ -151,7 +152,13 @@ def _step(
     if session_id is None:
         return step_result((yield client.run_once(agent, value, **options)))
     run = yield client.runs.create(session_id, value)
-    return step_result((yield client.runs.execute(run.id, agent=agent, **options)))
+    try:
+        return step_result((yield client.runs.execute(run.id, agent=agent, **options)))
+    except (InvalidArgument, InvalidState, NotFound) as error:
+        if "run_id" not in error.details:  # it was refused, and would stay pending
+            with suppress(MeshError):
+                yield client.runs.cancel(run.id)
+        raise
 
 
 def step_result(result: RunResult) -> StepResult:
@@ -291,7 +298,12 @@ async def _awaited(plan: Generator[Any, Any, Any]) -> Any:
     try:
         asked = next(plan)
         while True:
-            asked = plan.send(await asked if inspect.isawaitable(asked) else asked)
+            try:
+                answer = await asked if inspect.isawaitable(asked) else asked
+            except MeshError as error:
+                asked = plan.throw(error)
+            else:
+                asked = plan.send(answer)
     except StopIteration as stop:
         return stop.value
 

@@ -188,3 +188,18 @@ def test_both_colours_have_the_same_methods() -> None:
         }
 
     assert surface(StreamSession) == surface(AsyncStreamSession)
+
+
+def test_an_interrupted_beginning_leaves_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If entering a stream is broken off, then its own node is gone, though its block was never entered."""
+    nodes: list[mesh.LocalNode] = []
+
+    def interrupted(self: mesh.LocalNode, **_options: Any) -> Any:
+        nodes.append(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mesh.LocalNode, "client", interrupted)
+    with pytest.raises(KeyboardInterrupt), StreamSession("echo", "x"):
+        pytest.fail("it was entered")
+    with pytest.raises(mesh.MeshError, match="not running"):
+        _ = nodes[0].pid

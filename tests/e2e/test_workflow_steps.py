@@ -87,6 +87,21 @@ def test_a_step_that_fails_raises_and_the_workflow_may_fail_with_it(do: Do, node
 
 
 @pytest.mark.parametrize(
+    ("options", "code"), [({"deadline_s": -1}, "validation_error"), ({"agent": "nobody"}, "unknown_agent")]
+)
+def test_a_step_that_is_refused_leaves_nothing_pending(
+    do: Do, node: mesh.LocalNode, options: dict[str, Any], code: str
+) -> None:
+    """If a step in a session is refused, by the client or by the node, then no run waits to be begun."""
+    sid = do(workflow.setup_workflow_session, "echo")
+    with pytest.raises(mesh.MeshError) as raised:
+        do(workflow.step_execute, "x", session_id=sid, **options)
+    assert raised.value.code == code
+    with node.client() as client:
+        assert [run.status for run in client.sessions.runs(sid)] == ["cancelled"]
+
+
+@pytest.mark.parametrize(
     ("function", "arguments", "options"),
     [
         (workflow.step_execute, ("x",), {}),
