@@ -185,7 +185,8 @@ def encode_fragment(
 def masked(fragment: bytes) -> bytes:
     """The same event for whom its session does not open: that it happened, not what was said."""
     pairs = unpack(map_header(FRAGMENT_PAIRS) + fragment)
-    return repack({**pairs, "data": {}, "metadata": {"protected": True}})[1:]
+    # A session's correlation_id is of its metadata.
+    return repack({**pairs, "data": {}, "metadata": {"protected": True}, "correlation_id": None})[1:]
 
 
 class FragmentEncoder:

@@ -25,6 +25,7 @@ from mesh.core.events import (
     encode_published,
     encode_stored,
     event_id,
+    masked,
     shape_warnings,
     type_code,
 )
@@ -106,6 +107,15 @@ def test_a_fragment_becomes_the_stored_and_the_published_map(
     published = wire.unpack(encode_published(fragment, "s1", 7, 70_000, stamp, 3))
     assert published == stored | {"pos": 70_000, "partition": 3, "epoch": 9, "node": "n"}
     assert len(wire.unpack(wire.map_header(FRAGMENT_PAIRS) + fragment)) == FRAGMENT_PAIRS
+
+
+def test_a_masked_event_says_that_it_happened_alone() -> None:
+    """If a session does not open, then data, metadata and the correlation id of its events are left out."""
+    fragment = encode_fragment("run_started", "s", "r", {"secret": 1}, ts=1.0, provider="echo",
+                               metadata={"secret": 2}, correlation_id="secret")
+    told = wire.unpack(encode_stored(masked(fragment), "s", 7))
+    assert "secret" not in repr(told) and told["correlation_id"] is None
+    assert (told["type"], told["ts"], told["run_id"], told["seq"]) == ("run_started", 1.0, "r", 7)
 
 
 def test_missing_parts_of_a_fragment_have_defaults() -> None:
