@@ -45,6 +45,7 @@ class Client:
         self._wanted: dict[str, dict[str, Any]] = {}
         self._begun: dict[str, dict[str, Any]] = {}
         self._terminals: dict[str, _Terminal] = {}
+        self._starting = 0  #: terminals that are asked for, or about to be there
         self.listening = False  #: the history that a loaded session repeats is not this run's
         self.answer: list[str] = []
 
@@ -154,21 +155,34 @@ class Client:
         cwd: str | None = None, output_byte_limit: int | None = None, **_: Any,
     ) -> Any:
         """Start a command in the folder."""
-        if len(self._terminals) >= TERMINALS_MAX:
+        if len(self._terminals) + self._starting >= TERMINALS_MAX:
             raise self._refused(f"{TERMINALS_MAX} terminals are open")
+        self._starting += 1
+        try:
+            name = await self._start(command, args or [], env or [], cwd, output_byte_limit)
+        finally:
+            self._starting -= 1
+        return self._acp.CreateTerminalResponse(terminal_id=name)
+
+    async def _start(
+        self, command: str, args: list[str], env: list[Any], cwd: str | None, limit: int | None
+    ) -> str:
         place = self._inside(cwd) if cwd else self._folder
-        argv = [command, *(args or [])]
+        argv = [command, *args]
         await self._permit("bash", {"command": " ".join(argv), "cwd": str(place)})
-        values = {variable.name: variable.value for variable in env or []}
-        terminal = _Terminal(self._processes, self._run.run_id, output_byte_limit)
+        values = {variable.name: variable.value for variable in env}
+        terminal = _Terminal(self._processes, self._run.run_id, limit)
         try:
             await terminal.start(argv if args else ["/bin/sh", "-c", command], str(place), values)
         except MeshError as exc:
             await terminal.end()
             raise self._refused(exc.message) from exc
+        except BaseException:
+            await terminal.end()
+            raise
         name = f"terminal-{len(self._terminals) + 1}-{os.urandom(4).hex()}"
         self._terminals[name] = terminal
-        return self._acp.CreateTerminalResponse(terminal_id=name)
+        return name
 
     def _terminal(self, name: str) -> _Terminal:
         if name not in self._terminals:
@@ -196,7 +210,7 @@ class Client:
     async def release_terminal(self, session_id: str, terminal_id: str, **_: Any) -> None:
         """End the command and forget it."""
         await self._terminal(terminal_id).end()
-        del self._terminals[terminal_id]
+        self._terminals.pop(terminal_id, None)
 
     async def end(self) -> None:
         """Leave no command of it."""

@@ -113,7 +113,7 @@ def _handler(stage: Stage) -> Any:
             self, serialized: dict[str, Any], input_str: str, *, run_id: Any, inputs: Any = None, **more: Any
         ) -> None:
             call = (str(more.get("tool_call_id") or run_id), str(serialized.get("name") or "tool"))
-            stage.from_thread(stage.ask(*call, input_str if inputs is None else inputs))
+            stage.from_thread(stage.begin(*call, input_str if inputs is None else inputs))
             names[run_id] = call
 
         def on_tool_end(self, output: Any, *, run_id: Any, **_more: Any) -> None:

@@ -95,7 +95,7 @@ def _hooks(stage: Stage) -> Any:
             await stage.usage(context.usage, "total")
 
         async def on_tool_start(self, context: Any, agent: Any, tool: Any) -> None:  # noqa: ARG002
-            await stage.ask(_call(context, tool), tool.name, _given(context))
+            await stage.begin(_call(context, tool), tool.name, _given(context))
 
         async def on_tool_end(self, context: Any, agent: Any, tool: Any, result: Any) -> None:  # noqa: ARG002
             await stage.tool("completed", _call(context, tool), tool.name, tool_output=result)

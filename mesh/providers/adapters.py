@@ -79,6 +79,7 @@ class Stage:
         self.said: asyncio.Queue[Piece | None] = asyncio.Queue(AHEAD_MAX)
         self.refusal: RunError | None = None  #: a framework may wrap it in an error of its own
         self._inputs: dict[str, Any] = {}  #: of the calls that were asked for
+        self._permitted: set[tuple[str, str]] = set()  #: asked for, and not begun yet
         self._over: set[str] = set()
         self._thread = threading.get_ident()
         self._waiting: set[Future[None]] = set()
@@ -89,20 +90,32 @@ class Stage:
             await self.said.put(piece)
 
     async def ask(self, call_id: str, name: str, tool_input: Any) -> None:
-        """Ask whether a tool may be called, and say that it is. A call that was asked for is not asked again.
+        """Ask whether a tool may be called, and say that it is. An id that was asked for before is asked for
+        again: it is the model's, and models repeat theirs.
 
         Raises:
             RunError: it may not: let it through, or ``tell``.
         """
-        if call_id in self._inputs:
-            return
+        self._permitted.discard((call_id, name))
+        self._over.discard(call_id)
         self._inputs[call_id] = given = shown(tool_input)
         try:
             await self.run.permit(name, given, tool_call_id=call_id)
         except RunError as exc:
             self.refusal = exc
             raise
+        self._permitted.add((call_id, name))
         await self.tool("started", call_id, name)
+
+    async def begin(self, call_id: str, name: str, tool_input: Any) -> None:
+        """A tool begins: ``ask``, unless this call was asked for just now.
+
+        Raises:
+            RunError: it may not.
+        """
+        if (call_id, name) not in self._permitted:
+            await self.ask(call_id, name, tool_input)
+        self._permitted.discard((call_id, name))
 
     async def tell(self, call_id: str, name: str, refusal: RunError) -> str:
         """The model is told that it may not: with this text."""

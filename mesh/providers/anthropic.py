@@ -10,7 +10,7 @@ run it is given back to the model, as the API wants it.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -78,7 +78,7 @@ class AnthropicProvider(ApiProvider):
 
     async def _turn(
         self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool], turn: Turn
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         request = _request(asked, system, messages, tools)
         answer = Answer(turn)
         asking = self._client.messages.with_streaming_response.create(**request, stream=True)

@@ -17,8 +17,9 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from mesh.errors import ConfigError
@@ -117,8 +118,9 @@ class ApiProvider:
         key = self._key(table)
         self._failures = Failures(self.name, self._base_url, key)
         timeout_s = float(_number(table, "timeout_s", TIMEOUT_S, 0.001, 86_400))
-        self._client = self._connect(library, api_key=key, base_url=self._base_url, max_retries=0,
-                                     timeout=library.Timeout(timeout_s, connect=CONNECT_S))
+        self._open = partial(self._connect, library, api_key=key, base_url=self._base_url, max_retries=0,
+                             timeout=library.Timeout(timeout_s, connect=CONNECT_S))
+        self._client = self._open()
         self._running = 0
         self._retired = False
 
@@ -169,7 +171,7 @@ class ApiProvider:
 
     def _turn(
         self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool], turn: Turn
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """Ask for one answer; yield what is shown of it, and fill ``turn``."""
         raise NotImplementedError
 
@@ -191,6 +193,8 @@ class ApiProvider:
     async def run(self, run: RunContext) -> AsyncIterator[Piece]:
         """Ask, call tools, ask again, until the model is done."""
         self._running += 1
+        if self._client.is_closed():  # the agent was replaced just before
+            self._client = self._open()
         try:
             async with AsyncExitStack() as stack:
                 box = Toolbox((), run)
@@ -199,8 +203,10 @@ class ApiProvider:
                         box = await stack.enter_async_context(Toolbox.of(self._tools, run))
                     asked = self._asked(run.options)
                     conversation = self._conversation(run)
-                async for piece in self._turns(run, asked, conversation, box):
-                    yield piece
+                turns = self._turns(run, asked, conversation, box)
+                async with aclosing(turns):  # at once, not when somebody collects it
+                    async for piece in turns:
+                        yield piece
         finally:
             self._running -= 1
             if self._retired and not self._running:
@@ -221,7 +227,7 @@ class ApiProvider:
 
     async def _turns(
         self, run: RunContext, asked: Asked, conversation: Conversation, box: Toolbox
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         messages, calls = self._opening(conversation), 0
         used: dict[str, int] = {}
         for _ in range(asked.max_turns):
@@ -229,8 +235,9 @@ class ApiProvider:
             about: dict[str, Any] = {}
             async with held:
                 asking = self._patiently(run, within, conversation.system, messages, box.specs(), turn)
-                async for piece in asking:
-                    yield piece
+                async with aclosing(asking):
+                    async for piece in asking:
+                        yield piece
                 for name, count in turn.usage.items():
                     used[name] = used.get(name, 0) + count
                 about = {"estimated": True} if turn.estimated else {}
@@ -261,15 +268,16 @@ class ApiProvider:
     async def _patiently(
         self, run: RunContext, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool],
         turn: Turn,
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """One turn, asked for again while nothing of it was shown."""
         failed, shown = 0, False
         while True:
             turn.anew()
             try:
-                async for piece in self._turn(asked, system, messages, tools, turn):
-                    shown = True
-                    yield piece
+                async with aclosing(self._turn(asked, system, messages, tools, turn)) as pieces:
+                    async for piece in pieces:
+                        shown = True
+                        yield piece
                 break
             except Exception as exc:
                 failure = self._failures.of(exc, begun=shown)

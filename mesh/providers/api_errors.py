@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+from math import isfinite
 from time import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from mesh.errors import MeshError
 from mesh.providers.base import ProviderFailure, provider_error
@@ -37,7 +39,7 @@ class Failures:
 
     def __init__(self, provider: str, base_url: str | None, key: str) -> None:
         self._provider = provider
-        self._where = base_url or f"the API of {provider}"
+        self._where = _place(base_url) if base_url else f"the API of {provider}"
         self._key = key
 
     def of(self, exc: Exception, *, begun: bool = False) -> ProviderFailure:
@@ -125,6 +127,12 @@ def _body(body: Any) -> Mapping[str, Any]:
     return body if isinstance(body, Mapping) else {}
 
 
+def _place(url: str) -> str:
+    """A server's address, without the password and the key that it may hold."""
+    scheme, rest, path, *_ = urlsplit(url)
+    return f"{scheme}://{rest.rpartition('@')[2]}{path}"
+
+
 def _text(exc: BaseException) -> str:
     return str(exc) or type(exc).__name__
 
@@ -138,9 +146,11 @@ def retry_after_s(headers: Any) -> float | None:
         if text is None:
             continue
         try:
-            return max(0.0, float(text) / unit)
+            found = float(text) / unit
         except ValueError:
             pass
+        else:
+            return max(0.0, found) if isfinite(found) else None
         try:
             return max(0.0, parsedate_to_datetime(text).timestamp() - time())
         except ValueError:

@@ -221,11 +221,11 @@ class _Wire:
 
     async def read_messages(self) -> AsyncIterator[dict[str, Any]]:
         """Its messages. One that ends without a result has failed."""
-        result = False
+        result = failed = False
         try:
             async for message in self._program.messages():
                 if message.get("type") == "result":
-                    result = True
+                    result, failed = True, bool(message.get("is_error"))
                     self._program.leave()
                 await self._hear(message)
                 yield message
@@ -235,7 +235,7 @@ class _Wire:
         if not result:
             self.failed = self._program.failure("")
             raise self.failed
-        if self._program.exit_code:  # after an error's result; the SDK makes one exception of both
+        if failed and self._program.exit_code:  # the SDK makes one exception of both
             raise self._ended("it failed", exit_code=self._program.exit_code)
 
     async def end_input(self) -> None:

@@ -110,7 +110,8 @@ def _folder(asked: str | None, workspace: str | None, *, by_call: bool) -> str:
 
 def _placed(table: Mapping[str, Any]) -> None:
     checked(table, "cwd", (str,), None)
-    checked(table, "model", (str,), None)
+    if "\0" in (checked(table, "model", (str,), None) or ""):
+        raise ConfigError("model: expected a text without NUL")
     env = checked(table, "env", (dict,), {})
     if not all(isinstance(key, str) and isinstance(value, str) for key, value in env.items()) or any(
         "\0" in key + value or "=" in key for key, value in env.items()

@@ -173,7 +173,8 @@ class _Turn:
 
     def _used(self, usage: Any) -> list[Piece]:
         """Codex counts from the beginning of the thread, runs before this one included."""
-        total = {name: usage[name] for name in _COUNTS if type(usage.get(name)) is int} if usage else {}
+        total = {name: usage[name] for name in _COUNTS if type(usage.get(name)) is int} \
+            if isinstance(usage, dict) else {}
         self._usage = total
         used = {name: max(0, count - self._before.get(name, 0)) for name, count in total.items()}
         cached = used.pop("cached_input_tokens", 0)

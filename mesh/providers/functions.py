@@ -16,7 +16,6 @@ import threading
 import typing
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -45,7 +44,8 @@ class Plan(NamedTuple):
         return functools.partial(_call, self, run)
 
 
-_plans: WeakKeyDictionary[Callable[..., Any], Plan] = WeakKeyDictionary()
+#: By target: what a reload replaced is not kept.
+_plans: dict[str, Plan] = {}
 
 
 def plan_of(target: str, *, fresh: bool = False) -> Plan:
@@ -56,9 +56,9 @@ def plan_of(target: str, *, fresh: bool = False) -> Plan:
         Exception: whatever its module raises while it is imported.
     """
     function = load_function(target, fresh=fresh)
-    plan = _plans.get(function)
-    if plan is None:
-        plan = _plans[function] = _read(function, target)
+    plan = _plans.get(target)
+    if plan is None or plan.function != function:
+        plan = _plans[target] = _read(function, target)
     return plan
 
 
@@ -88,7 +88,7 @@ def _read(function: Callable[..., Any], target: str) -> Plan:
 
 
 def _default(parameter: inspect.Parameter) -> tuple[Any, ...]:
-    """The default of a struct's field: none of it is shared between calls."""
+    """The default of a struct's field: the function's own, whatever it is."""
     value = parameter.default
     return () if value is parameter.empty else (msgspec.field(default_factory=lambda: value),)
 

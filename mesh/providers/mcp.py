@@ -124,13 +124,16 @@ class Server:
         found: list[Tool] = []
         cursor: str | None = None
         client = await self._client()
-        while len(found) < TOOLS_MAX:
+        for _ in range(TOOLS_MAX):  # a page may be empty
             page = await self._done(client.list_tools(cursor=cursor))
             found += [self._tool(tool) for tool in page.tools]
             cursor = page.next_cursor
             if not cursor:
+                return found
+            if len(found) >= TOOLS_MAX:
                 break
-        return found
+        raise RunError(f"MCP server {self.name!r} does not end its list of tools: {len(found)} of at most "
+                       f"{TOOLS_MAX}, and more to come", code="provider_unavailable")
 
     def _tool(self, tool: Any) -> Tool:
         async def call(tool_input: dict[str, Any]) -> ToolResult:
@@ -167,7 +170,8 @@ class Server:
             raise
         except Exception as exc:  # noqa: BLE001  whatever a transport raises, the connection is not to be trusted
             why = exc
-        await self.close()
+        if self._connection is connection:  # another call may have started it again meanwhile
+            await self.close()
         told = connection.why if connection is not None else ""
         raise RunError(f"MCP server {self.name!r} died: {told or _shown(why)}", code="tool_error") from why
 

@@ -11,7 +11,7 @@ estimated (``CHARS_PER_TOKEN``); the event and the output say ``estimated``.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -67,7 +67,7 @@ class OpenAIProvider(ApiProvider):
 
     async def _turn(
         self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool], turn: Turn
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         answer = self._api.Answer(turn)
         asking = self._api.ask(self._client, asked, system, messages, tools)
         async with aclosing(self._heard(asking)) as stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from mesh.providers.api import Asked, Turn
@@ -137,7 +138,7 @@ class Answer:
         turn = self._turn
         if self._calls and turn.stop_reason in ("tool_use", "end_turn"):
             turn.stop_reason = "tool_use"
-            turn.calls = [call.whole(n) for n, (_, call) in enumerate(sorted(self._calls.items()))]
+            turn.calls = [call.whole() for _, call in sorted(self._calls.items())]
             turn.message = [_calling("".join(turn.text), turn.calls)]
 
 
@@ -150,8 +151,9 @@ class _Call:
         self.id, self.name = "", ""
         self.parts: list[str] = []
 
-    def whole(self, number: int) -> Call:
-        return Call(self.id or f"call_{number}", self.name, arguments("".join(self.parts)))
+    def whole(self) -> Call:
+        # A server of one's own may give none; those of a session have to differ.
+        return Call(self.id or f"call_{os.urandom(12).hex()}", self.name, arguments("".join(self.parts)))
 
 
 def arguments(text: str) -> Any:

@@ -166,7 +166,8 @@ class _Tape:
         kind, data = piece.get("type"), piece.get("data")
         data = data if isinstance(data, dict) else {}
         if kind == OUTPUT:
-            self._output = Output(data=data, token_usage=piece.get("token_usage") or {})
+            usage = piece.get("token_usage")
+            self._output = Output(data=data, token_usage=usage if isinstance(usage, dict) else {})
         elif kind == "run_completed":
             self._completion = data
         elif kind == "message_streamed":

@@ -171,6 +171,7 @@ class Registry:
     def _build(self, name: str, *, fresh: bool) -> None:
         table = self._tables[name]
         try:
+            self._prove_recorded(name)
             self._continuations[name] = continuation_of(self._with_recorded(table))
             checked(table, "native_process", (bool,), False)
         except ConfigError as exc:
@@ -188,6 +189,19 @@ class Registry:
                 self._set(name, self._built_in(table))
         except ConfigError as exc:
             self._set(name, None, exc)
+
+    def _prove_recorded(self, name: str) -> None:
+        """A recording agent is what the recorded one is; that must end somewhere."""
+        chain = [name]
+        while (table := self._tables.get(chain[-1], {})).get("provider") == "record":
+            other = table.get("agent")
+            if not isinstance(other, str):
+                return
+            if other in chain[1:] or (other == name and len(chain) > 1):
+                raise ConfigError(f"agent = {chain[1]!r:.80}: these agents record one another in a circle")
+            if other == name:
+                return  # as its own table says
+            chain.append(other)
 
     def _with_recorded(self, table: Mapping[str, Any]) -> Mapping[str, Any]:
         """What is recorded continues as its agent does, unless it says itself how."""
