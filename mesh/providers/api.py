@@ -229,6 +229,7 @@ class ApiProvider:
         self, run: RunContext, asked: Asked, conversation: Conversation, box: Toolbox
     ) -> AsyncGenerator[Piece, None]:
         messages, calls = self._opening(conversation), 0
+        told: set[str] = set()  #: ids of calls; servers of one's own repeat theirs
         used: dict[str, int] = {}
         for _ in range(asked.max_turns):
             turn, (within, held) = Turn(), _affordable(run, asked)
@@ -256,7 +257,9 @@ class ApiProvider:
             results: list[Result] = []
             for call in turn.calls:
                 calls += 1
-                async for item in box.call(call.id, call.name, call.input):
+                own = f"{call.id[:100]}.{calls}" if call.id in told else call.id
+                told.add(own)
+                async for item in box.call(own, call.name, call.input):
                     if isinstance(item, ToolResult):
                         results.append(Result(call.id, item.text, item.is_error, item.blocks))
                     else:

@@ -370,6 +370,8 @@ def _result(answer: Any) -> ToolResult:
     if not texts and answer.structured_content is not None:
         texts.append(msgspec.json.encode(answer.structured_content).decode())
     images = any(block["type"] == "image" for block in blocks)
+    if images and not texts:
+        texts.append("[image]")
     return ToolResult("\n".join(texts), bool(answer.is_error), blocks if images else [])
 
 

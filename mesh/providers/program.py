@@ -43,6 +43,7 @@ _AUTH = re.compile(
     r"|(access|auth\w*|refresh) token [^\n]{0,12}(could not|expired|invalid)",
     re.IGNORECASE,
 )
+_LINK = re.compile(r"https?://\S+")  #: one to log in by is a secret
 _ERROR = re.compile(r"\s*(error|fatal|panic)\b", re.IGNORECASE)
 _RATE = re.compile(r"(status|error|http)\W{0,3}(429|529)\b|rate.?limit|overloaded|too many requests", re.I)
 _QUOTA = re.compile(r"usage limit|quota|credit balance|out of credits|billing|insufficient_", re.IGNORECASE)
@@ -172,6 +173,7 @@ class Program:
         if code is None:
             code = "provider_timeout" if kind == "timeout" else classify(why or stderr)
         if code == "provider_authentication_failed" and self._facts.login:
+            message, stderr = (_LINK.sub("[link]", text) for text in (message, stderr))
             message = f"{message.rstrip('.')}. Log in: {self._facts.login}"
         details: dict[str, Any] = {"program": self._facts.name}
         if self._noise.count and code != "provider_authentication_failed":  # it may hold a link to log in by

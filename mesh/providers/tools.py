@@ -191,11 +191,15 @@ def result_of(returned: Any) -> ToolResult:
 
 
 def _shortened(result: ToolResult) -> ToolResult:
-    chars = len(result.text)
-    if chars <= TEXT_CHARS_MAX:
+    if len(result.text) <= TEXT_CHARS_MAX:
         return result
-    text = result.text[:TEXT_CHARS_MAX] + f"\n[cut: {TEXT_CHARS_MAX} of {chars} characters]"
-    return ToolResult(text, result.is_error, result.blocks)
+    text = _cut(result.text)
+    images = [block for block in result.blocks if block.get("type") != "text"]
+    return ToolResult(text, result.is_error, images and [{"type": "text", "text": text}, *images])
+
+
+def _cut(text: str) -> str:
+    return text[:TEXT_CHARS_MAX] + f"\n[cut: {TEXT_CHARS_MAX} of {len(text)} characters]"
 
 
 def _bound(target: str, run: RunContext) -> Tool:

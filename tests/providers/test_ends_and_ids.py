@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from driving import Bench, Result, drive, run
-from scripted import Threaded, end, text
-from stand_in import TalkingStandIn, recorded
+from scripted import Threaded, call, end, text
+from stand_in import StandIn, TalkingStandIn, recorded
 
 from mesh.errors import ConfigError, RunError
 from mesh.node.processes import RunProcesses
-from mesh.providers import program
+from mesh.providers import program, tools
 from mesh.providers.acp_client import TERMINALS_MAX, Client
 from mesh.providers.adapters import Stage
 from mesh.providers.api_errors import Failures, retry_after_s
@@ -27,10 +27,12 @@ from mesh.providers.cli import Table
 from mesh.providers.codex import _Turn
 from mesh.providers.functions import plan_of
 from mesh.providers.mcp import Server
+from mesh.providers.mcp import _result as mcp_result
 from mesh.providers.openai_chat import Answer
 from mesh.providers.program import Facts
-from mesh.providers.tools import TOOLS_MAX
+from mesh.providers.tools import TOOLS_MAX, Tool, Toolbox, ToolResult
 
+GOOD = [text("hel"), text("lo"), end()]
 FACTS = Facts("a-program", "", "")
 
 
@@ -166,7 +168,7 @@ def test_calls_without_ids_get_different_ones() -> None:
         answer = Answer(turn)
         answer.take({"choices": [{"delta": {"tool_calls": [{"index": 0, "function": {"name": "add"}}]}}]})
         answer.finish()
-        ids |= {call.id for call in turn.calls}
+        ids |= {called.id for called in turn.calls}
     assert len(ids) == 2
 
 
@@ -204,7 +206,7 @@ def test_closed_run_of_an_api_model_holds_nothing() -> None:
         await pieces.aclose()  # type: ignore[attr-defined]
         assert held.tokens == 0
 
-    with Threaded({"m": [text("hel"), text("lo"), end()]}) as server:
+    with Threaded({"m": GOOD}) as server:
         drive(_local(server.url), play)
 
 
@@ -217,7 +219,7 @@ def test_run_that_begins_while_its_agent_is_replaced_is_answered() -> None:
         await provider.close()  # type: ignore[attr-defined]
         return [piece async for piece in provider.run(context()) if isinstance(piece, str)]
 
-    with Threaded({"m": [text("hel"), text("lo"), end()]}) as server:
+    with Threaded({"m": GOOD}) as server:
         assert drive(_local(server.url), play) == ["hel", "lo"]
 
 
@@ -291,3 +293,53 @@ def test_terminals_that_wait_for_a_human_count(tmp_path: Path) -> None:
     refused = asyncio.run(scene())
     assert (len(waiting), len(refused)) == (TERMINALS_MAX, 3)
     assert "are open" in str(refused[0].exception())
+
+
+def test_calls_of_one_run_with_one_id_are_two_calls(tmp_path: Path) -> None:
+    """If a server gives each call the same id, then the log has different ones, and a limit counts them."""
+    pytest.importorskip("openai")
+    (tmp_path / "same_id_tools.py").write_text("def add(a: int) -> int:\n    return a\n")
+    again = [call("call_0", "add", '{"a": 1}'), end("tool_use")]
+    policy = {"name": "p", "limits": {"max_tool_calls": 2}}
+    with Threaded({"m": lambda body: GOOD if len(body["messages"]) > 8 else again}) as server:
+        table = {**_local(server.url)["a"], "tools": [f"{tmp_path}/same_id_tools.py:add"]}
+        found = run(table, "add")
+        limited = run(table, "add", policies=[policy])
+    ids = [data["tool_call_id"] for data in found.data("tool_call_completed")]
+    assert len(ids) == len(set(ids)) > 2
+    assert limited.error["code"] == "policy_violation"
+
+
+def test_link_to_log_in_by_is_kept_nowhere(tmp_path: Path) -> None:
+    """If a program asks for a login on stderr, then nobody reads its link."""
+    amp = StandIn(tmp_path, "amp").plays(
+        before="echo 'not logged in: open https://x/login?authToken=30a87c915d89' >&2; sleep 1000"
+    )
+    found = run({"provider": "amp", "program": str(amp.path), "cwd": str(tmp_path)}, "hi")
+    assert found.error["code"] == "provider_authentication_failed"
+    assert "[link]" in found.error["message"] and "30a87c" not in str(found.error)
+
+
+def test_long_text_beside_an_image_is_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a tool gives a long text and an image, then the text is cut wherever a model is told it."""
+    monkeypatch.setattr(tools, "TEXT_CHARS_MAX", 10)
+    image = {"type": "image", "data": "aGVsbG8=", "media_type": "image/png"}
+    long = "x" * 100
+
+    async def give(given: dict[str, Any]) -> ToolResult:
+        return ToolResult(long, blocks=[{"type": "text", "text": long}, image])
+
+    async def scene() -> Any:
+        box = Toolbox([Tool("give", "", {}, give)], context())
+        return [item async for item in box.call("c", "give", {})][-1]
+
+    found = asyncio.run(scene())
+    assert found.text.startswith("x" * 10 + "\n[cut:")
+    assert found.blocks == [{"type": "text", "text": found.text}, image]
+
+
+def test_image_of_an_mcp_tool_has_a_word_in_its_text() -> None:
+    """If a tool gives an image alone, then who is told texts only is told that there is one."""
+    item = SimpleNamespace(type="image", data="aGVsbG8=", mime_type="image/png")
+    found = mcp_result(SimpleNamespace(content=[item], structured_content=None, is_error=False))
+    assert found.text == "[image]" and [block["type"] for block in found.blocks] == ["image"]
