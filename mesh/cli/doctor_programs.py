@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mesh.cli.doctor import Check
+from mesh.errors import ConfigError
+from mesh.providers.cli import variables
 from mesh.providers.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -43,7 +45,11 @@ def _found(name: str, provider: str, table: Mapping[str, Any]) -> Check:
         return Check(name, "warn", f"{program} is not installed", fix)
     if not facts.status:
         return Check(name, "ok", f"{found}; to log in: {facts.login}")
-    if not _logged_in([found, *facts.status], table.get("env")):
+    try:
+        env = variables(table)
+    except ConfigError as exc:
+        return Check(name, "warn", exc.message, "mend it in the config, or set it where the node is started")
+    if not _logged_in([found, *facts.status], env):
         return Check(name, "warn", f"{found} says that nobody is logged in", facts.login)
     return Check(name, "ok", f"{found}, logged in")
 
@@ -64,11 +70,11 @@ def _bundled(library: str | None, program: str) -> str | None:
     return str(file) if file.is_file() else None
 
 
-def _logged_in(argv: list[str], env: Any) -> bool:
-    own = {**os.environ, **(env if isinstance(env, dict) else {})}
+def _logged_in(argv: list[str], env: Mapping[str, str]) -> bool:
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=STATUS_S, check=False, env=own
+            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=STATUS_S, check=False,
+            env={**os.environ, **env},
         )
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return False

@@ -70,7 +70,7 @@ class Table:
         with as_failure():
             check_options(run.options, self._call)
             _placed(run.options)
-            env = {**_resolved(self._values.get("env", {})), **run.options.get("env", {})}
+            env = {**variables(self._values), **run.options.get("env", {})}
             return {**self._values, **run.options, "env": env}
 
     def missing(self) -> str | None:
@@ -119,10 +119,15 @@ def _placed(table: Mapping[str, Any]) -> None:
         raise ConfigError("env: expected a table of texts")
 
 
-def _resolved(env: Mapping[str, str]) -> dict[str, str]:
-    """The variables of an agent's table; ``env:NAME`` is taken from the node's environment."""
+def variables(table: Mapping[str, Any]) -> dict[str, str]:
+    """The ``env`` of an agent's table; ``env:NAME`` is taken from the node's environment.
+
+    Raises:
+        ConfigError: it is no table of texts, or that one is not set.
+    """
+    _placed(table)
     found = {}
-    for name, value in env.items():
+    for name, value in table.get("env", {}).items():
         source = value.removeprefix("env:")
         if source != value and source not in os.environ:
             raise ConfigError(f"env: {name}: {source} is not set in the node's environment")
@@ -191,4 +196,5 @@ def _line(message: Message) -> str:
     return f"{message.role}: {message.content or ''}"
 
 
-__all__ = ["CALL_KEYS", "KEYS", "MARK", "START_S", "Table", "one_of", "prompt_of", "texts", "used_before"]
+__all__ = ["CALL_KEYS", "KEYS", "MARK", "START_S", "Table", "one_of", "prompt_of", "texts", "used_before",
+           "variables"]

@@ -38,3 +38,21 @@ def test_program_that_cannot_say_is_only_found(tmp_path: Path) -> None:
     [check] = programs({"amp": {"provider": "amp", "program": script(tmp_path, "amp", "exit 1")}})
     assert check.state == "ok"
     assert "amp login" in check.text
+
+
+@pytest.mark.parametrize(
+    ("env", "state", "text"),
+    [
+        ({"KEY": "env:DOCTOR_KEY"}, "ok", "logged in"),
+        ({"KEY": "env:DOCTOR_NONE"}, "warn", "DOCTOR_NONE is not set"),
+        ({"KEY": 1}, "warn", "expected a table of texts"),
+    ],
+)
+def test_program_is_asked_with_the_variables_of_its_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, object], state: str, text: str
+) -> None:
+    """If an agent's table has variables, then its program is asked with what they stand for."""
+    monkeypatch.setenv("DOCTOR_KEY", "k1")
+    program = script(tmp_path, "codex", 'test "$KEY" = k1')
+    [check] = programs({"coder": {"provider": "codex", "program": program, "env": env}})
+    assert check.state == state and text in check.text
