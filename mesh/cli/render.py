@@ -6,6 +6,7 @@ On a terminal a table has a header and colours; in a pipe it is tab-separated ro
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -74,6 +75,7 @@ def errors_reported(options: Options) -> Iterator[None]:
     """Turn what a command raises into one line on stderr and the exit code; never a traceback."""
     try:
         yield
+        sys.stdout.flush()  # what cannot be written is said here, not by Python behind our back
     except MeshError as exc:
         if options.traceback:
             raise
@@ -84,6 +86,7 @@ def errors_reported(options: Options) -> Iterator[None]:
     except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
         raise
     except OSError as exc:
+        _let_go_of_output()
         if options.traceback:
             raise
         where = f"{exc.filename}: " if exc.filename else ""
@@ -95,6 +98,14 @@ def errors_reported(options: Options) -> Iterator[None]:
         text = f"unexpected {type(exc).__name__}: {exc} (please report it; mesh --traceback shows where)"
         report(MeshError(text, code="internal_error"), as_json=options.json)
         raise click.exceptions.Exit(FAILED) from exc
+
+
+def _let_go_of_output() -> None:
+    """Drop what stdout does not take: Python would try it again at the end, complain, and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(error: MeshError, *, as_json: bool, hint: str | None = None) -> None:
