@@ -25,6 +25,8 @@ from mesh.core.records import Record
 
 #: Events of a tool's call: the first one that is seen of a call is judged.
 _TOOL_EVENTS = frozenset(("tool_call_started", "tool_call_completed", "tool_call_failed"))
+#: Sums of costs are floats: a budget that is used up to the cent is not exceeded.
+EXACT = 1e-9
 #: Calls without an id are told apart by nothing: each of their events is judged, and this many are counted.
 CALLS_MAX = 100_000
 MISSING_RATES = "missing_cost_rates"
@@ -214,7 +216,7 @@ class Monitor:
         for metric, amount in self.held.items():
             for limit in self._limits.get(metric, ()):
                 used = self.totals[metric] + self._used_before(limit) + amount
-                if used > limit.most and limit not in self._broken:
+                if used - limit.most > EXACT and limit not in self._broken:
                     broken.append(self._exceeded(limit, used))
         return broken
 
@@ -252,7 +254,7 @@ class Monitor:
         broken = []
         for limit in self._limits.get(metric, ()):
             used = self.totals[metric] + (self._used_before(limit) if self._before else 0)
-            if used > limit.most and limit not in self._broken:
+            if used - limit.most > EXACT and limit not in self._broken:
                 broken.append(self._exceeded(limit, used))
         return broken
 
@@ -286,4 +288,4 @@ class Monitor:
         }
 
 
-__all__ = ["CALLS_MAX", "MISSING_RATES", "Monitor", "Violation"]
+__all__ = ["CALLS_MAX", "EXACT", "MISSING_RATES", "Monitor", "Violation"]

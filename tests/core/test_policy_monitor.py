@@ -47,6 +47,14 @@ def test_what_is_left_is_the_least_that_any_limit_leaves() -> None:
     assert monitor(limits=limits, on_violation="warn").left("total_tokens") is None
 
 
+def test_cost_that_uses_up_a_budget_exactly_is_no_violation() -> None:
+    """If three cents of a session's three are used, as a sum of floats, then nothing is broken."""
+    limit = {"kind": "max_cost_usd", "most": 0.3, "scope": "session"}
+    watch = monitor({"session": {"cost_usd": 0.2}}, limits=[limit])
+    assert 0.1 + 0.2 > 0.3 and watch.on_usage(5, 0.1) == []
+    assert len(watch.on_usage(6, 0.1001)) == 1
+
+
 def test_result_says_what_was_asked_and_what_only_seen() -> None:
     """If some calls were asked for and one was not, then the result tells them apart."""
     watch = monitor(
