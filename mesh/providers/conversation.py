@@ -95,11 +95,12 @@ def _add(found: Conversation, role: str, content: Any) -> None:
 
 def _past(transcript: Iterable[Message], system: list[str]) -> Iterator[Said | Called]:
     together: Called | None = None
+    seen: set[str] = set()
     for message in transcript:
         is_call = message.role is Role.ASSISTANT and message.tool_name is not None
         goes_on = message.role is Role.TOOL or (is_call and together is not None and not together.results)
         if together is not None and not goes_on:
-            yield _closed(together)
+            yield _renamed(_closed(together), seen)
             together = None
         if is_call or message.role is Role.TOOL:
             together = together or Called([], [])
@@ -110,7 +111,7 @@ def _past(transcript: Iterable[Message], system: list[str]) -> Iterator[Said | C
             role = "assistant" if message.role is Role.ASSISTANT else "user"
             yield Said(role, [{"type": "text", "text": message.content}])
     if together is not None:
-        yield _closed(together)
+        yield _renamed(_closed(together), seen)
 
 
 def _collect(together: Called, message: Message, is_call: bool) -> None:
@@ -137,6 +138,19 @@ def _closed(together: Called) -> Called:
     unique = {call.id: call for call in calls}
     results = [told.get(own) or Result(own, "no result", failed=True) for own in unique]
     return Called(list(unique.values()), results)
+
+
+def _renamed(item: Called, seen: set[str]) -> Called:
+    """With ids that no call before has: providers and servers repeat theirs, APIs refuse one twice."""
+    names: dict[str, str] = {}
+    for call in item.calls:
+        own, number = call.id, len(seen)
+        while own in seen:
+            own, number = f"{call.id[:48]}_{number}", number + 1
+        seen.add(own)
+        names[call.id] = own
+    return Called([call._replace(id=names[call.id]) for call in item.calls],
+                  [result._replace(id=names[result.id]) for result in item.results])
 
 
 def _told(item: Called) -> Iterator[Said]:

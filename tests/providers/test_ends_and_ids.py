@@ -15,6 +15,7 @@ from driving import Bench, Result, drive, run
 from scripted import Threaded, call, end, text
 from stand_in import StandIn, TalkingStandIn, recorded
 
+from mesh.core.message import Message, Role
 from mesh.errors import ConfigError, RunError
 from mesh.node.processes import RunProcesses
 from mesh.providers import program, tools
@@ -25,6 +26,7 @@ from mesh.providers.base import RunContext, SessionInfo
 from mesh.providers.channel import Channel
 from mesh.providers.cli import Table
 from mesh.providers.codex import _Turn
+from mesh.providers.conversation import Called, conversation_of
 from mesh.providers.functions import plan_of
 from mesh.providers.mcp import Server
 from mesh.providers.mcp import _result as mcp_result
@@ -343,3 +345,20 @@ def test_image_of_an_mcp_tool_has_a_word_in_its_text() -> None:
     item = SimpleNamespace(type="image", data="aGVsbG8=", mime_type="image/png")
     found = mcp_result(SimpleNamespace(content=[item], structured_content=None, is_error=False))
     assert found.text == "[image]" and [block["type"] for block in found.blocks] == ["image"]
+
+
+def test_ids_of_a_conversation_differ() -> None:
+    """If calls of several runs have one id, then a model is told different ones, each with its result."""
+    said: list[Message] = []
+    for run_id in ("run_1", "run_2", "run_3"):
+        about: dict[str, Any] = {"tool_name": "add", "tool_call_id": "call_0"}
+        said += [
+            Message(role=Role.USER, content="add"),
+            Message(role=Role.ASSISTANT, tool_input={"a": 1}, **about),
+            Message(role=Role.TOOL, tool_output=run_id, **about),
+        ]
+    found = conversation_of(said, "go on", [{"role": "user", "content": "go on"}], system=None, tools=True)
+    called = [item for item in found.items if isinstance(item, Called)]
+    assert [item.calls[0].id for item in called] == [item.results[0].id for item in called]
+    assert len({item.calls[0].id for item in called}) == 3
+    assert [item.results[0].text for item in called] == ["run_1", "run_2", "run_3"]
