@@ -50,6 +50,7 @@ LAYERS: dict[str, frozenset[str]] = {
 #: (file, layer) -> why that one import against the arrows is right.
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("cli/doctor_programs.py", "providers"): "how a program is installed stands where it is started",
+    ("cli/settings.py", "providers"): "an agent's table is checked by who takes it",
     ("client/_link.py", "launch"): "Client(None) finds the local node by its address file",
     ("workspaces/exec.py", "providers"): "one runner of processes: the shell agent's",
     ("cli/measure_guards.py", "workspaces"): "the bench measures what scripts import",

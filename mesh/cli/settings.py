@@ -108,14 +108,21 @@ def check(file: str | None, config_file: str | None) -> None:
 
 
 def _missing_targets(agents: dict[str, dict[str, Any]]) -> list[str]:
-    from mesh.core.routing_rules import ROUTER, checked_rules
-    from mesh.errors import ConfigError
+    from mesh.core.routing_rules import ROUTER
+    from mesh.errors import ConfigError, shown
+    from mesh.providers.base import nearest_name
+    from mesh.providers.registry import PROVIDERS
+    from mesh.providers.router import Router
 
     problems = []
     for name, table in agents.items():
-        if table.get("provider") == ROUTER:
+        provider = table.get("provider")
+        if provider not in PROVIDERS:
+            near = nearest_name(str(provider), PROVIDERS)
+            problems.append(f"agents.{name}: unknown provider {shown(provider)}{near}")
+        elif provider == ROUTER:
             try:
-                checked_rules(name, agents)
+                Router(name, agents, lambda _: None)
             except ConfigError as exc:
                 problems.append(f"agents.{name}: {exc.message}")
         target = table.get("target")

@@ -102,6 +102,8 @@ def test_show_hides_secrets(cli: Cli, tmp_path: Path) -> None:
         ('[agents.a]\nprovider = "python"\ntarget = "no.py:f"\n', ("agents.a.target", "no.py")),
         ('[agents.a]\nprovider = "router"\nagents = ["ecko"]\n', ("agents.a", "did you mean 'echo'")),
         ('[agents.a]\nprovider = "router"\nagents = ["a"]\n', ("agents.a", "a -> a")),
+        ('[agents.a]\nprovider = "ecko"\n', ("agents.a", "did you mean 'echo'")),
+        ('[agents.a]\nprovider = "router"\nagents = ["echo"]\nfailure = 2\n', ("agents.a", "'failures'")),
     ],
 )
 def test_check_names_file_key_and_nearest(
