@@ -246,7 +246,7 @@ def _json(text: str) -> Any:
     """A call's input; what is no JSON stays text, and the tool's answer says so."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -160,7 +160,7 @@ def arguments(text: str) -> Any:
     """A call's input; what is no JSON stays text, and the tool's answer says so."""
     try:
         return json.loads(text) if text.strip() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

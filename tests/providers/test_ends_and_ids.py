@@ -18,7 +18,7 @@ from stand_in import StandIn, TalkingStandIn, recorded
 from mesh.core.message import Message, Role
 from mesh.errors import ConfigError, RunError
 from mesh.node.processes import RunProcesses
-from mesh.providers import program, tools
+from mesh.providers import anthropic, openai_chat, program, tools
 from mesh.providers.acp_client import TERMINALS_MAX, Client
 from mesh.providers.adapters import Stage
 from mesh.providers.api_errors import Failures, retry_after_s
@@ -362,3 +362,10 @@ def test_ids_of_a_conversation_differ() -> None:
     assert [item.calls[0].id for item in called] == [item.results[0].id for item in called]
     assert len({item.calls[0].id for item in called}) == 3
     assert [item.results[0].text for item in called] == ["run_1", "run_2", "run_3"]
+
+
+@pytest.mark.parametrize("read", [openai_chat.arguments, anthropic._json])
+def test_input_of_a_call_that_is_nested_too_deeply_stays_text(read: Any) -> None:
+    """If a model nests a call's input deeper than can be read, then the tool's answer says so, no failure."""
+    deep = "[" * 100_000
+    assert read(deep) == deep
