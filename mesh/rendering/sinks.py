@@ -153,7 +153,8 @@ class _Writer(Sink):
 
     def _save(self, text: str) -> None:
         if text:
-            assert self._file is not None
+            if self._file is None:
+                raise InvalidState(f"{self.name} is closed", code="stream_closed")
             self._file.write(text)
             self._file.flush()
 
@@ -269,11 +270,6 @@ class CallbackSink(Sink):
     def write(self, event: Event, text: str) -> Any:
         """Call it."""
         return self._function(event, text)
-
-
-def closed_sink(name: str) -> InvalidState:
-    """What a sink says that was used after its end."""
-    return InvalidState(f"{name} is closed", code="stream_closed")
 
 
 __all__ = [

@@ -17,7 +17,7 @@ import zmq
 from conditions import wait_for
 
 from mesh.core.records import Event
-from mesh.errors import InvalidArgument, Overloaded
+from mesh.errors import InvalidArgument, MeshError, Overloaded
 from mesh.rendering import (
     CallbackSink,
     CompactRenderer,
@@ -351,3 +351,13 @@ def test_a_feed_is_heard_at_its_endpoint(story: list[Event]) -> None:
         with pytest.raises(InvalidArgument, match="cannot publish"):
             FeedSink(sink.endpoint).open()
     sink.close()
+
+
+def test_a_file_that_is_closed_takes_nothing_and_says_so(story: list[Event], tmp_path: Path) -> None:
+    """If a sink on a path is written to behind its end, then that is a typed error."""
+    sink = FileSink(tmp_path / "log")
+    sink.open()
+    sink.close()
+    with pytest.raises(MeshError) as raised:
+        sink.write(story[0], "late")
+    assert raised.value.code == "stream_closed" and not (tmp_path / "log").read_text()
