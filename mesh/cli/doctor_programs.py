@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mesh.cli.doctor import Check
 from mesh.errors import ConfigError
 from mesh.providers.cli import variables
-from mesh.providers.kinds import KINDS
+from mesh.providers.kinds import KINDS, installing
 
 if TYPE_CHECKING:
     from mesh.providers.program import Facts
@@ -35,7 +35,7 @@ def programs(agents: Mapping[str, Mapping[str, Any]]) -> Iterator[Check]:
 def _found(name: str, provider: str, table: Mapping[str, Any]) -> Check:
     library = PROGRAMS[provider]
     if library is not None and importlib.util.find_spec(library) is None:
-        fix = f'pip install "mesh[{KINDS[provider].extra}]"'
+        fix = installing(KINDS[provider].extra or "")
         return Check(name, "warn", f"{provider} needs the library {library}", fix)
     facts = facts_of(provider, table)
     program = table.get("program") or _bundled(library, facts.name) or facts.name

@@ -8,10 +8,12 @@ one row here; its class says in ``CAPABILITIES``, ``enforces`` and ``tested`` wh
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mesh.core.redact import Redactor
@@ -94,10 +96,16 @@ def library(name: str, provider: str) -> Any:
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] != name.partition(".")[0]:
             raise
-        extra = KINDS[provider].extra
-        raise ConfigError(
-            f'provider {provider!r} needs the library {name!r}: pip install "mesh[{extra}]"'
-        ) from exc
+        how = installing(KINDS[provider].extra or "")
+        raise ConfigError(f"provider {provider!r} needs the library {name!r}: {how}") from exc
+
+
+def installing(extra: str) -> str:
+    """The command that installs an extra for the interpreter that runs; in a checkout it names that, since an
+    index may know another mesh."""
+    root = Path(__file__).resolve().parents[2]
+    what = f'-e "{root}[{extra}]"' if (root / "pyproject.toml").is_file() else f'"mesh[{extra}]"'
+    return f"{sys.executable} -m pip install {what}"
 
 
 @contextmanager
@@ -116,4 +124,4 @@ def _without_collections() -> Iterator[None]:
 
 _importing = threading.Lock()
 
-__all__ = ["ENFORCED", "KINDS", "LOADED", "PLAIN", "Kind", "Place", "build", "library", "load"]
+__all__ = ["ENFORCED", "KINDS", "LOADED", "PLAIN", "Kind", "Place", "build", "installing", "library", "load"]

@@ -56,6 +56,8 @@ _KEYS = ("command", "args", "env", "cwd", "url", "headers", "timeout_s", "start_
 _BAD = re.compile(r"[^a-zA-Z0-9_-]")
 #: Every process of a run carries its id in this variable (``shell``); a server's says which server it is too.
 MARK = "MESH_RUN"
+#: Of the variables of a node a server is given this one, by which what is left of it would be found.
+NODE_MARK = "MESH_MARK"
 
 Streams = tuple[Any, Any]
 
@@ -230,10 +232,10 @@ class Server:
         finally:
             await program.end()
 
-    def _command(self, mark: str) -> Command:
+    def _command(self, run_mark: str) -> Command:
         table = self._table
-        kept = {name: value for name, value in os.environ.items() if name.startswith("MESH_")}
-        env = {**get_default_environment(), **kept, **_resolved(table.get("env", {}), self.name), MARK: mark}
+        marks = {name: os.environ[name] for name in (NODE_MARK,) if name in os.environ} | {MARK: run_mark}
+        env = {**get_default_environment(), **_resolved(table.get("env", {}), self.name), **marks}
         words = [table["command"], *table.get("args", [])]
         folder = str(Path(table.get("cwd") or self._run.workspace or Path.cwd()).expanduser())
         return Command(words, words[0], folder, env, self._start_s, direct=True, stdin=True)

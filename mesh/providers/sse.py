@@ -20,6 +20,8 @@ class Events:
 
     def __init__(self) -> None:
         self._left = b""
+        self._more: list[bytes] = []  #: what came behind it without a line's end
+        self._bytes = 0
 
     def feed(self, chunk: bytes) -> list[dict[str, Any]]:
         """What is whole after this chunk. ``[DONE]`` and events without data are no events.
@@ -27,13 +29,22 @@ class Events:
         Raises:
             ValueError: data that is no JSON object, or more of it than ``EVENT_BYTES_MAX``.
         """
-        left = self._left + chunk if self._left else chunk
+        if b"\n" not in chunk:  # a large event comes in many chunks: they are joined once
+            self._more.append(chunk)
+            self._count(self._bytes + len(chunk))
+            return []
+        left = b"".join((self._left, *self._more, chunk)) if self._bytes else chunk
+        self._more.clear()
         if b"\r" in left:
             left = left.replace(b"\r\n", b"\n")
         *events, self._left = left.split(b"\n\n")
-        if len(self._left) > EVENT_BYTES_MAX:
-            raise ValueError(f"an event of more than {EVENT_BYTES_MAX} bytes")
+        self._count(len(self._left))
         return [decoded(data) for event in events if (data := _data(event)) and data != DONE]
+
+    def _count(self, left: int) -> None:
+        self._bytes = left
+        if left > EVENT_BYTES_MAX:
+            raise ValueError(f"an event of more than {EVENT_BYTES_MAX} bytes")
 
 
 def _data(event: bytes) -> bytes:

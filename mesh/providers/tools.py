@@ -30,7 +30,7 @@ from mesh.core.plain import plain
 from mesh.errors import ConfigError, MeshError, RunError
 from mesh.providers.base import RunContext, checked, nearest_name
 from mesh.providers.functions import plan_of
-from mesh.providers.kinds import Place
+from mesh.providers.kinds import Place, installing
 from mesh.providers.python import TOOL_KEYS
 
 #: One call's time when the table does not say otherwise; waiting for a human does not count.
@@ -288,7 +288,7 @@ def _mcp() -> Any:
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] == "mesh":
             raise
-        raise ConfigError(f'mcp needs the library {exc.name!r}: pip install "mesh[mcp]"') from exc
+        raise ConfigError(f"mcp needs the library {exc.name!r}: {installing('mcp')}") from exc
 
 
 __all__ = [
