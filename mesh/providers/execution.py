@@ -309,7 +309,11 @@ class Execution:
         """Leave nothing, and close our ends of the pipes, whatever happened before."""
         try:
             if self._started and not self._over:
-                await self._kill(self._term_s)
+                try:
+                    await self._kill(self._term_s)
+                except asyncio.CancelledError:  # who waits for us waits no longer: no more patience, either
+                    await self._kill(0.0)
+                    raise
         finally:
             if self._link.transport is not None:
                 self._link.transport.close()

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def codex(tmp_path: Path) -> str:
     found = shutil.which("codex")
     if found is None and os.environ.get("CI") and shutil.which("npm"):
         install = ["npm", "install", "--no-fund", "--no-audit", "--prefix", str(tmp_path / "npm"), CODEX]
-        subprocess.run(install, check=False, capture_output=True, timeout=90)
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(install, check=False, capture_output=True, timeout=60)
         found = shutil.which(str(tmp_path / "npm/node_modules/.bin/codex"))
     if found is None:
         pytest.skip("needs codex: npm install -g @openai/codex")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from driving import Bench, Result, cancelled, drive, gone, run
+
+from mesh.node.processes import RunProcesses
+from mesh.providers.execution import Command, Execution
 
 SHELL = {"provider": "shell"}
 
@@ -121,6 +125,24 @@ def test_cancel_ends_the_whole_tree() -> None:
     assert len(found) == 3
     assert result.settle["status"] == "cancelled"
     assert all(all_gone)
+
+
+def test_end_that_is_itself_cancelled_leaves_nothing() -> None:
+    """If the end of a stubborn command is cancelled, then the command is killed, and its exit was seen."""
+
+    async def main() -> int:
+        command = Execution(RunProcesses(), "run_1", 1_000)
+        line = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
+        await command.start(Command(["/bin/sh", "-c", line], "", "/", dict(os.environ), 60.0, True))
+        await anext(command.chunks())
+        ending = asyncio.ensure_future(command.end())
+        await asyncio.sleep(0)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+        return command.exit_code
+
+    assert asyncio.run(main()) == 128 + 9
 
 
 def test_timeout_ends_the_command() -> None:
