@@ -10,8 +10,7 @@ run it is given back to the model, as the API wants it.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from typing import Any
 
 from mesh.errors import ConfigError
@@ -76,21 +75,12 @@ class AnthropicProvider(ApiProvider):
         content = [*map(_result, results), *({"type": "text", "text": text} for text in steering)]
         return [{"role": "user", "content": content}] if content else []
 
-    async def _turn(
-        self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool], turn: Turn
-    ) -> AsyncGenerator[Piece, None]:
+    def _asking(self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Any:
         request = _request(asked, system, messages, tools)
-        answer = Answer(turn)
-        asking = self._client.messages.with_streaming_response.create(**request, stream=True)
-        async with aclosing(self._heard(asking)) as stream:
-            async for events in stream:
-                for event in events:
-                    piece = answer.take(event)
-                    if piece is not None:
-                        yield piece
-        if not answer.over:
-            raise self._failures.broken_off()
-        answer.finish()
+        return self._client.messages.with_streaming_response.create(**request, stream=True)
+
+    def _answer(self, turn: Turn) -> Answer:
+        return Answer(turn)
 
 
 def _request(asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from mesh.errors import ConfigError
 from mesh.providers import kinds
@@ -89,7 +90,19 @@ class Turn:
         self.text, self.calls, self.message = [], [], []
 
 
-class ApiProvider:
+class Answer(Protocol):
+    """One answer's events, taken as they come."""
+
+    over: bool  #: its last event was taken
+
+    def take(self, event: dict[str, Any]) -> Piece | None:
+        """What an event shows, if it does."""
+
+    def finish(self) -> None:
+        """Fill the turn with what became of it."""
+
+
+class ApiProvider(ABC):
     """Runs one agent on an API model."""
 
     name = ""
@@ -158,26 +171,47 @@ class ApiProvider:
 
     # --- what each API does its own way ---
 
+    @abstractmethod
     def _connect(self, library: Any, **settings: Any) -> Any:
-        raise NotImplementedError
+        """A client of the library."""
 
+    @abstractmethod
     def _opening(self, conversation: Conversation) -> list[Any]:
         """The messages of the first turn."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _answers(self, results: list[Result], steering: list[str]) -> list[Any]:
         """The messages that tell what the tools gave, and what was said meanwhile."""
-        raise NotImplementedError
 
-    def _turn(
+    @abstractmethod
+    def _asking(self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Any:
+        """The library's request of one answer, as a stream, its response not read yet."""
+
+    @abstractmethod
+    def _answer(self, turn: Turn) -> Answer:
+        """What fills ``turn`` from the events of an answer."""
+
+    def _told(self, answer: Any, turn: Turn, system: list[str], messages: list[Any]) -> None:  # noqa: B027
+        """An answer is whole."""
+
+    async def _turn(
         self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool], turn: Turn
     ) -> AsyncGenerator[Piece, None]:
         """Ask for one answer; yield what is shown of it, and fill ``turn``."""
-        raise NotImplementedError
+        answer = self._answer(turn)
+        async with aclosing(self._heard(self._asking(asked, system, messages, tools))) as stream:
+            async for events in stream:
+                for event in events:
+                    piece = answer.take(event)
+                    if piece is not None:
+                        yield piece
+        if not answer.over:
+            raise self._failures.broken_off()
+        answer.finish()
+        self._told(answer, turn, system, messages)
 
     async def _heard(self, asking: Any) -> AsyncGenerator[list[dict[str, Any]], None]:
-        """The events of an answer, as many as come together. ``asking`` is the library's own request, its
-        response not read yet."""
+        """The events of an answer, as many as come together."""
         async with asking as response:
             events = Events()
             async for chunk in response.http_response.aiter_bytes():

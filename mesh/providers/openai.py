@@ -11,14 +11,13 @@ estimated (``CHARS_PER_TOKEN``); the event and the output say ``estimated``.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from typing import Any
 
 from mesh.errors import ConfigError
 from mesh.providers import openai_chat, openai_responses
-from mesh.providers.api import ApiProvider, Asked, Turn
-from mesh.providers.base import Piece, checked, nearest_name
+from mesh.providers.api import Answer, ApiProvider, Asked, Turn
+from mesh.providers.base import checked, nearest_name
 from mesh.providers.conversation import Conversation, Result
 from mesh.providers.kinds import Place
 from mesh.providers.tools import Tool
@@ -65,20 +64,14 @@ class OpenAIProvider(ApiProvider):
         messages: list[Any] = self._api.answers(results, steering)
         return messages
 
-    async def _turn(
-        self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool], turn: Turn
-    ) -> AsyncGenerator[Piece, None]:
-        answer = self._api.Answer(turn)
-        asking = self._api.ask(self._client, asked, system, messages, tools)
-        async with aclosing(self._heard(asking)) as stream:
-            async for events in stream:
-                for event in events:
-                    piece = answer.take(event)
-                    if piece is not None:
-                        yield piece
-        if not answer.over:
-            raise self._failures.broken_off()
-        answer.finish()
+    def _asking(self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Any:
+        return self._api.ask(self._client, asked, system, messages, tools)
+
+    def _answer(self, turn: Turn) -> Answer:
+        answer: Answer = self._api.Answer(turn)
+        return answer
+
+    def _told(self, answer: Any, turn: Turn, system: list[str], messages: list[Any]) -> None:
         if not turn.usage:
             asked_chars = sum(map(len, system)) + len(str(messages))
             turn.usage = {"input_tokens": -(-asked_chars // CHARS_PER_TOKEN), "output_tokens": answer.pieces}
