@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import os
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -370,6 +371,21 @@ def checked(table: Mapping[str, Any], key: str, kinds: tuple[type, ...], default
     return value
 
 
+def from_environment(values: Mapping[str, str], where: str) -> dict[str, str]:
+    """Texts of a table; ``env:NAME`` stands for a secret and is taken from the node's environment.
+
+    Raises:
+        ConfigError: one is not set there; ``where`` says whose.
+    """
+    found = {}
+    for name, value in values.items():
+        source = value.removeprefix("env:")
+        if source != value and source not in os.environ:
+            raise ConfigError(f"{where}: {name}: {source} is not set in the node's environment")
+        found[name] = value if source == value else os.environ[source]
+    return found
+
+
 def usage_mode_of(table: Mapping[str, Any], default: str = UsageMode.TOTAL) -> str:
     """How an agent counts tokens: its table's ``usage_mode``, else as its provider does.
 
@@ -401,6 +417,6 @@ def provider_error(
 __all__ = [
     "COMMON_KEYS", "OUTPUT", "STREAMING", "Cancellation", "Output",
     "Piece", "Provider", "ProviderFailure", "RunContext", "SessionInfo", "as_failure", "capabilities_of",
-    "check_keys", "check_options", "checked", "continuation_of", "nearest_name",
+    "check_keys", "check_options", "checked", "continuation_of", "from_environment", "nearest_name",
     "provider_error", "usage_mode_of",
 ]

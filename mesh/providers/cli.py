@@ -25,6 +25,7 @@ from mesh.providers.base import (
     check_keys,
     check_options,
     checked,
+    from_environment,
     nearest_name,
     provider_error,
 )
@@ -126,13 +127,7 @@ def variables(table: Mapping[str, Any]) -> dict[str, str]:
         ConfigError: it is no table of texts, or that one is not set.
     """
     _placed(table)
-    found = {}
-    for name, value in table.get("env", {}).items():
-        source = value.removeprefix("env:")
-        if source != value and source not in os.environ:
-            raise ConfigError(f"env: {name}: {source} is not set in the node's environment")
-        found[name] = value if source == value else os.environ[source]
-    return found
+    return from_environment(table.get("env", {}), "env")
 
 
 def texts(table: Mapping[str, Any], key: str) -> list[str]:

@@ -39,7 +39,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 
 from mesh.errors import ConfigError, MeshError, RunError
-from mesh.providers.base import RunContext, checked, nearest_name
+from mesh.providers.base import RunContext, checked, from_environment, nearest_name
 from mesh.providers.execution import Command, Processes
 from mesh.providers.program import Facts, Program
 from mesh.providers.tools import TOOLS_MAX, Tool, ToolResult
@@ -343,14 +343,10 @@ def _shown(exc: BaseException) -> str:
 
 def _resolved(values: Mapping[str, str], server: str) -> dict[str, str]:
     """Texts with ``env:NAME`` in the place of secrets."""
-    found = {}
-    for name, value in values.items():
-        source = value.removeprefix("env:")
-        if source != value and source not in os.environ:
-            raise RunError(f"[mcp.{server}]: {name}: {source} is not set in the node's environment",
-                           code="config_error")
-        found[name] = os.environ[source] if source != value else value
-    return found
+    try:
+        return from_environment(values, f"[mcp.{server}]")
+    except ConfigError as exc:
+        raise RunError(exc.message, code="config_error") from exc
 
 
 def _result(answer: Any) -> ToolResult:

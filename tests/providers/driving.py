@@ -200,6 +200,17 @@ def run(
     return result
 
 
+def run_of(agent: Any, agents: dict[str, Any]) -> Result:
+    """One run of the one named ``agent`` among these; ``agent`` says its input and options (contract.py)."""
+
+    async def play(bench: Bench) -> Result:
+        return await bench.result(bench.begin("agent", agent.input, **agent.options))
+
+    result = drive(agents, play)
+    assert isinstance(result, Result)
+    return result
+
+
 async def cancelled(bench: Bench, running: Drive) -> Result:
     """Cancel a run and wait until its provider is done."""
     running.stop(cancelled_with())

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from contract import SECRET, Agent, Subject, subjects
-from driving import Bench, Result, drive
+from driving import Result, run_of
 
 SUBJECTS = subjects()
 SCENES = ("good", "bad", "tool", "usage", "secret")
 #: What tells one run from another, and what the clock has to do with.
 OWN = ("agent", "provider", "attempt", "replay_of", "duration_ms", "mode", "provider_error", "details")
-
-
-@pytest.fixture(params=SUBJECTS)
-def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
-    found = SUBJECTS[request.param]
-    with found.opened(tmp_path):
-        yield found
-
-
-def run(agent: Agent, agents: dict[str, Any]) -> Result:
-    async def play(bench: Bench) -> Result:
-        return await bench.result(bench.begin("agent", agent.input, **agent.options))
-
-    result: Result = drive(agents, play)
-    return result
 
 
 def essence(result: Result) -> dict[str, Any]:
@@ -55,23 +39,24 @@ def test_what_any_provider_said_is_recorded_and_said_again(
     """If a provider is recorded, then its run is as without, and the replay of it is that run once more."""
     tape = str(tmp_path / "tape.jsonl")
     agent = subject.agent(scene, tmp_path)
-    recorded = run(agent, {"behind": agent.table,
+    recorded = run_of(agent, {"behind": agent.table,
                            "agent": {"provider": "record", "agent": "behind", "file": tape}})
     assert recorded.settle["status"] == ("failed" if scene == "bad" else "completed")
     assert "error_occurred" not in recorded.types
     text = Path(tape).read_text()
     assert SECRET not in text
-    replayed = run(Agent({}, agent.input), {"agent": {"provider": "replay", "file": tape, "timing": "zero"}})
+    replay = {"provider": "replay", "file": tape, "timing": "zero"}
+    replayed = run_of(Agent({}, agent.input), {"agent": replay})
     assert essence(replayed) == essence(recorded)
 
 
 def test_recorded_run_is_what_the_direct_one_is(subject: Subject, tmp_path: Path) -> None:
     """If an agent is recorded, then what it says, and who says it, is as if it were not."""
     agent = subject.agent("good", tmp_path)
-    direct = run(agent, {"agent": agent.table})
+    direct = run_of(agent, {"agent": agent.table})
     agent = subject.agent("good", tmp_path)
     tape = str(tmp_path / "tape.jsonl")
-    recorded = run(agent, {"behind": agent.table,
+    recorded = run_of(agent, {"behind": agent.table,
                            "agent": {"provider": "record", "agent": "behind", "file": tape}})
     assert essence(recorded) == essence(direct)
     assert {event["provider"] for event in recorded.events} == {event["provider"] for event in direct.events}

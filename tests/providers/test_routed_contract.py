@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from contract import Agent, Subject, subjects
-from driving import Bench, Result, drive
-
-SUBJECTS = subjects()
-
-
-@pytest.fixture(params=SUBJECTS)
-def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
-    found = SUBJECTS[request.param]
-    with found.opened(tmp_path):
-        yield found
-
-
-def run(agent: Agent, agents: dict[str, Any]) -> Result:
-    async def play(bench: Bench) -> Result:
-        return await bench.result(bench.begin("agent", agent.input, **agent.options))
-
-    result: Result = drive(agents, play)
-    return result
+from contract import Subject
+from driving import Result, run_of
 
 
 def essence(result: Result) -> dict[str, Any]:
@@ -44,9 +26,9 @@ def essence(result: Result) -> dict[str, Any]:
 def test_routed_run_is_what_the_direct_one_is(subject: Subject, tmp_path: Path, scene: str) -> None:
     """If an agent is asked through a router, then its run ends and reads as if it had been asked itself."""
     agent = subject.agent(scene, tmp_path)
-    direct = run(agent, {"agent": agent.table})
+    direct = run_of(agent, {"agent": agent.table})
     agent = subject.agent(scene, tmp_path)
-    routed = run(agent, {"behind": agent.table, "agent": {"provider": "router", "agents": ["behind"]}})
+    routed = run_of(agent, {"behind": agent.table, "agent": {"provider": "router", "agents": ["behind"]}})
     found, wanted = essence(routed), essence(direct)
     if scene == "bad":  # what is said before the first word of a run that fails is dropped
         assert set(found.pop("types")) <= set(wanted.pop("types"))
@@ -62,7 +44,7 @@ def test_routed_run_is_what_the_direct_one_is(subject: Subject, tmp_path: Path, 
 def test_provider_takes_over_from_one_that_failed(subject: Subject, tmp_path: Path) -> None:
     """If another agent failed, then the run is the provider's, and whole."""
     agent = subject.agent("good", tmp_path)
-    result = run(agent, {
+    result = run_of(agent, {
         "down": {"provider": "python", "target": "/nowhere.py:agent"}, "behind": agent.table,
         "agent": {"provider": "router", "agents": ["down", "behind"]}})
     assert (result.settle["status"], result.output["content"]) == ("completed", subject.text)
