@@ -18,6 +18,8 @@ settings.load_profile("mesh")
 
 #: A process that was told to end may need this long to be gone; one that is still there after it is a leak.
 END_WAIT_S = 5.0
+#: Files of tests run in at most so many processes at a time: each of them starts nodes of some six processes.
+WORKERS_MAX = 4
 #: Never handed down on purpose: a test that wants one sets it itself.
 FOREIGN = ("MESH_ADDRESS", "MESH_CONFIG", "MESH_MARK", "MESH_NODE_NAME", "MESH_RUN")
 
@@ -38,13 +40,34 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     while (left := marked_processes(folder)) and time.monotonic() < until_s:
         time.sleep(0.05)
     shutil.rmtree(folder, ignore_errors=True)
-    if left:
-        report = session.config.pluginmanager.get_plugin("terminalreporter")
-        for pid, text in left.items():
-            line = f"LEFT BEHIND: pid {pid}: {text}"
-            if report is not None:
-                report.write_line(line, red=True)
+    lines = [f"LEFT BEHIND: pid {pid}: {text}" for pid, text in left.items()]
+    of_worker = getattr(session.config, "workeroutput", None)
+    if of_worker is not None:  # one process of several: the one that reports says it, and fails
+        of_worker["left"] = lines
+        return
+    lines += session.config.stash.get(_LEFT, [])
+    report = session.config.pluginmanager.get_plugin("terminalreporter")
+    for line in lines:
+        if report is not None:
+            report.write_line(line, red=True)
+    if lines:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object, error: object) -> None:
+    """Keep what a worker of pytest-xdist says that it left behind."""
+    output = getattr(node, "workeroutput", {})
+    config: pytest.Config = node.config  # type: ignore[attr-defined]
+    config.stash.setdefault(_LEFT, []).extend(output.get("left", []))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Use one process where somebody wants to see, or to stop at, what a test does, or runs one file."""
+    seen = config.option.usepdb or config.option.capture == "no"
+    one = len(config.args) == 1 and ".py" in config.args[0]
+    return 0 if seen or one else min(os.cpu_count() or 1, WORKERS_MAX)
 
 
 def marked_processes(folder: str) -> dict[int, str]:
@@ -77,3 +100,4 @@ def clean_environ(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatc
 
 
 _FOLDER = pytest.StashKey[str]()
+_LEFT = pytest.StashKey[list[str]]()
