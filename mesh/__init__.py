@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from mesh.core.keys import SessionKey
     from mesh.core.manifest import Capability, CapabilityType, Manifest
     from mesh.core.message import Message, Role, Transcript
+    from mesh.core.notification import Notification
     from mesh.core.provider_error import ProviderError
     from mesh.core.records import (
         CostState,
         Event,
         Handle,
-        Notification,
         Page,
         PartitionInfo,
         Prompted,
@@ -74,7 +74,6 @@ _RECORDS = (
     "CostState",
     "Event",
     "Handle",
-    "Notification",
     "Page",
     "PartitionInfo",
     "Prompted",
@@ -128,6 +127,7 @@ _HOME: dict[str, str] = {
     "Manifest": "mesh.core.manifest",
     "Message": "mesh.core.message",
     "ProviderError": "mesh.core.provider_error",
+    "Notification": "mesh.core.notification",
     "Role": "mesh.core.message",
     "RunContext": "mesh.providers.base",
     "SessionKey": "mesh.core.keys",

@@ -13,7 +13,7 @@ from mesh.client import _surface_feed as plans
 from mesh.client._aio_link import AsyncLink
 from mesh.client._cursor import FeedCursor
 from mesh.client._surface import check_timeout
-from mesh.core.records import Notification
+from mesh.core.notification import Notification
 from mesh.errors import ClientClosed
 from mesh.net import sockets
 
@@ -62,6 +62,8 @@ class AsyncListener:
         Raises:
             InvalidArgument: ``invalid_cursor``, we were away so long that history was not kept.
         """
+        if self._ready and not self._reading:
+            return self._ready.popleft()
         if self._reading:
             raise RuntimeError("a listener is read by one task at a time; make another listener")
         self._reading = True

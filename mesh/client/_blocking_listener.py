@@ -15,7 +15,7 @@ from mesh.client import _surface_feed as plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._cursor import FeedCursor
 from mesh.client._surface import check_timeout
-from mesh.core.records import Notification
+from mesh.core.notification import Notification
 from mesh.errors import ClientClosed
 from mesh.net import sockets
 

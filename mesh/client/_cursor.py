@@ -12,14 +12,15 @@ Rules of this file:
 3. ``node.head`` carries the counters each second, so the loss of the LAST message shows too.
 4. The log is the truth: a number that the log no longer has is passed over at the end of a fetch.
 5. Nothing is buffered here. A hole that could not be fetched shows again with the next message.
+6. Session events come many in a message (``packed.``); each of them is delivered by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from mesh.core.records import Notification
+from mesh.core.notification import Notification
 from mesh.core.slots import check_id, session_slot
 from mesh.errors import InvalidArgument, shown
 
@@ -31,6 +32,9 @@ TOPICS_MAX = 1_000
 #: The feed ends the connection of who subscribes to a topic of 4 KiB; no real one is half as long as this.
 TOPIC_LENGTH_MAX = 1_024
 CURSOR = "feed"
+_ALL = "packed.all"
+#: Where these counters stand in a cursor.
+_POS, _SEQ = 3, 4
 
 
 class Hole(NamedTuple):
@@ -41,6 +45,28 @@ class Hole(NamedTuple):
     session_id: str
     after: int
     target: int
+
+
+class _Stand:
+    """Where a listener stood; its text is made when somebody asks, since few do."""
+
+    __slots__ = ("_encode", "_key", "_name", "_stand")
+
+    def __init__(
+        self, encode: Callable[[Any], str], stand: list[Any], name: int = 0, key: Any = None
+    ) -> None:
+        self._encode = encode
+        self._stand = stand
+        self._name = name  #: the counter that a message's number belongs to
+        self._key = key
+
+    def cursor(self, number: int) -> str:
+        """The opaque text of a cursor."""
+        stand = self._stand
+        if self._name:
+            stand = list(stand)
+            stand[self._name] = {**stand[self._name], self._key: number}
+        return self._encode(stand)
 
 
 class FeedCursor:
@@ -81,7 +107,7 @@ class FeedCursor:
         wanted = {"node.head", f"node.echo.{token}"}
         wanted |= {"lifecycle."} if self.lifecycle else set()
         wanted |= (
-            {"session."} if self.all_sessions else {f"session.{topic_id(sid)}." for sid in self.sessions}
+            {_ALL} if self.all_sessions else {f"packed.one.{topic_id(sid)}." for sid in self.sessions}
         )
         for topic in self.topics:
             for family in ("node.", "route."):
@@ -157,6 +183,8 @@ class FeedCursor:
 
     def on_message(self, topic: str, data: dict[str, Any]) -> list[Notification]:
         """Take a live message. What it completes is returned; what it shows to be missing is in ``holes``."""
+        if topic.startswith("packed."):
+            return self._on_packed(data)
         if topic.startswith("session."):
             return self._on_session(topic, data)
         if topic.startswith("lifecycle."):
@@ -196,6 +224,39 @@ class FeedCursor:
             return []
         self._seq[session_id] = number
         return self._deliver(topic, data)
+
+    def _on_packed(self, packed: dict[str, Any]) -> list[Notification]:
+        """The events of a commit: of a partition, or of one session."""
+        out: list[Notification] = []
+        try:
+            events = packed["events"]
+            stamp = {name: packed[name] for name in ("partition", "epoch", "node")}
+            session_id = "" if self.all_sessions else events[0]["session_id"]
+            if self.all_sessions:
+                hole = Hole("session", packed["partition"], "", 0, events[-1]["pos"])
+                name, place = "pos", _Stand(self._encode, self._stand_now(), _POS, hole.partition)
+                last = self._pos.setdefault(hole.partition, events[0]["pos"] - 1)
+            elif session_id in self.sessions:
+                hole = Hole("events", self.sessions[session_id], session_id, 0, events[-1]["seq"])
+                name, place = "seq", _Stand(self._encode, self._stand_now(), _SEQ, session_id)
+                last = self._seq.setdefault(session_id, 0)
+            else:
+                return out
+            for event in events:
+                number = event[name]
+                if number > last + 1:
+                    self._hole(*hole._replace(after=last))
+                    break
+                if number == last + 1:
+                    topic = f"session.{topic_id(event['session_id'])}.{event['type']}"
+                    event.update(stamp)
+                    self._advance(hole, number)
+                    last = number
+                    if topic.startswith(self.topics):
+                        out.append(Notification(topic, event, place, number))
+        except (AttributeError, LookupError, TypeError):
+            self.stray += 1
+        return out
 
     def _on_head(self, head: dict[str, Any], first: bool = False) -> None:
         partition = head["partition"]
@@ -275,20 +336,19 @@ class FeedCursor:
         self._meta[head["partition"]] = {name: head[name] for name in ("epoch", "node") if name in head}
 
     def _deliver(self, topic: str, data: dict[str, Any]) -> list[Notification]:
-        return [Notification(topic, data, self.cursor())] if topic.startswith(self.topics) else []
+        if not topic.startswith(self.topics):
+            return []
+        return [Notification(topic, data, _Stand(self._encode, self._stand_now()))]
+
+    def _stand_now(self) -> list[Any]:
+        return [
+            CURSOR, self.partitions, dict(self._lseq) if self.lifecycle else None,
+            dict(self._pos) if self.all_sessions else None, dict(self._seq),
+        ]
 
     def cursor(self) -> str:
         """The opaque text of where we stand."""
-        text: str = self._encode(
-            [
-                CURSOR,
-                self.partitions,
-                self._lseq if self.lifecycle else None,
-                self._pos if self.all_sessions else None,
-                self._seq,
-            ]
-        )
-        return text
+        return _Stand(self._encode, self._stand_now()).cursor(0)
 
 
 def is_message(topic: str, data: dict[str, Any]) -> bool:
@@ -299,6 +359,8 @@ def is_message(topic: str, data: dict[str, Any]) -> bool:
             type(get("partition")) is type(get("pos")) is type(get("seq")) is int
             and type(get("session_id")) is str
         )
+    if topic.startswith("packed."):
+        return type(get("partition")) is int and type(get("events")) is list
     if topic.startswith("lifecycle."):
         return type(get("partition")) is type(get("lseq")) is int
     if topic.startswith(("node.head", "node.echo.")):

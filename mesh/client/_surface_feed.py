@@ -18,8 +18,8 @@ from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError
 #: How often partitions are asked for our echo: at first, and at most.
 ECHO_S = 0.005
 ECHO_MAX_S = 0.03
-#: Messages taken from the socket before the caller gets his turn.
-DRAIN_MAX = 1_000
+#: Messages taken from the socket before the caller gets his turn; one may hold some dozen events.
+DRAIN_MAX = 100
 #: The pause before a hole that could not be fetched is looked for again.
 HOLE_RETRY_S = 0.1
 
@@ -122,7 +122,7 @@ def decode_message(frames: Sequence[bytes]) -> tuple[str, dict[str, Any]] | None
     """(topic, payload) of a feed message; None for what is not one."""
     try:
         topic, payload = frames
-        data = wire.unpack(payload)
+        data = wire.unpack_own(payload)
         name = topic.decode()
         return (name, data) if type(data) is dict and is_message(name, data) else None
     except (MeshError, ValueError):

@@ -110,6 +110,7 @@ _ID = pack("id") + b"\xd9\x24evt_"
 _SEQ = pack("seq")
 _POS = pack("pos")
 _STORED_HEADER = map_header(FRAGMENT_PAIRS + 2)
+_PACKED_HEADER = map_header(FRAGMENT_PAIRS + 3)
 
 
 def type_code(name: Any) -> int:
@@ -260,6 +261,19 @@ def encode_published(
     return b"".join((header, fragment, _ID, digest, _SEQ, repack(seq), _POS, repack(pos), stamp))
 
 
+def encode_packed(rows: Sequence[Any]) -> list[bytes]:
+    """The events' maps for a message of several, each with its ``pos``; what they share stands beside them.
+    A row has ``session_id``, ``seq``, ``pos`` and ``fragment``."""
+    digest, encode = xxh3_128_hexdigest, repack
+    return [
+        b"".join((
+            _PACKED_HEADER, row.fragment, _ID, digest(f"{row.session_id}:{row.seq}".encode()).encode(), _SEQ,
+            encode(row.seq), _POS, encode(row.pos),
+        ))
+        for row in rows
+    ]
+
+
 __all__ = [
     "AGENT_EVENTS",
     "EVENTS",
@@ -274,6 +288,7 @@ __all__ = [
     "FragmentEncoder",
     "encode_fragment",
     "encode_log",
+    "encode_packed",
     "encode_published",
     "encode_stored",
     "event_id",

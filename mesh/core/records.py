@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -371,14 +371,6 @@ class PartitionInfo(Record, frozen=True):
     cause: dict[str, Any] | None = None
 
 
-class Notification(NamedTuple):
-    """A message of the feed. ``cursor`` is opaque: pass it to ``listen(after=...)`` to go on behind it."""
-
-    topic: str
-    data: dict[str, Any]
-    cursor: str
-
-
 class Page(Sequence[T], Generic[T]):
     """A list with ``.cursor`` (opaque, None at the end) and ``.missing`` (partitions that did not answer)."""
 
@@ -428,7 +420,6 @@ __all__ = [
     "CostState",
     "Event",
     "Handle",
-    "Notification",
     "Page",
     "PartitionInfo",
     "Prompted",

@@ -9,18 +9,21 @@ the event proxy, which knows them all, drops what nobody asked for.
 from __future__ import annotations
 
 _SESSIONS, _ROUTES = b"session.", b"route."
+#: Events of one commit in a message: of all sessions, and of one (``packed.one.<sid>.``).
+PACKED_ALL, PACKED_ONE = b"packed.all", b"packed.one."
 
 
 class Topics:
     """The subscriptions of all listeners together."""
 
-    __slots__ = ("_all", "_finer", "_most", "_routes", "_topics", "over", "sessions")
+    __slots__ = ("_all", "_finer", "_most", "_routes", "_topics", "over", "packed", "sessions")
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._topics: set[bytes] = set()
         self._all = self._finer = self._routes = 0
         self.sessions: set[bytes] = set()  #: ``session.<sid>.``: whole sessions that somebody follows
+        self.packed: set[bytes] = set()  #: ``packed.all`` and ``packed.one.<sid>.``, as subscribed
         self.over = 0  #: topics that are not kept
 
     def __len__(self) -> int:
@@ -64,8 +67,13 @@ class Topics:
                 self.sessions.add(topic)
             else:
                 self.sessions.discard(topic)
+        elif topic == PACKED_ALL or topic.startswith(PACKED_ONE):
+            if one > 0:
+                self.packed.add(topic)
+            else:
+                self.packed.discard(topic)
         if topic.startswith(_ROUTES) or _ROUTES.startswith(topic):
             self._routes += one
 
 
-__all__ = ["Topics"]
+__all__ = ["PACKED_ALL", "PACKED_ONE", "Topics"]

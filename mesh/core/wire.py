@@ -242,14 +242,17 @@ def unpack_reply(frame: bytes) -> Any:
     Raises:
         RemoteProtocolError: as ``unpack``.
     """
-    if len(frame) <= HEADER_BYTES:
-        return None
-    if len(frame) <= FRAME_BYTES_MAX:
+    return unpack_own(memoryview(frame)[HEADER_BYTES:]) if len(frame) > HEADER_BYTES else None
+
+
+def unpack_own(data: bytes | memoryview) -> Any:
+    """What a node sent, faster than ``unpack``, with the same errors."""
+    if len(data) <= FRAME_BYTES_MAX:
         try:
-            return _decode(memoryview(frame)[HEADER_BYTES:])
+            return _decode(data)
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError, MemoryError):
             pass
-    return unpack(memoryview(frame)[HEADER_BYTES:])
+    return unpack(data)
 
 
 def _refuse_extension(code: int, _data: bytes | memoryview) -> Any:
@@ -371,5 +374,5 @@ __all__ = [
     "array_header",
     "check_depth", "decode_calls", "decode_header", "encode_body", "encode_header", "failure",
     "join_replies", "map_header", "ok", "pack", "pack_header", "parse_actor_id", "repack", "unpack",
-    "unpack_reply",
+    "unpack_own", "unpack_reply",
 ]

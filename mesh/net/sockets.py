@@ -28,8 +28,8 @@ from mesh.core.wire import FRAME_BYTES_MAX
 HWM_FRAMES = 10_000
 #: No mark is set higher, whatever the limits in the config are.
 HWM_MAX = 1_000_000
-#: The feed's pipes into the proxy, and a listener's own. To a slow listener the proxy keeps ``HWM_FRAMES``;
-#: what he loses he fetches by cursor.
+#: The feed's pipes into the proxy. For a slow listener the proxy and he himself keep ``HWM_FRAMES``; what he
+#: loses he fetches by cursor.
 FEED_HWM_FRAMES = 50_000
 #: What listeners send to the feed: subscriptions. A longer topic costs the connection: libzmq keeps topics in
 #: a tree of one level per byte and takes it down by recursion; one of a megabyte ended the process (SIGSEGV).
@@ -159,7 +159,7 @@ def broadcast_socket(ctx: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
 
 def subscriber_socket(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """A listener's SUB on the feed; subscribe before relying on anything."""
-    socket = _open(ctx, zmq.SUB, FEED_HWM_FRAMES, FRAME_BYTES_MAX)
+    socket = _open(ctx, zmq.SUB, HWM_FRAMES, FRAME_BYTES_MAX)
     _keep_alive(socket, endpoint)
     socket.connect(endpoint)
     return socket

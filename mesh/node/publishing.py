@@ -9,13 +9,18 @@ from mesh.core import events as ev
 from mesh.core import wire
 from mesh.core.access import NOBODY, opens
 from mesh.core.routes import RouteTable
-from mesh.core.state import State, topic_id
-from mesh.core.topics import Topics
+from mesh.core.runner import groups
+from mesh.core.state import EventRow, State, topic_id
+from mesh.core.topics import PACKED_ALL, PACKED_ONE, Topics
 from mesh.net import sockets
 from mesh.node.reads import STAMP_PAIRS, event_topic
 
 #: Subscriptions taken in one turn of the loop: a flood of them holds up nobody.
 TAKE_MAX = 1_000
+#: A message of several events is cut at this size: of it, as many may wait for a slow listener as of others.
+PACK_BYTES = 8 * 1024
+_PACK = wire.map_header(5) + wire.pack("ts")
+_EVENTS = wire.pack("events")
 
 
 class Publisher:
@@ -52,8 +57,13 @@ class Publisher:
         state = self.state
         for _, topic, payload in state.lifecycle:
             self._send(topic.encode(), payload)
-        if state.events and (self.topics.every_session or self.topics.sessions):
-            self._publish_events()
+        topics = self.topics
+        if state.events and (topics.every_session or topics.sessions or topics.packed):
+            events = self._public(state.events)
+            if topics.every_session or topics.sessions:
+                self._publish_events(events)
+            if topics.packed or topics.over:
+                self._publish_packed(events)
         routes.watched = self.topics.routes
         if routes.notes:
             notes, routes.notes = routes.notes, []
@@ -64,14 +74,24 @@ class Publisher:
             self._skipped = False
             self._send(b"node.head", self._stand())
 
-    def _publish_events(self) -> None:
-        everything, sessions = self.topics.every_session, self.topics.sessions
+    def _public(self, events: list[EventRow]) -> list[EventRow]:
+        """What is shown to everybody: the feed knows no tokens. A past that was imported is no news; who
+        listens to all may meet it in a hole."""
         quiet, known = self.state.quiet, self.state.sessions
-        for event in self.state.events:
-            if quiet and event.session_id in quiet:
-                continue  # its past is no news; who listens to all may meet it in a hole
+        if not quiet and all(known[event.session_id].access is None for event in events):
+            return events
+        shown = []
+        for event in events:
+            if event.session_id in quiet:
+                continue
             if (access := known[event.session_id].access) and not opens(access, event.session_id, NOBODY):
-                event = event._replace(fragment=ev.masked(event.fragment))  # the feed is everybody's
+                event = event._replace(fragment=ev.masked(event.fragment))
+            shown.append(event)
+        return shown
+
+    def _publish_events(self, events: list[EventRow]) -> None:
+        everything, sessions = self.topics.every_session, self.topics.sessions
+        for event in events:
             if everything or f"session.{topic_id(event.session_id)}.".encode() in sessions:
                 self._send(
                     event_topic(event.session_id, event.type).encode(),
@@ -79,6 +99,26 @@ class Publisher:
                         event.fragment, event.session_id, event.seq, event.pos, self.state.stamp, STAMP_PAIRS
                     ),
                 )
+
+    def _publish_packed(self, events: list[EventRow]) -> None:
+        """The same, many in a message: for who follows everything, and for who follows one session."""
+        encoded, packed, over = ev.encode_packed(events), self.topics.packed, self.topics.over
+        if over or PACKED_ALL in packed:
+            self._pack(PACKED_ALL, encoded)
+        if not over and packed <= {PACKED_ALL}:
+            return
+        by_session: dict[str, list[bytes]] = {}
+        for event, event_map in zip(events, encoded, strict=True):
+            by_session.setdefault(event.session_id, []).append(event_map)
+        for session_id, maps in by_session.items():
+            topic = PACKED_ONE + f"{topic_id(session_id)}.".encode()
+            if over or topic in packed:
+                self._pack(topic, maps)
+
+    def _pack(self, topic: bytes, events: list[bytes]) -> None:
+        head = b"".join((_PACK, wire.repack(self.state.now), self.state.stamp, _EVENTS))
+        for group in groups(events, PACK_BYTES):
+            self._send(topic, b"".join((head, wire.array_header(len(group)), *group)))
 
     def head(self, counters: dict[str, Any]) -> None:
         """The counters, once a second: the loss of the last message shows too."""
@@ -115,4 +155,4 @@ class Publisher:
             self.lost += 1  # listeners see the hole in the counters and fetch it
 
 
-__all__ = ["TAKE_MAX", "Publisher"]
+__all__ = ["PACK_BYTES", "TAKE_MAX", "Publisher"]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from mesh.core.notification import Notification
 from mesh.core.records import (
     Event,
     Handle,
-    Notification,
     Page,
     PartitionInfo,
     Prompted,

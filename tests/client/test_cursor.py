@@ -10,12 +10,19 @@ from hypothesis import strategies as st
 
 from mesh.client._cursor import FETCH_ROWS, FeedCursor, Hole, topic_id
 from mesh.client._surface import decode_cursor, encode_cursor
-from mesh.core.records import Notification
+from mesh.core.notification import Notification
 from mesh.core.slots import even_map, session_slot
 from mesh.errors import InvalidArgument
 
 PARTITIONS = 2
 MAP = even_map(PARTITIONS)
+
+
+def packed(rows: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Events of one partition as they are published together."""
+    shared = ("partition", "epoch", "node", "topic")
+    events = [{name: row[name] for name in row if name not in shared} for row in rows]
+    return "packed.all", {"ts": 1.0, "events": events, **{name: rows[0][name] for name in shared[:3]}}
 
 
 class Log:
@@ -223,6 +230,70 @@ def test_text_that_is_no_cursor_is_refused(text: str) -> None:
     assert refused.value.code == "invalid_cursor"
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    sids=st.lists(st.sampled_from(SIDS), max_size=30),
+    cuts=st.lists(st.tuples(
+        st.integers(1, 5), st.sampled_from(("arrives", "lost", "twice", "late", "begun"))
+    ), min_size=30, max_size=30),
+    one=st.booleans(),
+    finer=st.booleans(),
+)
+def test_events_that_come_packed_are_each_delivered_once_and_in_order(
+    sids: list[str], cuts: list[tuple[int, str]], one: bool, finer: bool
+) -> None:
+    """If packs are lost, doubled, late or overlap, then each event comes once, as if it had come alone."""
+    log = Log()
+    wanted = f"session.{topic_id(SIDS[0])}." if one else "session."
+    machine = listener(wanted)
+    for sid in sids:
+        log.happen(MAP[session_slot(sid)], sid, lifecycle=False)
+    got: list[Notification] = []
+    late: list[tuple[str, dict[str, Any]]] = []
+    rows = {p: [r for r in log.events[p] if not one or r["session_id"] == SIDS[0]] for p in log.events}
+    for left in rows.values():
+        for size, fate in cuts:
+            some, left = left[:size], left[size - (fate == "begun"):]
+            for _ in range({"lost": 0, "late": 0, "twice": 2}.get(fate, 1) if some else 0):
+                got += machine.on_message(*packed(some))
+            if some and fate == "late":
+                late.append(packed(some))
+            if finer:
+                got += mend(machine, log, 2)
+    for message in late:
+        got += machine.on_message(*message)
+    for partition in rows:
+        machine.on_message("node.head", log.head(partition))
+    got += mend(machine, log)
+    for partition, expected in rows.items():
+        mine = [(n.topic, n.data["seq"], n.data["pos"]) for n in got if n.data["partition"] == partition]
+        assert mine == [(r["topic"], r["seq"], r["pos"]) for r in expected]
+
+
+def test_cursor_of_a_packed_event_goes_on_right_behind_it() -> None:
+    """If the cursor of an event in the middle of a pack is used, then the next event of that pack comes."""
+    log, machine = Log(), listener("session.", "lifecycle.")
+    rows = [log.happen(0, "alpha", lifecycle=False)[1] for _ in range(4)]
+    notes = machine.on_message(*packed(rows))
+    again = listener("session.", "lifecycle.", log=log, after=notes[1].cursor)
+    assert [n.data["pos"] for n in mend(again, log)] == [3, 4]
+    single = listener("session.alpha.")
+    notes = single.on_message("packed.one.alpha.", packed(rows)[1])
+    assert decode_cursor(notes[2].cursor, "feed")[4] == {"alpha": 3}
+
+
+@pytest.mark.parametrize(
+    "events", [[], [1], [{}], [{"pos": "x"}], [{"pos": 1}, 5], [{"pos": 1, "session_id": []}]]
+)
+def test_pack_that_makes_no_sense_is_counted_and_harms_nothing(events: list[Any]) -> None:
+    """If a pack holds garbage, then it is a stray message, and the next one is taken."""
+    machine, log = listener("session."), Log()
+    assert machine.on_message("packed.all", {"partition": 0, "epoch": 1, "node": "n", "events": events}) == []
+    assert machine.stray == 1
+    row = log.happen(0, "alpha", lifecycle=False)[1]
+    assert [n.number for n in listener("session.").on_message(*packed([row]))] == [1]
+
+
 @pytest.mark.parametrize("topics", [("session.",), ("session.other.",)])
 def test_cursor_of_other_topics_is_refused(topics: tuple[str, ...]) -> None:
     """If a cursor does not hold the counters these topics need, then it is invalid_cursor."""
@@ -235,11 +306,12 @@ def test_cursor_of_other_topics_is_refused(topics: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("topics", "subscribed"),
     [
-        ((), {b"lifecycle.", b"session.", b"node.", b"route."}),
+        ((), {b"lifecycle.", b"packed.all", b"node.", b"route."}),
         (("lifecycle.started.x",), {b"lifecycle."}),
-        (("session.a.run_started", "session.b."), {b"session.a.", b"session.b."}),
-        (("session.a.", "session."), {b"session."}),
-        (("session.ab",), {b"session."}),
+        (("session.a.run_started", "session.b."), {b"packed.one.a.", b"packed.one.b."}),
+        (("session.a%2Eb.", "session.b."), {b"packed.one.a%2Eb.", b"packed.one.b."}),
+        (("session.a.", "session."), {b"packed.all"}),
+        (("session.ab",), {b"packed.all"}),
         (("node.partition_", "route.set"), {b"node.partition_", b"route.set"}),
     ],
 )

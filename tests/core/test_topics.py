@@ -20,6 +20,8 @@ NAMES = (
     b"route.set",
     b"node.head",
     b"lifecycle.started.x",
+    b"packed.all",
+    b"packed.one.a.",
 )
 
 
@@ -36,13 +38,16 @@ def test_counts_are_what_looking_at_every_topic_says(steps: list[tuple[bool, byt
             topics.discard(name)
     sessions = {t for t in held if t.startswith(b"session.") or b"session.".startswith(t)}
     whole = {t for t in sessions if t.count(b".") == 2 and t.endswith(b".")}
+    packed = {t for t in held if t.startswith(b"packed.")}
     routes = any(t.startswith(b"route.") or b"route.".startswith(t) for t in held)
     if most == 100:
         assert topics.every_session == bool(sessions - whole) and topics.sessions == whole
-        assert topics.routes == routes and topics.over == 0 and len(topics) == len(held)
+        assert topics.packed == packed and topics.routes == routes
+        assert topics.over == 0 and len(topics) == len(held)
     else:
         assert topics.every_session or (whole <= topics.sessions and not sessions - whole)
         assert topics.routes or not routes
+        assert topics.over or topics.packed == packed
 
 
 def test_topic_counts_once_and_what_is_over_the_bound_means_everything() -> None:

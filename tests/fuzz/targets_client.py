@@ -142,6 +142,8 @@ _TOPICS = (
     "",
     "session.",
     "lifecycle.",
+    "packed.all",
+    "packed.one.s1.",
 )
 _FIELDS = ("partition", "lseq", "pos", "seq", "session_id", "epoch", "node", "lseq_kept")
 
@@ -179,6 +181,11 @@ def _frames(dice: Dice) -> list[bytes]:
     small = (0, 1, 2, 3, 4, 5)
     fields: dict[str, Any] = {"partition": dice.below(2), "session_id": dice.pick(("s1", "s2"))}
     fields.update((name, dice.pick(small)) for name in ("lseq", "pos", "seq"))
+    if dice.below(2):
+        fields["events"] = [
+            {"pos": dice.pick(small), "seq": dice.below(6), "session_id": dice.pick(("s1", 7)), "type": "t"}
+            for _ in range(dice.below(3))
+        ]
     for _ in range(dice.below(3)):
         fields[dice.pick(_FIELDS)] = dice.value()
     for _ in range(dice.below(2)):
