@@ -44,7 +44,7 @@ GATHERED = {f"route.{name}": f"route.{name}_many" for name in ("get", "set", "re
 REMAINING_S_MAX = 4_000_000.0
 
 _PLACED = frozenset((int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)))
-_PARTITION, _WAIT = int(wire.Flag.PARTITION), int(wire.Kind.WAIT)
+_PARTITION, _MOVED, _WAIT = int(wire.Flag.PARTITION), int(wire.Flag.MOVED), int(wire.Kind.WAIT)
 _TWO = {2}
 #: One call, as it came.
 ONE: Spans = (0,)
@@ -123,6 +123,8 @@ class Payload:
         "epoch",
         "identity",
         "kind",
+        "map_version",
+        "moved",
         "number",
         "op",
         "opened_s",
@@ -153,6 +155,7 @@ class Payload:
         tokens: Sequence[Any] = (),
         spans: Spans = (),
         op: str = "",
+        map_version: int = 0,
     ) -> None:
         self.kind = kind
         self.partition = partition
@@ -165,6 +168,8 @@ class Payload:
         self.tokens = tokens
         self.spans = spans
         self.op = op
+        self.map_version = map_version  #: by which it was placed
+        self.moved = False  #: that one is old, and the write may have happened
         self.number = 0
         self.identity: Identity | None = None
         self.boot = 0  #: router's boot id when it was sent last; 0: not known then
@@ -187,10 +192,12 @@ class Payload:
         if self.number and self.identity is not None:
             done_below = self.identity.numbering(self.partition).done_below()
         remaining_ms = max(1, int(min(self.deadline_s - now_s, REMAINING_S_MAX) * 1000))
-        flags, map_version = (_PARTITION, map_version) if kind in _PLACED else (0, 0)
+        flags, placed_by = (_PARTITION, self.map_version) if kind in _PLACED else (0, 0)
+        if self.moved:
+            flags, placed_by = _PARTITION | _MOVED, map_version
         number, request_id, partition = self.number, self.request_id, self.partition
         head = wire.pack_header(
-            kind, flags, 0, partition, map_version, remaining_ms, request_id, number, done_below
+            kind, flags, 0, partition, placed_by, remaining_ms, request_id, number, done_below
         )
         return head + self.body
 

@@ -123,10 +123,7 @@ class Protocol(Traffic):
         if self._map is not None:
             self._queue(
                 Payload(
-                    kind=NOTE,
-                    partition=partition,
-                    request_id=self._id(),
-                    deadline_s=now_s + NOTE_S,
+                    kind=NOTE, partition=partition, request_id=self._id(), deadline_s=now_s + NOTE_S,
                     now_s=now_s,
                 )
             )
@@ -162,12 +159,8 @@ class Protocol(Traffic):
         if early.call is None and early.kind != HELLO:
             self._open_payload(
                 Payload(
-                    kind=early.kind,
-                    partition=~early.slot,
-                    request_id=self._id(),
-                    deadline_s=early.deadline_s,
-                    now_s=now_s,
-                    tokens=(early.token,),
+                    kind=early.kind, partition=~early.slot, request_id=self._id(),
+                    deadline_s=early.deadline_s, now_s=now_s, tokens=(early.token,),
                 ),
                 now_s,
             )
@@ -200,7 +193,9 @@ class Protocol(Traffic):
         """Make payloads of calls of one (kind, partition, deadline)."""
         kind, partition, deadline_s = place
         calls, slots, tokens = batch.take()
-        frame_bytes = self.facts.frame_bytes if self.facts else wire.FRAME_BYTES_MAX
+        facts = self.facts
+        frame_bytes, map_version = (
+            (facts.frame_bytes, facts.map_version) if facts else (wire.FRAME_BYTES_MAX, 0))
         if kind == WAIT:
             frame_bytes = min(frame_bytes, wire.WAIT_BYTES_MAX)
         bodies, bad = split(calls, frame_bytes)
@@ -219,6 +214,7 @@ class Protocol(Traffic):
                 tokens=tokens[first:end],
                 spans=spans,
                 op=op,
+                map_version=map_version,
             )
             if kind == WRITE:
                 payload.number = self._identity.numbering(partition).take()
@@ -235,11 +231,7 @@ class Protocol(Traffic):
     def _say_hello(self, now_s: float) -> None:
         if self._hello is None:
             self._hello = Payload(
-                kind=HELLO,
-                partition=0,
-                request_id=self._id(),
-                deadline_s=FOREVER,
-                now_s=now_s,
+                kind=HELLO, partition=0, request_id=self._id(), deadline_s=FOREVER, now_s=now_s
             )
         self._hello.due_s = now_s + HELLO_EVERY_S
         self._look_at(self._hello.due_s)
@@ -276,7 +268,7 @@ class Protocol(Traffic):
             return [(payload.tokens, pairs_of(payload, frame))]
         told, rest = told_and_rest(payload, pairs_of(payload, frame))
         done: list[Completion] = [told]
-        self._place([Early(payload.kind, *row, payload.deadline_s) for row in rest], now_s, done)
+        self._place_again([Early(payload.kind, *row, payload.deadline_s) for row in rest], now_s, done)
         return done
 
     def _on_parts(self, payload: Payload, frame: bytes) -> list[Completion]:
@@ -350,28 +342,36 @@ class Protocol(Traffic):
 
         A write that may have happened keeps its number and its partition: only there is its receipt.
         """
+        same = self.facts is not None and self.facts.map_version == version
         if payload.kind == WRITE and not payload.untouched:
-            payload.sends, payload.due_s = 0, now_s + AGAIN_S
+            payload.moved, payload.sends, payload.due_s = True, 0, now_s + AGAIN_S
             self._look_at(payload.due_s)
-            self._say_hello(now_s)
+            if not same:
+                self._say_hello(now_s)
             return []
         self._close_payload(payload)
-        same = self.facts is not None and self.facts.map_version == version
-        self._map, self._lanes = None, Lanes()
-        self._say_hello(now_s)
-        if same and self._hello is not None:  # the router itself is in between: do not spin
+        known = same and payload.map_version != version  # another answer brought the map meanwhile
+        if not known:
+            self._map, self._lanes = None, Lanes()
+            self._say_hello(now_s)
+        if same and not known and self._hello is not None:  # the router itself is in between: do not spin
             self._hello.done = True
             self._hello = None
             self._look_at(now_s + BLOCKED_RETRY_S)
-        done: list[Completion] = []
-        for slot, call, token in payload.rows():
-            if call[0] in MANY_OPS:
-                done.append(((token,), (STALE,)))
-            else:
-                self._early.append(Early(payload.kind, slot, call, token, payload.deadline_s))
-                self._look_at(payload.deadline_s)
+        done: list[Completion] = [((row[2],), (STALE,)) for row in payload.rows() if row[1][0] in MANY_OPS]
+        again = [row for row in payload.rows() if row[1][0] not in MANY_OPS]
+        self._place_again([Early(payload.kind, *row, payload.deadline_s) for row in again], now_s, done)
         self._unplace_turn()
         return done
+
+    def _place_again(self, calls: list[Early], now_s: float, done: list[Completion]) -> None:
+        """Place calls by the present map, or by the one that is on its way."""
+        if self._map is not None:
+            self._place(calls, now_s, done)
+            return
+        self._early += calls
+        for early in calls:
+            self._look_at(early.deadline_s)
 
     def _unplace_turn(self) -> None:
         """What this turn has gathered so far is placed at the flush, by the map that holds then."""

@@ -134,11 +134,11 @@ class _Many:
         self,
         kind: int,
         call: Callable[[list[Any]], Call],
-        store: Callable[[list[Any], list[int], list[Any]], None],
+        store: Callable[[list[Any], list[int], list[Any]], Iterable[int]],
     ) -> None:
         self.kind = kind
         self.call = call
-        self.store = store  #: (results, places, pairs): read the answers of one group
+        self.store = store  #: (results, places, pairs): read a group's answers; the places to ask anew
         self.results: list[Any] = []
         self.errors: dict[int, MeshError] = {}  #: what was found wrong here, by place
         self.slots: list[int] = []  #: by place
@@ -223,7 +223,7 @@ class _Many:
             elif type(answer) is not list or len(answer) != len(places):
                 self._fail(places, RemoteProtocolError(f"not the answers to {len(places)} keys"))
             else:
-                self.store(self.results, places, answer)
+                anew.extend(self.store(self.results, places, answer))
         return again
 
     def _fail(self, places: Iterable[int], error: MeshError) -> None:
@@ -231,16 +231,21 @@ class _Many:
             self.results[place] = error
 
 
-def _store_nothing(results: list[Any], places: list[int], pairs: list[Any]) -> None:
+def _store_nothing(results: list[Any], places: list[int], pairs: list[Any]) -> list[int]:
+    anew = []
     for place, (status, value) in zip(places, pairs, strict=True):
         results[place] = failure(value) if status else None
+        if status and results[place].details.get("again") is True:
+            anew.append(place)
+    return anew
 
 
-def _store_records(results: list[Any], places: list[int], pairs: list[Any]) -> None:
+def _store_records(results: list[Any], places: list[int], pairs: list[Any]) -> Iterable[int]:
     if pairs and type(pairs[0]) is list:  # they travelled with calls of other ops, and were read as they are
         pairs = [(status, value if status else route_record(value)) for status, value in pairs]
     for place, (status, value) in zip(places, pairs, strict=True):
         results[place] = failure(value) if status else value
+    return ()
 
 
 def set_many(pairs: Iterable[Any], timeout_s: float | None) -> Plan:
@@ -275,11 +280,12 @@ def resolve_many(link: Linked, keys: Iterable[Any], fallbacks: Any, timeout_s: f
     """``routes.resolve`` of many; the fallbacks hold for each of them."""
     usable = valid_fallbacks(fallbacks)
 
-    def store(results: list[Any], places: list[int], pairs: list[Any]) -> None:
+    def store(results: list[Any], places: list[int], pairs: list[Any]) -> Iterable[int]:
         slot_map, slots, items = link.slot_map, many.slots, many.items
         for place, (status, value) in zip(places, pairs, strict=True):
             partition = slot_map[slots[place]]
             results[place] = failure(value) if status else resolution(value, partition, items[place])
+        return ()
 
     many = _Many(READ, lambda items: ("route.resolve_many", (items, usable)), store)
     many.add_keys(keys)

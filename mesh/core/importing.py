@@ -18,6 +18,7 @@ from mesh.core import session as sessions
 from mesh.core import wire
 from mesh.core.agents import Part
 from mesh.core.keeping import Keeping
+from mesh.core.moved import elsewhere
 from mesh.core.records import TERMINAL, Run, RunStatus, SessionStatus
 from mesh.core.run import RunState
 from mesh.core.session import IMPORTING, SessionState
@@ -71,8 +72,7 @@ class Importing:
         if type(values) is not dict:
             raise InvalidArgument("a session is a map")
         if not self.owns(session_id):
-            raise InvalidArgument(f"session {session_id} belongs to another partition",
-                                  code="invalid_argument")
+            raise elsewhere()
         state = self.state
         if state.has_session(session_id):
             former = state.session(session_id)

@@ -24,6 +24,7 @@ from mesh.core import wire
 from mesh.core.access import AS, NEEDS, NODE, SHOWING, Credentials, envelope, unwrapped
 from mesh.core.audit import AUDITED, entries
 from mesh.core.live import NoRunner
+from mesh.core.moved import elsewhere
 from mesh.core.pending import REPLY_BYTES_MAX, PartOf, Pending
 from mesh.core.receipts import Key, Receipt, Receipts
 from mesh.core.routes import RouteTable
@@ -172,7 +173,11 @@ class Partition:
         self.receipts.begin(*key)
         self.open[key] = pending
         for index, part in enumerate(pending.parts):
-            if part is None:
+            if part is not None:
+                continue
+            if pending.moved and self._is_elsewhere(*pending.calls[index]):
+                pending.parts[index] = wire.failure(elsewhere())
+            else:
                 self._call(pending, index)
         self._record(pending)
         return None
@@ -333,9 +338,12 @@ class Partition:
 
     def _check_owner(self, key: str) -> None:
         """Refuse a key that another partition owns: a client with a wrong hash would lose it there."""
-        owner = self.slot_map[route_slot(key)]
-        if owner != self.index:
-            raise InvalidArgument(f"key {shown(key)} belongs to partition {owner}", code="invalid_argument")
+        if self.slot_map[route_slot(key)] != self.index:
+            raise elsewhere()
+
+    def _is_elsewhere(self, op: str, args: list[Any]) -> bool:
+        slot = _scope(op, args)
+        return slot is not None and self.slot_map[slot] != self.index
 
     def owns_session(self, session_id: str) -> bool:
         """Whether the session's slot is ours."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from mesh.core import wire
+from mesh.core.moved import sender
 from mesh.core.receipts import Key
 from mesh.core.state import State
 
 #: The successful answers of one payload; what its errors need beside them fits into the frame too.
 REPLY_BYTES_MAX = wire.FRAME_BYTES_MAX - 2 * 1024 * 1024
+
+_MOVED = int(wire.Flag.MOVED | wire.Flag.PARTITION)
 
 
 class Pending:
@@ -23,17 +26,24 @@ class Pending:
         "deadline_s",
         "held",
         "kind",
+        "moved",
         "number",
         "over",
         "parts",
+        "reply_flags",
         "request_id",
+        "sender",
         "size",
     )
 
     def __init__(
-        self, client: bytes, header: wire.Header, size: int, calls: list[Any], deadline_s: float
+        self, client: bytes, header: wire.Header, size: int, calls: list[Any], deadline_s: float,
+        index: int = 0,
     ) -> None:
         self.client = client
+        self.moved = header.flags & _MOVED == _MOVED  #: it was placed by an older map
+        self.sender = sender(client, header.address, index) if self.moved else client
+        self.reply_flags = int(wire.Flag.MORE) if self.moved else 0
         self.request_id = header.request_id
         self.number = header.number
         self.kind = header.kind
@@ -49,7 +59,7 @@ class Pending:
     @property
     def key(self) -> Key:
         """What its receipt is kept under."""
-        return self.client, self.number
+        return self.sender, self.number
 
     def body(self) -> bytes:
         """The reply, when every part is there."""

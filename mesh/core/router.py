@@ -21,7 +21,8 @@ from typing import Any
 from mesh.core import mailbox, wire
 from mesh.core.inflight import InFlight
 from mesh.core.mailbox import ChildState
-from mesh.core.slots import SLOT_COUNT
+from mesh.core.moved import heir
+from mesh.core.slots import PARTITIONS_MAX, SLOT_COUNT
 from mesh.errors import MeshError, Overloaded, RemoteProtocolError, RequestError, Unavailable
 
 #: A client is told of a partition's death if it was heard within this time.
@@ -32,7 +33,7 @@ _LONG_WAIT = f"a WAIT payload has at most {wire.WAIT_BYTES_MAX} bytes"
 
 READ, WRITE, WAIT = int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)
 _REPLY, _MORE = int(wire.Kind.REPLY), int(wire.Flag.MORE)
-_PARTITION_FLAG = int(wire.Flag.PARTITION)
+_PARTITION_FLAG, _MOVED = int(wire.Flag.PARTITION), int(wire.Flag.MOVED)
 
 
 class Actor:
@@ -113,6 +114,8 @@ class Router:
             partition = address
         else:
             partition = self.slot_map[address] if address < SLOT_COUNT else SLOT_COUNT
+        if kind == WRITE and flags & _MOVED and len(self.partitions) <= partition < PARTITIONS_MAX:
+            partition = heir(partition, len(self.partitions))
         if partition >= len(self.partitions):
             return None, self.refusal(payload, RemoteProtocolError(f"no slot or partition {address}")), None
         actor = self.partitions[partition]

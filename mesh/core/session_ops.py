@@ -22,6 +22,7 @@ from mesh.core.driving import Driving
 from mesh.core.error_map import checked_error
 from mesh.core.importing import Importing
 from mesh.core.keeping import Keeping
+from mesh.core.moved import elsewhere
 from mesh.core.prompts import PromptOps
 from mesh.core.records import SessionStatus
 from mesh.core.run import RunState
@@ -31,7 +32,7 @@ from mesh.core.session import SessionState
 from mesh.core.settling import Settling
 from mesh.core.slots import check_id
 from mesh.core.transcript_ops import TranscriptOps
-from mesh.errors import InvalidArgument, InvalidState, NotFound
+from mesh.errors import InvalidState, NotFound
 
 LIST_MAX = 1_000
 
@@ -92,9 +93,7 @@ class SessionOps:
         session_id, agent, fields = take(args, 2, 3)
         session = sessions.new_session(self.state.next_session, session_id, agent, fields, self.state.now)
         if not self.owns(session.id):
-            raise InvalidArgument(
-                f"session {session.id} belongs to another partition", code="invalid_argument"
-            )
+            raise elsewhere()
         self.runs.bounded(fields, "the session's fields have")
         self.agents.check(agent)
         if self.state.has_session(session.id):

@@ -88,7 +88,8 @@ class Flag(IntFlag):
     REFUSED = 2  #: reply: the body is one error map for the whole payload
     STALE_MAP = 4  #: reply, with REFUSED: say HELLO again, then resend
     AGAIN = 8  #: reply, with REFUSED: nothing was done; resend the same numbers
-    MORE = 16  #: reply to several calls: others have no answer yet (WAIT: it follows; READ: ask again)
+    MORE = 16  #: reply to several calls: others have no answer yet (WAIT: it follows; else: ask again)
+    MOVED = 32  #: request: a WRITE that was sent under an older map, to the partition of that time
 
 
 class Header(NamedTuple):

@@ -239,7 +239,7 @@ class PartitionProcess:
                 body, full = self.partition.read(calls)
                 self.replies.reply(client, header.request_id, READ, size, body, MORE if full else 0)
             else:
-                pending = Pending(client, header, size, calls, deadline_ms / 1000)
+                pending = Pending(client, header, size, calls, deadline_ms / 1000, self.index)
                 self.writes.append((pending, header.done_below))
         except MeshError as error:
             self.replies.refuse(client, header.request_id, header.kind, size, error)
@@ -257,7 +257,8 @@ class PartitionProcess:
             if body == b"":  # in progress: the first one will be answered; this one leaves the count
                 self.replies.refuse(pending.client, 0, WRITE, pending.size, MeshError(code="timeout"))
             elif body is not None:
-                self.replies.reply(pending.client, pending.request_id, WRITE, pending.size, body)
+                self.replies.reply(pending.client, pending.request_id, WRITE, pending.size, body,
+                                   pending.reply_flags)
         self.writes.clear()
         if self.actors.news and self.degraded is None:
             self.actors.news = False
@@ -294,7 +295,8 @@ class PartitionProcess:
             return
         self.lazy_since = None
         for pending, body in partition.finish():
-            self.replies.reply(pending.client, pending.request_id, pending.kind, pending.size, body)
+            self.replies.reply(pending.client, pending.request_id, pending.kind, pending.size, body,
+                               pending.reply_flags)
         self._perform()
 
     def _lazy_due(self) -> bool:
@@ -335,7 +337,8 @@ class PartitionProcess:
             os._exit(EX_INCONSISTENT)
         for pending, answer in answers:
             if isinstance(answer, bytes):
-                self.replies.reply(pending.client, pending.request_id, pending.kind, pending.size, answer)
+                self.replies.reply(pending.client, pending.request_id, pending.kind, pending.size, answer,
+                                   pending.reply_flags)
             else:
                 self.replies.refuse(pending.client, pending.request_id, pending.kind, pending.size, answer)
         self.actors.answers.clear()

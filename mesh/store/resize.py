@@ -3,6 +3,7 @@
 copy -> commit in the target -> flip the map -> delete at the source. Each step may be killed and is simply
 done again at the next start: until the flip, what lies in a target is a copy that nobody reads (deleted
 before it is copied again); after it, what lies in a source is a remainder that nobody reads (deleted).
+Receipts stay where they were written, as long as that partition is there (``core/moved.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 
 from mesh.core import run as runs
 from mesh.core import session as sessions
+from mesh.core.moved import place
 from mesh.core.slots import PARTITIONS_MAX, moved_map
 from mesh.store.file import guard
 from mesh.store.node_db import NodeDb
@@ -50,9 +52,11 @@ def _move(data_dir: Path, node: NodeDb, target: bytes) -> None:
                 slots = [s for s in range(len(owners)) if owners[s] == source and target[s] == goal]
                 if slots:
                     _copy(data_dir, source, goal, slots)
+        for source in range(count):
+            _copy_receipts(data_dir, source, max(target) + 1)
         node.set_map(target)
     for index in range(PARTITIONS_MAX):  # also the files of partitions that are no more, after a kill
-        _sweep(data_dir, index, [s for s in range(len(target)) if target[s] != index])
+        _sweep(data_dir, index, target)
     node.set_pending(None)
 
 
@@ -74,13 +78,64 @@ def _copy(data_dir: Path, source: int, goal: int, slots: list[int]) -> None:
         taker.close()
 
 
-def _sweep(data_dir: Path, index: int, slots: list[int]) -> None:
+def _copy_receipts(data_dir: Path, source: int, partitions: int) -> None:
+    """Copy what another partition is to answer from now on."""
+    if not _file(data_dir, source).exists():
+        return
+    giver = Store(_file(data_dir, source))
+    try:
+        giver.acquire(boot_id="resize", offset_ms=0)
+        leaving = _leaving(giver.connection, source, partitions)
+        for goal in sorted({owner for owner, _ in leaving.values()}):
+            names = {name: there for name, (owner, there) in leaving.items() if owner == goal}
+            _hand_over(giver, _file(data_dir, goal), names)
+    finally:
+        giver.close()
+
+
+def _hand_over(giver: Store, file: Path, names: dict[bytes, bytes]) -> None:
+    taker = Store(file)
+    try:
+        taker.acquire(boot_id="resize", offset_ms=0)
+        guard(lambda: _give(giver, taker, names), f"move receipts to {file.name}")
+    finally:
+        taker.close()
+
+
+def _leaving(db: apsw.Connection, index: int, partitions: int) -> dict[bytes, tuple[int, bytes]]:
+    """Names of receipts that belong into another file, or under another name: who has them, and their name
+    there."""
+    sql = "SELECT DISTINCT client FROM receipt"
+    found = {name: place(name, index, partitions) for (name,) in db.execute(sql)}
+    return {name: there for name, there in found.items() if there != (index, name)}
+
+
+def _give(giver: Store, taker: Store, names: dict[bytes, bytes]) -> None:
+    later_s = taker.served_s() - giver.served_s()  # each file counts its own time of service
+    with taker.connection:
+        for name, there in names.items():
+            taker.connection.execute("DELETE FROM receipt WHERE client = ?", (there,))
+            rows = giver.connection.execute(
+                "SELECT number, seen, below, parts FROM receipt WHERE client = ?", (name,))
+            taker.connection.executemany("INSERT INTO receipt VALUES (?, ?, ?, ?, ?)", [
+                (there, number, seen + later_s, below, parts) for number, seen, below, parts in rows])
+
+
+def _forget_receipts(db: apsw.Connection, index: int, partitions: int) -> None:
+    with db:
+        gone = [(name,) for name in _leaving(db, index, partitions)]
+        db.executemany("DELETE FROM receipt WHERE client = ?", gone)
+
+
+def _sweep(data_dir: Path, index: int, target: bytes) -> None:
     if not _file(data_dir, index).exists():
         return
+    slots = [slot for slot, owner in enumerate(target) if owner != index]
     store = Store(_file(data_dir, index))
     try:
         store.acquire(boot_id="resize", offset_ms=0)
         guard(lambda: _delete(store.connection, slots), f"sweep partition {index}")
+        guard(lambda: _forget_receipts(store.connection, index, max(target) + 1), f"sweep partition {index}")
     finally:
         store.close()
 

@@ -671,6 +671,29 @@ def test_stale_write_that_may_have_happened_keeps_number_and_partition(ready: Wi
     ready.hello(ready.sent(), bytes([1]) * SLOT_COUNT)
     [(_, third, _)] = ready.pass_s(0.1)
     assert (third.address, third.number, third.request_id) == (0, first.number, first.request_id)
+    assert third.flags == Flag.PARTITION | Flag.MOVED and third.map_version == 2
+    anew = {"code": "invalid_argument", "message": "", "details": {"again": True}}
+    ready.reply(third, [[1, anew]], flags=Flag.MORE)
+    [(_, placed, _)] = ready.sent()
+    assert (placed.address, placed.number, placed.flags) == (1, 1, Flag.PARTITION) and not ready.done.get("w")
+    ready.reply(placed, [[0, None]])
+    assert ready.done["w"] == [0, None]
+
+
+def test_what_was_placed_by_an_older_map_is_never_sent_as_if_by_the_new_one(ready: Wire) -> None:
+    """If HELLO brings another map while a write and a read are open, then both leave under the map of their
+    partition, and behind its refusal the read is placed anew at once and the write is marked."""
+    write(ready, "w")
+    ready.add(GET, "r")
+    ready.flush()
+    ready.map_version, ready.boot = 2, BOOT + 1
+    ready.core.reconnected(ready.now_s)
+    again = ready.hello(ready.sent(), bytes([1]) * SLOT_COUNT)
+    assert [(h.kind, h.address, h.map_version) for _, h, _ in again] == [(WRITE, 0, 1), (READ, 0, 1)]
+    ready.refuse(again[1][1], stale(), Flag.STALE_MAP | Flag.AGAIN)
+    assert [(h.kind, h.address, h.map_version) for _, h, _ in ready.sent()] == [(READ, 1, 2)]
+    ready.refuse(again[0][1], stale(), Flag.STALE_MAP | Flag.AGAIN)
+    assert [(h.kind, h.address, h.flags) for _, h, _ in ready.pass_s(0.1)] == [(WRITE, 0, 1 | Flag.MOVED)]
 
 
 def test_call_on_many_slots_goes_back_to_its_plan(ready: Wire) -> None:

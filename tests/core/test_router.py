@@ -95,6 +95,20 @@ def test_an_address_that_is_none_is_refused(fields: dict[str, int]) -> None:
     assert refusal(router().on_client(CLIENT, payload(**fields), 0)[1])[1] == "protocol_error"
 
 
+def test_a_write_to_a_partition_that_is_no_more_goes_to_its_heir() -> None:
+    """If there are fewer partitions now, then what may have happened there is asked of the one that has its
+    receipts; nothing else is."""
+    core = router()
+    ready(core, index=0)
+    heir = ready(core, index=1, pid=51)
+    flags = wire.Flag.PARTITION | wire.Flag.MOVED
+    sent = payload(wire.Kind.WRITE, flags=flags, map_version=3, address=3)
+    assert core.on_client(CLIENT, sent, 0)[0] == heir
+    for kind, address in ((wire.Kind.READ, 3), (wire.Kind.WRITE, 255), (wire.Kind.WRITE, 65535)):
+        sent = payload(kind, flags=flags, map_version=3, address=address)
+        assert refusal(core.on_client(CLIENT, sent, 0)[1])[1] == "protocol_error"
+
+
 @pytest.mark.parametrize(("state", "again"), [("starting", True), ("restarting", True), ("down", False),
                                               ("stopped", False)])
 def test_a_missing_partition_is_answered_at_once(state: str, again: bool) -> None:

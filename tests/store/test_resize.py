@@ -12,6 +12,8 @@ import pytest
 
 from mesh.core import run as runs
 from mesh.core import session as sessions
+from mesh.core.moved import place, sender
+from mesh.core.receipts import Receipt
 from mesh.core.records import RunStatus
 from mesh.core.route_record import encode_record, encode_route
 from mesh.core.run import RunState
@@ -23,6 +25,7 @@ from mesh.store.resize import resize
 from mesh.store.sqlite import Store
 
 SESSIONS = [f"session-{n}" for n in range(40)]
+CLIENT = b"c" * 16
 KEYS = [f"tg:b:room{n}" for n in range(60)]
 
 
@@ -59,7 +62,8 @@ def build(folder: Path, partitions: int = 2) -> None:
         routes: dict[str, bytes | None] = {
             key: encode_record(1, 10**9, 0, 0, encode_route({"external_room_id": key}, 9_999))
             for key in KEYS if owners[route_slot(key)] == index}
-        store.commit(state, routes, {}, {}, power=False)
+        receipts = {(CLIENT, number): Receipt((b"%d" % index, None), 1) for number in (1, 2)}
+        store.commit(state, routes, receipts, {}, power=False)
         store.close()
 
 
@@ -92,6 +96,10 @@ def content(folder: Path) -> dict[str, Any]:
                 [(e.seq, e.type, e.fragment) for e in events],
                 [(seq, by_n.get(run)) for seq, run in of_runs],
             )
+        for (name,) in store.connection.execute("SELECT DISTINCT client FROM receipt").fetchall():
+            assert place(name, index, count) == (index, name)
+            for number, receipt in store.receipts(name):
+                found[f"receipt {name[16:] or bytes((index,))!r} {number}"] = receipt
         pos = [row[0] for row in store.connection.execute("SELECT pos FROM event ORDER BY pos")]
         assert len(pos) == len(set(pos)) and store.counters()["pos"] >= max(pos, default=0)
         orphans = "SELECT count(*) FROM event WHERE session NOT IN (SELECT n FROM session)"
@@ -115,7 +123,8 @@ def test_there_and_back_keeps_everything(tmp_path: Path) -> None:
     """If a node goes from 2 to 3 partitions and back, then every row is as before, in its new owner alone."""
     build(tmp_path)
     before = content(tmp_path)
-    assert set(KEYS) | set(SESSIONS) == set(users(before))
+    receipts = {f"receipt {bytes((index,))!r} {number}" for index in (0, 1) for number in (1, 2)}
+    assert set(KEYS) | set(SESSIONS) | receipts == set(users(before))
     resize(tmp_path, 3)
     grown = content(tmp_path)
     assert grown["partitions"] == 3 and users(grown) == users(before)
@@ -132,6 +141,25 @@ def test_any_other_number_keeps_everything(tmp_path: Path, partitions: int) -> N
     assert users(content(tmp_path)) == users(before)
 
 
+def test_the_heir_of_a_partition_answers_for_it_until_it_is_back(tmp_path: Path) -> None:
+    """If a partition goes, then its receipts are its heir's, beside that one's own of the same client and as
+    old as they were; when it is there again, they are its own."""
+    build(tmp_path)
+    resize(tmp_path, 1)
+    store = Store(tmp_path / "partition-0.db")
+    store.acquire(boot_id="check", offset_ms=0)
+    assert [receipt.parts[0] for _, receipt in store.receipts(sender(CLIENT, 1, 0))] == [b"1", b"1"]
+    assert [receipt.parts[0] for _, receipt in store.receipts(CLIENT)] == [b"0", b"0"]
+    seen = {row[0] for row in store.connection.execute("SELECT seen FROM receipt")}
+    assert all(0 <= store.served_s() - at < 60 for at in seen)
+    store.close()
+    resize(tmp_path, 2)
+    store = Store(tmp_path / "partition-1.db")
+    store.acquire(boot_id="check", offset_ms=0)
+    assert [receipt.parts[0] for _, receipt in store.receipts(CLIENT)] == [b"1", b"1"]
+    store.close()
+
+
 def test_the_same_number_changes_nothing(tmp_path: Path) -> None:
     """If the number is the same, then no file is touched and the map keeps its version."""
     build(tmp_path)
@@ -142,7 +170,7 @@ def test_the_same_number_changes_nothing(tmp_path: Path) -> None:
         assert node.slot_map() == before == (even_map(2), 1, 2)
 
 
-STEPS = ["set_pending", "set_map", "routes", "session", "_events", "_delete", "close", "acquire"]
+STEPS = ["set_pending", "set_map", "routes", "session", "_events", "_delete", "_give", "close", "acquire"]
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -181,7 +209,7 @@ def resize_killed_at(place: str, visit: int, after: bool, folder: Path, goal: in
     """Run a move that exits at the given visit of a step; 9 says that it did."""
     owner: Any = {
         "set_pending": NodeDb, "set_map": NodeDb, "routes": module._Mover, "session": module._Mover,
-        "_events": module._Mover, "_delete": module, "close": Store, "acquire": Store}[place]
+        "_events": module._Mover, "_delete": module, "_give": module, "close": Store, "acquire": Store}[place]
     original = getattr(owner, place)
     visits = 0
 
