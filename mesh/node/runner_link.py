@@ -74,6 +74,8 @@ class Link:
 
     def tell_router(self, message: list[Any]) -> bool:
         """Send to the router, or not at all: what it is told is repeated every second."""
+        if self._socket.closed:
+            return False  # a last timer of a loop that ends
         try:
             self._socket.send(wire.ROUTER_ID + wire.pack(message), sockets.NOWAIT)
         except sockets.Again:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -225,9 +225,9 @@ def executions(witness: Path, stored: Stored) -> list[str]:
     return problems
 
 
-def missed_by(stored: Stored, ear: Ear, sids: Iterable[str]) -> list[str]:
-    """Sessions of which the listener has not heard the last event yet."""
-    last: dict[str, int] = {}
+def missed_by(stored: Stored, ear: Ear, sids: Iterable[str], former: Mapping[str, int]) -> list[str]:
+    """Sessions of which the listener has not heard the last event yet; ``former``: their ends before that."""
+    last = dict(former)
     for notification in list(ear.seen):
         last[notification.data["session_id"]] = notification.data["seq"]
     return [sid for sid in sids if last.get(sid, 0) < stored.sessions[sid].seq]

@@ -30,8 +30,8 @@ DURATION_S = float(os.environ.pop("MESH_STORM_S", "20"))
 SEED = os.environ.pop("MESH_STORM_SEED", "") or str(random.randrange(10**9))
 #: How long everything that was begun may take to end when the storm is over.
 QUIET_S = 30.0
-#: The session that all share and some listen to; those that were there before the listeners.
-ONE, FORMER = storm.SHARED[0], storm.SHARED
+#: The session that all share and some listen to.
+ONE = storm.SHARED[0]
 
 
 @pytest.mark.timeout(DURATION_S + 240)
@@ -46,12 +46,13 @@ def test_storm_of_kills_breaks_no_promise(tmp_path: Path, capsys: pytest.Capture
         wait_for(lambda: check.settled(client), "the node's first life")
         for sid, agent in zip(storm.SHARED, ("counter", "streamer"), strict=True):
             history.story(sid, agent, shared=True).begun(client.sessions.start(agent, id=sid))
+        former = {sid: client.sessions.get(sid).seq for sid in storm.SHARED}
         listening = listeners(service)
         with ears.ears(*listening):
             history.strikes = killer.strikes
             rage(service, killer, history, SEED, DURATION_S)
             (tmp_path / "history.txt").write_text("\n".join(history.trace))
-            problems = proof(client, history, service, listening)
+            problems = proof(client, history, service, listening, former)
     problems += [] if "supervisor killed" in killer.strikes else ["nobody killed the supervisor"]
     problems += service.problems + check.logs(service.data_dir / "logs", service.log)
     print(storm.summary(history))
@@ -70,7 +71,7 @@ def listeners(service: Service) -> list[ears.Ear]:
 
 
 def proof(
-    client: mesh.Client, history: History, service: Service, listening: list[ears.Ear]
+    client: mesh.Client, history: History, service: Service, listening: list[ears.Ear], former: dict[str, int]
 ) -> list[str]:
     """What is wrong after the storm."""
     wait_for(lambda: check.settled(client), "every process ready again", QUIET_S)
@@ -88,20 +89,21 @@ def proof(
     problems = [*history.problems, *(text for texts in left.values() for text in texts)]
     problems += check.routes(history) + check.sessions(stored, history)
     problems += check.executions(service.witness, stored)
-    return problems + heard(stored, listening)
+    return problems + heard(stored, listening, former)
 
 
-def heard(stored: check.Stored, listening: list[ears.Ear]) -> list[str]:
+def heard(stored: check.Stored, listening: list[ears.Ear], former: dict[str, int]) -> list[str]:
     """What is wrong with what the listeners heard, after they had the time to hear it."""
     problems = []
     for ear in listening[:2]:
         wait_until(lambda ear=ear: not check.unfinished_lifecycle(stored, ear))
-        problems += check.lifecycle_feed(stored, ear, FORMER)
+        problems += check.lifecycle_feed(stored, ear, former)
     for ear in listening[2:]:
         sids = [sid for sid in stored.sessions if ear.topic == "session." or sid == ONE]
-        wait_until(lambda ear=ear, sids=sids: not check.missed_by(stored, ear, sids))
-        problems += [f"{ear.name} never heard the end of {sid}" for sid in check.missed_by(stored, ear, sids)]
-        problems += check.session_feed(stored, ear, FORMER)
+        wait_until(lambda ear=ear, sids=sids: not check.missed_by(stored, ear, sids, former))
+        missed = check.missed_by(stored, ear, sids, former)
+        problems += [f"{ear.name} never heard the end of {sid}" for sid in missed]
+        problems += check.session_feed(stored, ear, former)
     return problems + [f"{ear.name}: {ear.failure!r}" for ear in listening if ear.failure is not None]
 
 

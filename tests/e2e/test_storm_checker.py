@@ -194,6 +194,16 @@ def test_listener_that_missed_or_repeated_is_told(heard: str, fine: bool) -> Non
     assert (check.session_feed(stored, listener, []) == []) is fine
 
 
+@pytest.mark.parametrize(("heard", "former", "missed"), [
+    ("12345", {}, ["s"]), ("123456", {}, []), ("", {}, ["s"]), ("", {"s": 5}, ["s"]), ("", {"s": 6}, []),
+])
+def test_end_that_nobody_heard_is_told(heard: str, former: dict[str, int], missed: list[str]) -> None:
+    """If a log ends behind what a listener heard, or behind its beginning, then it is told."""
+    stored, _ = world("csmrtd")
+    listener = ear(*(("session.s.x", {"session_id": "s", "seq": int(n)}) for n in heard))
+    assert check.missed_by(stored, listener, ["s"], former) == missed
+
+
 def life(*words: str) -> Any:
     """A listener of the lifecycle; a word is what, with lseq and incarnation: ``started/1/1``."""
     rows = []

@@ -52,3 +52,14 @@ def test_link_that_could_not_send_for_several_turns_ends_without_a_retry(tmp_pat
 
     asyncio.run(play())
     assert trouble == []
+
+
+def test_router_is_told_nothing_through_a_link_that_closed(tmp_path: Path) -> None:
+    """If a timer comes behind the end of the link, then it sends nothing and fails nobody."""
+
+    async def play() -> bool:
+        link = lonely(tmp_path)
+        link.close()
+        return link.tell_router(["ready"])
+
+    assert asyncio.run(play()) is False
