@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from mesh.cli.approval import who
 if TYPE_CHECKING:
     import mesh
 
+#: After so long without an event it is asked whether anybody is there, and so often while nobody is.
+SILENCE_S, AGAIN_S = 5.0, 0.5
 TAKEOVER_HELP = "Take the right from whoever has it; he is told."
 BY_HELP = "The name others see; default: your user name."
 
@@ -102,13 +105,49 @@ def tail(
 ) -> Iterator[mesh.Event]:
     """The events behind ``after``. As driver, each line of standard input is a prompt meanwhile."""
     if not drive:
-        yield from client.sessions.stream(session_id, after=after)
+        yield from _outliving(client, session_id, after, None)
         return
     with client.sessions.attach(
         session_id, role="driver", after=after, by=by or who(), takeover=takeover
     ) as seat:
         threading.Thread(target=_say, args=(seat,), name="stdin", daemon=True).start()
-        yield from seat
+        yield from _outliving(client, session_id, after, seat)
+
+
+def _outliving(client: mesh.Client, session_id: str, after: int, seat: Any) -> Iterator[mesh.Event]:
+    """What is said, over any silence. When nothing comes because nobody answers, that is told, once."""
+    from mesh.errors import DeadlineExceeded
+
+    while True:
+        try:
+            for event in (
+                client.sessions.stream(session_id, after=after, timeout_s=SILENCE_S)
+                if seat is None else seat.stream(timeout_s=SILENCE_S)
+            ):
+                after = event.seq
+                yield event
+            return
+        except DeadlineExceeded:
+            _await_answer(client, session_id)
+
+
+def _await_answer(client: mesh.Client, session_id: str) -> None:
+    """Return as soon as the node answers for the session; until then, and not for ever unsaid, wait."""
+    from mesh.errors import DeadlineExceeded, NodeUnreachable, Unavailable
+
+    told = False
+    while True:
+        try:
+            client.sessions.get(session_id)
+        except (DeadlineExceeded, NodeUnreachable, Unavailable) as error:
+            if not told:
+                render.echo(f"waiting: {error.message} (Ctrl-C detaches)", err=True)
+            told = True
+            time.sleep(AGAIN_S)
+        else:
+            if told:
+                click.echo("it answers again", err=True)
+            return
 
 
 def _say(seat: Any) -> None:

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,8 +70,8 @@ def open_view(
     """The renderer and all sinks, open. ``default``: which renderer on a terminal, and which elsewhere.
 
     Raises:
-        InvalidArgument: a sink of no known kind, or an option that does not fit the renderer.
-        OSError: a file that cannot be written.
+        InvalidArgument: a sink of no known kind, or whose file cannot be written, or an option that does not
+            fit the renderer.
     """
     from mesh.rendering import JsonLinesSink, Rendering, TerminalSink
 
@@ -87,7 +88,10 @@ def open_view(
     else:
         err = sys.stderr if name == "text" else None
         first = TerminalSink(sys.stdout, err=err, width=width, color=True)  # the renderer knows whether
-    return Rendering(made, [first, *others], on_broken=_warn(first, others, made))
+    try:
+        return Rendering(made, [first, *others], on_broken=_warn(first, others, made))
+    except OSError as exc:
+        raise _unwritable(exc) from exc
 
 
 @contextmanager
@@ -153,6 +157,13 @@ def _sink(given: str) -> Sink:
     if kind not in make or not sign or not place:
         raise InvalidArgument(f"--sink {given!r} is not KIND:PLACE with a KIND of {', '.join(SINKS)}")
     return rendering.Queued(make[kind](), wait_s=SINK_WAIT_S)
+
+
+def _unwritable(error: OSError) -> InvalidArgument:
+    file = Path(str(error.filename or ""))
+    if isinstance(error, FileNotFoundError):
+        return InvalidArgument(f"--sink {file}: there is no folder {file.absolute().parent}")
+    return InvalidArgument(f"--sink {file}: {error.strerror or error}")
 
 
 def _warn(first: Sink, others: Sequence[Sink], made: Renderer) -> Callable[[Sink, Exception], None]:

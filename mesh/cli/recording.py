@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from mesh.cli.app import open_client
-from mesh.errors import ConfigError
+from mesh.cli import render
+from mesh.cli.app import open_client, shell
+from mesh.errors import ConfigError, MeshError
 
 _TIMEOUT_S = 60.0
 
@@ -31,14 +32,26 @@ def check_recording(file: Path | None) -> None:
         raise ConfigError(f"--record {file}: its folder does not exist")
 
 
-def save_recording(address: str | None, session_id: str, file: Path) -> None:
-    """Write the file, whole or not at all, by a client of its own: the run's may have stopped midway."""
+def save_recording(address: str | None, session_id: str, file: Path) -> bool:
+    """Write the file, whole or not at all, by a client of its own: the run's may have stopped midway.
+
+    What fails is said, and hides neither the run's exit code nor its error. Returns whether it is written.
+    """
     part = file.with_name(file.name + ".part")
-    with open_client(address, _TIMEOUT_S) as client, part.open("w", encoding="utf-8") as lines:
-        for line in client.sessions.export(session_id):
-            lines.write(line + "\n")
-    part.replace(file)
+    try:
+        with open_client(address, _TIMEOUT_S) as client, part.open("w", encoding="utf-8") as lines:
+            for line in client.sessions.export(session_id):
+                lines.write(line + "\n")
+        part.replace(file)
+    except (MeshError, OSError) as exc:
+        what = exc.message if isinstance(exc, MeshError) else exc.strerror or str(exc)
+        error = MeshError(f"--record {file}: {what}", code=getattr(exc, "code", "storage_error"))
+        render.report(error, as_json=shell().json)
+        return False
+    finally:
+        part.unlink(missing_ok=True)
     click.echo(f"recorded: {file}", err=True)
+    return True
 
 
 __all__ = ["check_recording", "record_option", "save_recording"]

@@ -100,6 +100,14 @@ def errors_reported(options: Options) -> Iterator[None]:
         raise click.exceptions.Exit(FAILED) from exc
 
 
+def _one_place() -> bool:
+    """Whether stdout and stderr are the same terminal, file or pipe."""
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+
+
 def _let_go_of_output() -> None:
     """Drop what stdout does not take: Python would try it again at the end, complain, and exit with 120."""
     try:
@@ -108,8 +116,9 @@ def _let_go_of_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def report(error: MeshError, *, as_json: bool, hint: str | None = None) -> None:
-    """Say what went wrong on stderr: one line, then a hint when there is one."""
+def report(error: MeshError, *, as_json: bool, hint: str | None = None, told: str = "") -> None:
+    """Say what went wrong on stderr: one line, then a hint when there is one. The line is left out where
+    stdout, which goes to the same place, had it in ``told``."""
     hint = hint or str(error.details.get("hint") or HINTS.get(error.code, ""))
     if hint and hint.rpartition(": ")[2] in error.message:
         hint = ""  # it was said already
@@ -117,7 +126,8 @@ def report(error: MeshError, *, as_json: bool, hint: str | None = None) -> None:
         click.echo(to_json({"error": error.to_map() | ({"hint": hint} if hint else {})}), err=True)
         return
     first, _, rest = error.message.strip().partition("\n")
-    echo(f"error: {first} ({error.code})", err=True)
+    if not (first and first in told and _one_place()):
+        echo(f"error: {first} ({error.code})", err=True)
     trace = error.details.get("traceback") or (rest if "Traceback" in rest or "  File " in rest else "")
     if isinstance(trace, list):
         trace = "\n".join(f"  at {place}" for place in trace)

@@ -74,6 +74,10 @@ ASKED_CHARS = 200
     metavar="NAME=VALUE",
     help="What the agent is told; may be repeated.",
 )
+@click.option(
+    "--tag", "tags", multiple=True, metavar="TAG",
+    help="Of the session that is made, such as that of a budget; may be repeated.",
+)
 @record_option
 @workspace_options
 @view_options
@@ -88,6 +92,7 @@ def run(
     cwd: str | None,
     policies: list[dict[str, Any]],
     context: dict[str, Any],
+    tags: tuple[str, ...],
     recording: Path | None,
     workspace: str | None,
     rollback: bool,
@@ -105,6 +110,7 @@ def run(
     Example:
       mesh run shell "wc -w README.md"
       mesh run shell "make test" --deadline 600 --idle 60
+      mesh run coder "fix the tests" --tag team-a --policy configs/policies/team.toml
       mesh run shell "git log -3" --policy configs/policies/readonly.toml
       mesh run shell "make release" --workspace . --rollback
       mesh run coder "what is 2+3?" --record demo.jsonl
@@ -120,7 +126,7 @@ def run(
         task = Task(
             agent, words, session_id, deadline_s, str(Path(cwd).resolve()) if cwd else None, context or None,
             idle_s=idle_s, usage=usage, policies=policies, workspace=folder,
-            recording=recording,
+            recording=recording, tags=tags,
         )
         raise click.exceptions.Exit(run_task(client, address, task, view))
 
@@ -139,15 +145,18 @@ class Task(NamedTuple):
     workspace: dict[str, Any] | None = None
     usage: bool | None = None  #: None: on a terminal, when there is something to say
     recording: Path | None = None  #: where the session is written at the end
+    tags: Sequence[str] = ()  #: of the session, when it is a new one
 
 
 def run_task(client: mesh.Client, address: str | None, task: Task, view: Rendering) -> int:
     """Start (or find) the session, run, follow; a session made for this run ends with it."""
     if task.session_id is None:
-        record = client.sessions.start(task.agent, context=task.context)
+        record = client.sessions.start(task.agent, context=task.context, tags=task.tags)
     else:
-        record = client.sessions.start_or_get(task.session_id, task.agent, context=task.context)
-    code = render.FAILED
+        record = client.sessions.start_or_get(
+            task.session_id, task.agent, context=task.context, tags=task.tags
+        )
+    code, recorded = render.FAILED, True
     try:
         given = client.runs.submit(
             record.id,
@@ -167,8 +176,8 @@ def run_task(client: mesh.Client, address: str | None, task: Task, view: Renderi
         if task.session_id is None:
             _end_session(address, record.id, "complete" if code == render.OK else "cancel")
         if task.recording is not None:
-            save_recording(address, record.id, task.recording)
-    return code
+            recorded = save_recording(address, record.id, task.recording)
+    return code if recorded or code != render.OK else render.FAILED
 
 
 @contextmanager
@@ -207,7 +216,7 @@ def follow_run(
                         render.echo(_question(event, address), err=True)
                 elif event.type in RUN_ENDED:
                     shown.finish()
-                    return _verdict(event, client.runs.get(run_id))
+                    return _verdict(event, client.runs.get(run_id), shown.last)
         except KeyboardInterrupt:
             shown.interrupt()
             return _cancelled(address or shell().address, run_id)
@@ -240,7 +249,7 @@ def _say_usage(client: mesh.Client, run_id: str, wanted: bool | None) -> None:
     return None
 
 
-def _verdict(event: Any, record: Any) -> int:
+def _verdict(event: Any, record: Any, told: str) -> int:
     if event.type == "run_completed":
         return render.OK
     stored = record.error or {}
@@ -255,7 +264,7 @@ def _verdict(event: Any, record: Any) -> int:
         error.details["hint"] = f"allow more time with: {option} SECONDS"
     elif event.type == "run_cancelled":
         error = RunError(message, code="cancelled")
-    render.report(error, as_json=shell().json)
+    render.report(error, as_json=shell().json, told=told)
     return render.TIMEOUT if isinstance(error, DeadlineExceeded) else render.FAILED
 
 

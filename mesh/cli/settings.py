@@ -14,6 +14,7 @@ from mesh.cli.app import group, shell
 
 if TYPE_CHECKING:
     from mesh.config import NodeConfig
+    from mesh.core.redact import Redactor
 
 F = TypeVar("F", bound=Callable[..., Any])
 #: Keys of an agent's table that may hold a secret in clear; it is never printed.
@@ -75,7 +76,9 @@ def show(config_file: str | None, section: str | None) -> None:
 
     Example: mesh config show --section routes
     """
-    settings = {name: _without_secrets(values) for name, values in sections(load(config_file)).items()}
+    loaded = load(config_file)
+    hidden = _Hiding(loaded.redaction.redactor())
+    settings = {name: hidden.secrets(values) for name, values in sections(loaded).items()}
     if section is not None:
         if section not in settings:
             raise click.UsageError(f"no section {section!r}; there are {', '.join(settings)}")
@@ -137,12 +140,24 @@ def _missing_targets(agents: dict[str, dict[str, Any]]) -> list[str]:
     return problems
 
 
-def _without_secrets(values: Any, name: str = "") -> Any:
-    if isinstance(values, dict):
-        return {key: _without_secrets(value, key) for key, value in values.items()}
-    if isinstance(values, str) and not values.startswith("env:") and name.lower().endswith(SECRET_WORDS):
-        return "(hidden)"
-    return values
+class _Hiding:
+    """Hides what is a secret by its name, or looks like one: to mesh in any case, and to ``[redaction]``."""
+
+    def __init__(self, own: Redactor) -> None:
+        from mesh.core.redact import Redactor
+
+        self._redactors = (Redactor(), own)
+
+    def secrets(self, values: Any, name: str = "") -> Any:
+        """The values, those hidden that nobody is to read."""
+        if isinstance(values, dict):
+            return {key: self.secrets(value, key) for key, value in values.items()}
+        if isinstance(values, list | tuple):
+            return [self.secrets(value, name) for value in values]
+        if not isinstance(values, str) or values.startswith("env:"):
+            return values
+        looks = any(redactor.text(values) != values for redactor in self._redactors)
+        return "(hidden)" if looks or name.lower().endswith(SECRET_WORDS) else values
 
 
 def _toml(name: str, values: dict[str, Any]) -> str:

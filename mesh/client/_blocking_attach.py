@@ -207,17 +207,18 @@ class Attaching:
 
         As ``driver`` it claims the session: from then on nobody else may prompt it, stop what it does or
         answer what it asks. The lease lasts ``ttl_s`` (30) after its last renewal. ``by`` is the name others
-        see.
+        see. The seat of a client that shows a driver's key drives with that one, which is not given back
+        when it detaches.
 
         Raises:
             InvalidState: ``driver_taken``; ``takeover`` takes the right from who has it, and he is told.
             NotAllowed: ``unauthorized``, the session has another token.
             InvalidArgument: ``invalid_role``, ``invalid_cursor``.
         """
-        if token is None and isinstance(self._link, KeyedLink):
-            token = self._link.shown.token
-        seat = plans.Seat(id, role, token=token, by=by, ttl_s=ttl_s)
-        link = self._link.link if isinstance(self._link, KeyedLink) else self._link
+        link, lent = self._link, None
+        if isinstance(link, KeyedLink):
+            token, lent, link = token or link.shown.token, link.shown.key, link.link
+        seat = plans.Seat(id, role, token=token, by=by, ttl_s=ttl_s, lent=lent)
         found: Snapshot = link.drive(seat.open(after, takeover, timeout_s), timeout_s)
         return Attachment(link, seat, found, cast(Any, type(self)))
 

@@ -150,8 +150,11 @@ def is_lost(error: MeshError) -> bool:
 class Seat(Shown):
     """One attachment: who it is, where it reads, and whether it drives."""
 
-    def __init__(self, session_id: Any, role: Any, *, token: Any, by: Any, ttl_s: Any) -> None:
+    def __init__(
+        self, session_id: Any, role: Any, *, token: Any, by: Any, ttl_s: Any, lent: bytes | None = None
+    ) -> None:
         super().__init__(token)
+        self.lent = None if lent is None else lent.hex()  #: its client's own key: used here, and kept there
         self.id: str = session_call("session.get", session_id)[1][1][0]
         self.wanted = checked_role(role)
         self.by = by
@@ -193,9 +196,16 @@ class Seat(Shown):
         return found
 
     def claim(self, takeover: bool, timeout_s: float | None) -> Plan:
-        """Become the driver."""
+        """Become the driver. Who lent his key may drive already: then he goes on as he is."""
         mine = self.claimed
-        key = None if mine is None else mine.key
+        key = self.lent if mine is None else mine.key
+        if mine is None and key is not None:
+            try:
+                self._set((yield from self.plan(renew(self.id, key, timeout_s))))
+                return
+            except NotAllowed as error:
+                if error.code != "not_driver":
+                    raise
         plan = claim(self.id, key, by=self.by, ttl_s=self.ttl_s, takeover=takeover, timeout_s=timeout_s)
         self._set((yield from self.plan(plan)))
 
@@ -214,8 +224,9 @@ class Seat(Shown):
     def leave(self, timeout_s: float | None) -> Plan:
         """Give the right back; whether there was one. Where nobody answers, the lease ends by itself."""
         mine = self.claimed
-        if mine is None:
-            return False
+        if mine is None or mine.key == self.lent:
+            self._set(None)
+            return mine is not None
         plan = self.plan(release(self.id, mine.key, timeout_s))
         try:
             had = yield from plan

@@ -58,6 +58,7 @@ class Rendering:
         on_broken: Callable[[Sink, Exception], Any] | None = None,
     ) -> None:
         self.renderer = renderer
+        self.last = ""  #: the text of the event that was shown last
         self._on_broken = on_broken
         self._broken: list[Broken] = []
         self._alive: list[Sink] = []
@@ -97,7 +98,7 @@ class Rendering:
                 self._close(sink, exc)
 
     def _shown(self, event: Event) -> list[tuple[Sink, Awaitable[Any]]]:
-        text = self.renderer.event(event)
+        self.last = text = self.renderer.event(event)
         answers = self._each(lambda sink: sink.write(event, text))
         status = self.renderer.status
         self._each(lambda sink: sink.status(status))

@@ -63,6 +63,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
 
     monkeypatch.setattr(app, "open_client", opened)
     monkeypatch.setattr("mesh.cli.run.open_client", opened)
+    monkeypatch.setattr("mesh.cli.recording.open_client", opened)
     return client
 
 

@@ -28,7 +28,7 @@ from mesh.core.records import (
     SessionStatus,
     Source,
 )
-from mesh.errors import NotFound
+from mesh.errors import DeadlineExceeded, MeshError, NotFound, Unavailable
 
 Cli = Callable[..., Result]
 FakeClient = Any  # the fixture's class, tests/cli/conftest.py
@@ -244,6 +244,33 @@ def test_attach_detaches_at_ctrl_c_and_says_how_to_go_on(cli: Cli, fake: FakeCli
     assert {name for name, _, _ in fake.calls} == {"sessions.get", "sessions.stream"}
 
 
+def test_attach_says_what_it_waits_for(
+    cli: Cli, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If nothing is heard since nobody answers, then that is said once, and the session is followed on as
+    soon as somebody does."""
+    monkeypatch.setattr("mesh.cli.driving.AGAIN_S", 0.0)
+    answers = iter([SESSION, Unavailable("the node is gone"), Unavailable("it still is"), SESSION])
+    pages = iter([[event(4, "run_completed")], [event(5, "session_completed", None)]])
+
+    def get(*_: Any) -> Any:
+        answer = next(answers)
+        if isinstance(answer, MeshError):
+            raise answer
+        return answer
+
+    def stream(*_: Any, after: int, **__: Any) -> Any:
+        found = next(pages)
+        assert found[0].seq == after + 1
+        yield from found
+        raise DeadlineExceeded("silence")
+
+    fake.answers |= {"sessions.get": get, "sessions.stream": stream}
+    done = cli("session", "attach", "s1", "--after", "3")
+    assert done.exit_code == 0 and "[session_completed] seq=5" in done.stdout
+    assert done.stderr == "waiting: the node is gone (Ctrl-C detaches)\nit answers again\n"
+
+
 def test_partition_list_shows_the_cause_of_death(cli: Cli, fake: FakeClient) -> None:
     """If a partition died, then its row says of what."""
     cause = {"exit_status": None, "signal": "SIGKILL", "stderr": "a\nlast line", "at": 1.0}
@@ -365,7 +392,7 @@ def test_run_streams_pieces_and_completes_its_session(cli: Cli, fake: FakeClient
     )
     done = cli("run", "shell", "ls", "--address", "tcp://h:1", "--context", "cwd=/")
     assert (done.exit_code, done.stdout, done.stderr) == (0, "out\n", "err\n")
-    assert fake.named("sessions.start") == [(("shell",), {"context": {"cwd": "/"}})]
+    assert fake.named("sessions.start") == [(("shell",), {"context": {"cwd": "/"}, "tags": ()})]
     assert fake.named("sessions.complete") == [(("s1",), {})]
 
 
@@ -373,6 +400,33 @@ def test_run_of_an_agent_that_does_not_stream_prints_its_message(cli: Cli, fake:
     """If there are no pieces, then the whole message is the output."""
     _a_run(fake, RunStatus.COMPLETED, event(5, "message_received", content="all"), event(6, "run_completed"))
     assert cli("run", "echo", "x", "--address", "a").stdout == "all"
+
+
+@pytest.mark.parametrize("words", [(), ("--session", "s1")])
+def test_run_gives_the_session_that_it_makes_its_tags(
+    cli: Cli, fake: FakeClient, words: tuple[str, ...]
+) -> None:
+    """If --tag is given, then a session that is made has it, and so the run counts in the tag's budgets."""
+    _a_run(fake, RunStatus.COMPLETED, event(5, "run_completed"))
+    cli("run", "echo", "x", "--address", "a", "--tag", "team-a", "--tag", "b", *words)
+    [(_, options)] = fake.named("sessions.start_or_get" if words else "sessions.start")
+    assert options["tags"] == ("team-a", "b")
+
+
+def test_a_recording_that_fails_hides_nothing_and_leaves_nothing(
+    cli: Cli, fake: FakeClient, tmp_path: Path
+) -> None:
+    """If the recording cannot be written, then that is said beside the run's own error, whose exit code
+    holds; a run that went well is not ok without it. No half file is left."""
+    fake.answers["sessions.export"] = Unavailable("no partition")
+    for kind, status, error, code in (
+        ("run_timeout", RunStatus.TIMEOUT, {"code": "timeout", "message": "too slow"}, 5),
+        ("run_completed", RunStatus.COMPLETED, None, 1),
+    ):
+        _a_run(fake, status, event(5, kind), error=error)
+        done = cli("run", "echo", "x", "--address", "a", "--record", str(tmp_path / "r.jsonl"))
+        assert done.exit_code == code and list(tmp_path.iterdir()) == []
+        assert "r.jsonl: no partition" in done.stderr and ("too slow" in done.stderr) == (code == 5)
 
 
 def test_run_as_json_lines(cli: Cli, fake: FakeClient) -> None:

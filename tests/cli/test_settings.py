@@ -32,6 +32,20 @@ def test_each_example_is_right(cli: Cli, file: Path) -> None:
 NAMED = ("agents", "mcp")
 
 
+def test_config_show_hides_what_is_a_secret_by_name_or_by_its_looks(cli: Cli, tmp_path: Path) -> None:
+    """If a value has a secret's name, or looks like one, also in a list or to a pattern of one's own, then it
+    is hidden; names of variables and all else are shown."""
+    key = "sk-proj-" + "a1" * 24
+    (tmp_path / "m.toml").write_text(
+        '[redaction]\npatterns = ["acme-[0-9]{6}"]\n[agents.a]\nprovider = "shell"\nenv = {PLAIN = "yes", '
+        f'X = "{key}", Y = "acme-123456", DB_PASSWORD = "p", Z_KEY = "env:Z_KEY"}}\nargv = ["-k", "{key}"]\n'
+    )
+    shown = cli("config", "show", "--config", str(tmp_path / "m.toml"), "-o", "json")
+    agent = json.loads(shown.stdout)["agents"]["a"]
+    assert agent["argv"] == ["-k", "(hidden)"] and agent["env"] == {
+        "PLAIN": "yes", "X": "(hidden)", "Y": "(hidden)", "DB_PASSWORD": "(hidden)", "Z_KEY": "env:Z_KEY"}
+
+
 def test_default_toml_holds_every_default() -> None:
     """If a default changes or a key is added, then configs/default.toml must say so."""
     written = tomllib.loads((CONFIGS / "default.toml").read_text())

@@ -354,6 +354,14 @@ def test_the_command_line_drives_and_protects(node: mesh.LocalNode, ann: mesh.Cl
     run("release", session_id, MESH_TOKEN=token, MESH_DRIVER=key)
     run("unprotect", session_id, MESH_TOKEN=token)
     with ann.sessions.attach(session_id) as seat:
+        lent = ann.sessions.claim(session_id, by="ann")
+        with node.client(driver=lent.key) as mine, mine.sessions.attach(session_id, role="driver") as own:
+            assert own.role == "driver" and own.claimed.since == lent.since
+            own.prompt("mine")
+        until(seat, "run_completed")
+        assert ann.sessions.renew(session_id, lent.key).claim == lent.claim  # not given back with the seat
+        ann.sessions.release(session_id, lent.key)
+        until(seat, "driver_changed")
         process = subprocess.Popen(
             [sys.executable, "-m", "mesh", "session", "attach", session_id, "--drive"], cwd=ROOT,
             env={**os.environ, "MESH_ADDRESS": node.address}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -84,6 +84,18 @@ def test_studio_on_a_terminal_shows_what_goes_on(node: mesh.LocalNode) -> None:
     )
 
 
+def test_an_error_is_said_once_on_a_terminal_and_on_stderr_in_pipes(node: mesh.LocalNode) -> None:
+    """If the renderer tells why the run failed, then the error is not said again below it; of two pipes each
+    has it, and who renders the words alone has it from stderr."""
+    words = ("run", "shell", "exit 3", "--no-usage")
+    seen = on_a_terminal(node, *words, "--render", "studio", NO_COLOR="1")
+    message = "the command ended with exit code 3"
+    assert seen.count(message) == 1, seen
+    assert on_a_terminal(node, *words).count(f"error: {message} (command_failed)") == 1
+    piped = run_mesh(node, *words, "--render", "verbose")
+    assert message.encode() in piped.stdout and f"error: {message}".encode() in piped.stderr
+
+
 def test_colours_are_for_terminals_that_want_them(node: mesh.LocalNode) -> None:
     """If it is a terminal and NO_COLOR is not set, then there are colours; a dumb one has none."""
     words = ("run", "coder", "x", "--no-usage", "--render", "compact")
@@ -109,7 +121,7 @@ def test_sinks_get_the_run_beside_the_terminal(node: mesh.LocalNode, tmp_path: P
     ("words", "code"),
     [
         (("--sink", "nowhere"), 2),
-        (("--sink", "file:/no/such/folder/x"), 1),
+        (("--sink", "file:/no/such/folder/x"), 2),
         (("--tool-output", "full"), 2),
         (("--render", "fancy"), 2),
     ],
@@ -120,6 +132,8 @@ def test_a_view_that_cannot_be_begins_no_run(node: mesh.LocalNode, words: tuple[
         before = len(client.sessions.list())
         done = run_mesh(node, "run", "coder", "x", *words)
         assert done.returncode == code and b"Traceback" not in done.stderr and not done.stdout
+        if b"/no/such/folder" in done.stderr:
+            assert b"there is no folder /no/such/folder (validation_error)" in done.stderr
         assert len(client.sessions.list()) == before
 
 
