@@ -19,7 +19,7 @@ from itertools import groupby, repeat
 from typing import Any, NamedTuple
 
 from mesh.core import wire
-from mesh.errors import LocalProtocolError, MeshError, RemoteProtocolError
+from mesh.errors import InvalidArgument, LocalProtocolError, MeshError, RemoteProtocolError
 
 Call = tuple[str, Sequence[Any]]
 #: (0, value), (1, error map), (LOCAL_ERROR, MeshError) or STALE.
@@ -254,16 +254,24 @@ def told_and_rest(
     return (tokens, told), rest
 
 
+class Unsent(InvalidArgument):
+    """A call that never left: its arguments are too large, or one of them has no encoding."""
+
+    def __init__(self, op: str, error: LocalProtocolError) -> None:
+        large = error.code == "limit_exceeded"
+        super().__init__(f"{op}: {error.message}", code=error.code if large else None, details=error.details)
+
+
 def split(
     calls: Sequence[Call], frame_bytes: int
-) -> tuple[list[Packed], list[tuple[int, LocalProtocolError]]]:
+) -> tuple[list[Packed], list[tuple[int, Unsent]]]:
     """Pack calls into bodies, and name the calls that cannot travel.
 
     Order is kept. A body holds at most PAYLOAD_CALLS calls and, unless one call alone is larger,
     about PAYLOAD_BYTES.
     """
     bodies: list[Packed] = []
-    bad: list[tuple[int, LocalProtocolError]] = []
+    bad: list[tuple[int, Unsent]] = []
     limit = frame_bytes - wire.HEADER_BYTES
     if len(calls) <= PIECE_CALLS:
         _pack_range(calls, 0, len(calls), limit=limit, bodies=bodies, bad=bad)
@@ -281,7 +289,7 @@ def _pack_range(
     *,
     limit: int,
     bodies: list[Packed],
-    bad: list[tuple[int, LocalProtocolError]],
+    bad: list[tuple[int, Unsent]],
 ) -> None:
     """Pack calls[first:end], halving where it does not fit or holds something that cannot travel."""
     try:
@@ -294,7 +302,7 @@ def _pack_range(
             )
     except LocalProtocolError as error:
         if end - first == 1:
-            bad.append((first, error))
+            bad.append((first, Unsent(calls[first][0], error)))
             return
         middle = (first + end) // 2
         _pack_range(calls, first, middle, limit=limit, bodies=bodies, bad=bad)
@@ -416,6 +424,7 @@ __all__ = [
     "Pair",
     "Payload",
     "Spans",
+    "Unsent",
     "error_pair",
     "gather",
     "split",

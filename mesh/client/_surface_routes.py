@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from typing import Any, NamedTuple, Protocol
 
-from mesh.client._payload import Call
+from mesh.client._payload import Call, Unsent
 from mesh.client._protocol import READ, WRITE, Facts
 from mesh.client._surface import (
     EVERY_S,
@@ -34,7 +34,6 @@ from mesh.client._surface import (
 from mesh.core.records import Page, PruneResult, Resolution, Source
 from mesh.errors import (
     InvalidArgument,
-    LocalProtocolError,
     MeshError,
     RemoteProtocolError,
     Unavailable,
@@ -214,7 +213,7 @@ class _Many:
             partition, places, items = group
             if answer is REPLACE:
                 anew.extend(places)
-            elif isinstance(answer, LocalProtocolError) and len(places) > 1:
+            elif isinstance(answer, Unsent) and len(places) > 1:
                 middle = len(places) // 2
                 again.append(_Group(partition, places[:middle], items[:middle]))
                 again.append(_Group(partition, places[middle:], items[middle:]))

@@ -38,6 +38,8 @@ from mesh.errors import InvalidArgument, MeshError, shown
 SETTLE_S = 6.0
 RETRY_S = 0.1
 RETRY_MAX_S = 1.0
+#: No log is longer.
+_SEQ_MAX = 1 << 62
 #: Events of one page of a stream.
 STREAM_PAGE = 1_000
 #: A stream outlives these; everything else ends it.
@@ -247,7 +249,7 @@ def event_filters(
 
 
 def _whole(number: Any, least: int) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= least
+    return isinstance(number, int) and not isinstance(number, bool) and least <= number <= _SEQ_MAX
 
 
 def handle_of(value: Any) -> Handle:

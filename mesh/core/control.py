@@ -43,7 +43,7 @@ class ControlOps:
     def _turn(self, what: str, present: RunStatus, wanted: RunStatus, args: list[Any]) -> bytes:
         run = self.runs.at(*take(args, 1, 2))
         if run.status not in (present, wanted) or run.cancelling:
-            state = "being cancelled" if run.cancelling else run.status.value
+            state = "being cancelled" if run.status in EXECUTING else run.status.value
             raise InvalidState(
                 f"cannot {what} run {run.id}: it is {state}", code="invalid_operation",
                 details={"status": run.status.value, "run_id": run.id},

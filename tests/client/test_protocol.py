@@ -15,7 +15,7 @@ from mesh.core.slots import SLOT_COUNT, even_map
 from mesh.core.wire import Flag, Header, Kind
 from mesh.errors import (
     ClientExpired,
-    LocalProtocolError,
+    InvalidArgument,
     MeshError,
     Overloaded,
     RequestError,
@@ -287,7 +287,8 @@ def test_value_that_cannot_travel_fails_its_own_call_alone(ready: Wire) -> None:
     sent = [call for _, _, calls in ready.flush() for call in calls]
     assert sent == [["session.get", ["a:b:c"]]] * 2
     assert set(ready.done) == {"hello", "bad"}
-    assert isinstance(ready.done["bad"][1], LocalProtocolError)
+    assert isinstance(ready.done["bad"][1], InvalidArgument)
+    assert ready.done["bad"][1].code == "validation_error"
 
 
 def test_call_over_the_frame_limit_is_limit_exceeded() -> None:
