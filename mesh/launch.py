@@ -226,7 +226,8 @@ def _wait_gone(pid: int, started: int, timeout_s: float) -> bool:
 
 def _make_folder(path: Path) -> None:
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (path.parent, path):  # the mode is that of the last one alone
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:
         raise ConfigError(f"node.data_dir: {path}: {exc.strerror}") from exc
 

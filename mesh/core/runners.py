@@ -94,7 +94,7 @@ class Runners:
             return
         session = account.remembered(self.state.session(run.session_id), report)
         if session is not None:
-            self.state.put_session(session)
+            self.state.put_session(msgspec.structs.replace(session, updated_at=self.state.now))
         if "status" in report:
             changes = account.settled(run, report, self.prices)
             self.queue.settle(run, RunStatus(report["status"]), batch=number, **changes)

@@ -113,7 +113,8 @@ def load_mains() -> dict[str, Main]:
 
 def _make_data_dir(data_dir: Path) -> None:
     try:
-        (data_dir / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (data_dir / "logs").mkdir(mode=0o700, exist_ok=True)
         if not os.access(data_dir, os.W_OK | os.X_OK):
             raise PermissionError(13, "not writable")
     except OSError as exc:

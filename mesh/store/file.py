@@ -9,8 +9,9 @@ extension is missing.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,6 +60,7 @@ def connect(path: Path) -> apsw.Connection:
             "its pages have checksums, and this apsw comes without cksumvfs: install apsw's own wheel",
             code="migration_required",
         )
+    make_private(path)
     db = apsw.Connection(str(path))
     try:
         db.set_busy_timeout(LOCK_WAIT_MS)
@@ -70,6 +72,13 @@ def connect(path: Path) -> apsw.Connection:
         db.close()
         raise
     return db
+
+
+def make_private(path: Path) -> None:
+    """Make a file that only its owner reads: it will hold conversations. One that is there keeps its mode.
+    What cannot be made is told by whoever opens it."""
+    with suppress(OSError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 
 def header(path: Path) -> tuple[int, int]:
@@ -149,6 +158,6 @@ def refused(what: str, exc: Exception) -> StoreError:
 
 
 __all__ = [
-    "DAMAGED", "LOCK_WAIT_MS", "checksum", "connect", "guard", "header", "open_file", "page_checksums",
-    "refused",
+    "DAMAGED", "LOCK_WAIT_MS", "checksum", "connect", "guard", "header", "make_private", "open_file",
+    "page_checksums", "refused",
 ]

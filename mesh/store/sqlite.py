@@ -33,7 +33,7 @@ from mesh.core.spent import added
 from mesh.core.state import EventRow, State
 from mesh.errors import StoreError
 from mesh.store import migrate, wal
-from mesh.store.file import LOCK_WAIT_MS, checksum, guard, open_file
+from mesh.store.file import LOCK_WAIT_MS, checksum, guard, make_private, open_file
 from mesh.store.reading import StoredEvent, StoredRows
 from mesh.store.rows import PUT_RUN, PUT_SESSION, run_row, session_row
 from mesh.store.schema import META, SCHEMA_VERSION, TABLES
@@ -296,6 +296,7 @@ class Store(StoredRows):
         """
         draft = target.with_name(target.name + ".part")
         draft.unlink(missing_ok=True)
+        make_private(draft)
         what = f"back up to {target}"
         other = guard(lambda: apsw.Connection(str(draft)), what)
         try:

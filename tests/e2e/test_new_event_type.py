@@ -18,8 +18,9 @@ async def barista(run):
     yield {"type": "coffee_brewed", "data": {"cups": "many"}}
 """
 PLAY = """
-import json, sys
+import io, json, sys
 import mesh
+from mesh.rendering import JsonLinesSink, TerminalSink, render, renderer
 
 agents = {"barista": {"provider": "python", "target": sys.argv[1] + ":barista"}}
 with mesh.LocalNode(config={"agents": agents}) as node, node.client(timeout_s=20.0) as client:
@@ -27,18 +28,29 @@ with mesh.LocalNode(config={"agents": agents}) as node, node.client(timeout_s=20
         result = client.run_once("barista", "go", id="bar")
         heard = [next(listener).data["data"]["cups"] for _ in range(2)]
     found = client.sessions.events("bar", type="coffee_brewed")
+    shown = {}
+    for name in ("compact", "studio", "verbose"):
+        told, lines = io.StringIO(), io.StringIO()
+        assert not render(result.events, renderer(name), [TerminalSink(told), JsonLinesSink(lines)]).broken
+        shown[name] = told.getvalue()
+    client.sessions.import_(list(client.sessions.export("bar")), new_id="copy")
     print(json.dumps({
         "status": client.runs.get(result.run_id).status,
         "heard": heard,
         "found": [event.data for event in found],
         "warnings": [event.metadata.get("_validation_warnings") for event in found],
         "read": mesh.Event.from_map(found[0].to_map()) == found[0],
+        "count": client.events.count(types="coffee_brewed"),
+        "copied": [event.data for event in client.sessions.events("copy", type="coffee_brewed")],
+        "shown": [name for name, text in shown.items() if "coffee_brewed" in text],
+        "lines": lines.getvalue().count("coffee_brewed"),
     }))
 """
 
 
 def test_one_more_row_is_a_new_event_type(tmp_path: Path) -> None:
-    """If a row is added to the table, then agents write the type, logs keep it, filters and feed know it."""
+    """If a row is added to the table, then agents write the type, its shape is checked, logs keep it, filters
+    and feed know it, renderers show it by its name, exports and imports carry it."""
     package = Path(mesh.__file__).parent
     copy = shutil.copytree(package, tmp_path / "mesh", ignore=shutil.ignore_patterns("__pycache__"))
     table = copy / "core" / "events.py"
@@ -64,4 +76,8 @@ def test_one_more_row_is_a_new_event_type(tmp_path: Path) -> None:
         "found": [{"cups": 2}, {"cups": "many"}],
         "warnings": [None, ["cups must be int, not str"]],
         "read": True,
+        "count": 4,  # of the session and of its imported copy
+        "copied": [{"cups": 2}, {"cups": "many"}],
+        "shown": ["compact", "studio", "verbose"],
+        "lines": 2,
     }
