@@ -328,7 +328,7 @@ def list_pages(
 ) -> Plan:
     """One page over all partitions. Each gives up to ``limit`` rows in its own order; the first ``limit`` of
     the merged rows are returned, and the cursor remembers the last row taken from each partition."""
-    check_limit(limit)
+    check_limit(limit, kind)
     facts: Facts = yield FACTS
     places = _cursor_places(kind, cursor, facts.partitions)
     limit_s = EVERY_S if timeout_s is None else min(EVERY_S, timeout_s)
@@ -397,16 +397,16 @@ def _first(row: Any) -> Any:
     return row[0]
 
 
-def check_limit(limit: Any) -> None:
+def check_limit(limit: Any, kind: str) -> None:
     """Refuse a page size that is not from 1 to PAGE_MAX.
 
     Raises:
-        InvalidArgument: ``invalid_argument``.
+        InvalidArgument: ``validation_error``; of routes ``invalid_argument``.
     """
     if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
         raise InvalidArgument(
             f"limit must be a whole number from 1 to {PAGE_MAX}, not {shown(limit, 40)}",
-            code="invalid_argument",
+            code="invalid_argument" if kind == "routes" else "validation_error",
         )
 
 

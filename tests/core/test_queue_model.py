@@ -175,6 +175,44 @@ class QueueMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model is not None)
     @rule()
+    def create(self) -> None:
+        n = self.count
+        code = self.bench.code("run.create", self.run_id(n), "s", {"prompt": f"t{n}"}, None)
+        assert code == ("session_closed" if self.m.accepts() == "session_closed" else "ok")
+        if code == "ok":
+            self.m.runs[n] = "pending"
+            self.count += 1
+
+    @precondition(lambda self: self.count)
+    @rule(data=st.data())
+    def execute(self, data: st.DataObject) -> None:
+        n = self.pick(data)
+        expected = self.m.accepts()
+        if expected == "ok":
+            expected = "invalid_transition" if self.m.runs[n] != "pending" else self.m.submit(n)
+        assert self.bench.code("run.execute", self.run_id(n)) == expected
+
+    @precondition(lambda self: self.model is not None)
+    @rule()
+    def interrupt(self) -> None:
+        self.m.stop("interrupt")
+        assert self.bench.call("session.interrupt", "s") == [self.run_id(n) for n in self.m.running]
+
+    @precondition(lambda self: self.model is not None)
+    @rule()
+    def abort(self) -> None:
+        m = self.m
+        found = [*m.queue, *m.steering]
+        m.drop(found)
+        m.stop("abort")
+        request, executing = self.bench.post(["session.abort", ["s"]]), list(m.running)
+        for n in executing:
+            assert request not in self.bench.replies
+            self.end_one(n, "cancelled")
+        assert self.bench.replies[request] == [[0, len(found) + len(executing)]]
+
+    @precondition(lambda self: self.model is not None)
+    @rule()
     def submit(self) -> None:
         n = self.count
         code = self.bench.code("run.submit", self.run_id(n), "s", {"prompt": f"t{n}"}, None)
@@ -275,7 +313,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert value["code"] == "run_not_found"
             return
         assert (status, value) == (0, self.run_id(n))
-        if m.runs[n] == "queued":
+        if m.runs[n] in ("pending", "queued"):
             m.drop([n])
             m.go_on()
 

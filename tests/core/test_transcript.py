@@ -105,6 +105,22 @@ def test_streamed_and_received_text_is_one_message() -> None:
     assert talk(*steps) == [("user", "first", None, None), ("assistant", "Hello world", None, None)]
 
 
+@pytest.mark.parametrize("role", ["wizard", "", None, 7, ["user"], {}])
+def test_an_unknown_role_is_the_usual_one(role: Any) -> None:
+    """If a message names no role that there is, then a user asked, and the assistant answered."""
+    asked = ("message_sent", A, {"content": "ask", "role": role})
+    assert talk(asked, STARTED, received("say", role=role), DONE) == [
+        ("user", "ask", None, None), ("assistant", "say", None, None)]
+
+
+def test_a_piece_may_be_a_delta_and_what_is_empty_is_no_message() -> None:
+    """If a provider streams deltas, then they are the text; a message without content is none."""
+    piece = ("message_streamed", A, {"delta": "a", "content": "ignored"})
+    empty = ("message_sent", A, {"role": "user", "content": ""})
+    assert talk(SENT, empty, STARTED, piece, received("a"), DONE) == [
+        ("user", "first", None, None), ("assistant", "a", None, None)]
+
+
 def test_text_before_a_tool_call_is_not_repeated_by_the_whole_text() -> None:
     """If the last message repeats all that was said around a call, then only its news are added."""
     steps = (SENT, STARTED, streamed("Let me look."), call("c"), result("c"), streamed("Done."),

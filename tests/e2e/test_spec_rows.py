@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,10 @@ def test_d02_lists_are_filtered(client: mesh.Client) -> None:
     assert [(s.status, s.agent_id) for s in found] == [("active", "d02")] * 2
     assert len(client.sessions.list(agent_id="d02", limit=1)) == 1
     assert len(client.sessions.list(agent_id="nobody")) == 0
+    for limit in (0, -1, 1001, True, "1"):
+        assert refused(lambda wrong=limit: client.sessions.list(limit=wrong)) == "validation_error"
+    for limit in (0, -1, True, "1", 2**70):
+        assert refused(lambda wrong=limit: client.sessions.events("x", limit=wrong)) == "validation_error"
 
 
 def test_d04_each_session_counts_for_itself(client: mesh.Client) -> None:
@@ -157,6 +162,23 @@ def test_d14_g02_h08_control_of_a_run_that_executes(client: mesh.Client) -> None
     three = [busy(client, "control"), *(client.runs.submit("control", "x").id for _ in range(2))]
     assert client.runs.cancel_many(three) == dict.fromkeys(three)
     assert refused(lambda: client.runs.interrupt("run_" + "0" * 32)) == "run_not_found"
+
+
+def test_a_result_is_told_as_often_as_it_is_asked_for(client: mesh.Client) -> None:
+    """If a run is over, then every wait for it gives its result, or how it ended."""
+    client.sessions.start("echo", id="waited")
+    run = client.runs.submit("waited", "x").id
+    assert client.runs.wait(run) == client.runs.wait(run)
+    client.sessions.start("waits", id="waiting")
+    first, second = busy(client, "waiting"), client.runs.submit("waiting", "x").id
+    with ThreadPoolExecutor(2) as pool:
+        told = [pool.submit(refused, lambda: client.runs.wait(second)) for _ in range(2)]
+        assert client.runs.cancel(second) == second
+        assert [one.result(20) for one in told] == ["cancelled", "cancelled"]
+    assert [e.type for e in client.sessions.events("waiting", run_id=second)] == ["run_cancelled"]
+    assert client.runs.get(first).status == "running"
+    assert (client.sessions.abort("waiting"), client.sessions.abort("waiting")) == (1, 0)
+    assert client.sessions.get("waiting").status == "active"
 
 
 def test_h10_h12_a_stream_has_what_it_asks_for_from_its_cursor(client: mesh.Client) -> None:
