@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mesh.errors import ConfigError
-from mesh.providers.api import ApiProvider, Asked, Turn
+from mesh.providers.api import ApiProvider, Asked, Request, Turn
 from mesh.providers.api_errors import Refused
 from mesh.providers.base import Piece, checked
 from mesh.providers.conversation import Block, Call, Called, Conversation, Result, Said
@@ -75,9 +75,8 @@ class AnthropicProvider(ApiProvider):
         content = [*map(_result, results), *({"type": "text", "text": text} for text in steering)]
         return [{"role": "user", "content": content}] if content else []
 
-    def _asking(self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Any:
-        request = _request(asked, system, messages, tools)
-        return self._client.messages.with_streaming_response.create(**request, stream=True)
+    def _asking(self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Request:
+        return Request("/v1/messages", _request(asked, system, messages, tools))
 
     def _answer(self, turn: Turn) -> Answer:
         return Answer(turn)

@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from mesh.errors import ConfigError
-from mesh.providers import kinds
+from mesh.providers import kinds, lazy_sdk
 from mesh.providers.api_errors import Failures
 from mesh.providers.base import (
     STREAMING,
@@ -90,6 +90,13 @@ class Turn:
         self.text, self.calls, self.message = [], [], []
 
 
+class Request(NamedTuple):
+    """What the API is asked, below its address."""
+
+    path: str
+    body: dict[str, Any]
+
+
 class Answer(Protocol):
     """One answer's events, taken as they come."""
 
@@ -127,7 +134,8 @@ class ApiProvider(ABC):
         self._asked({})
         self._retries = _number(table, "retries", RETRIES, 0, 100)
         self._base_url = checked(table, "base_url", (str,), None) or None
-        library = kinds.library(self.name, self.name)
+        library = kinds.library(self.name, self.name, lazy_sdk.client_module)
+        self._response = lazy_sdk.response_class(library)
         key = self._key(table)
         self._failures = Failures(self.name, self._base_url, key)
         timeout_s = float(_number(table, "timeout_s", TIMEOUT_S, 0.001, 86_400))
@@ -184,8 +192,8 @@ class ApiProvider(ABC):
         """The messages that tell what the tools gave, and what was said meanwhile."""
 
     @abstractmethod
-    def _asking(self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Any:
-        """The library's request of one answer, as a stream, its response not read yet."""
+    def _asking(self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Request:
+        """The request of one answer."""
 
     @abstractmethod
     def _answer(self, turn: Turn) -> Answer:
@@ -210,11 +218,18 @@ class ApiProvider(ABC):
         answer.finish()
         self._told(answer, turn, system, messages)
 
-    async def _heard(self, asking: Any) -> AsyncGenerator[list[dict[str, Any]], None]:
-        """The events of an answer, as many as come together."""
-        async with asking as response:
+    async def _heard(self, asked: Request) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """The events of an answer, as many as come together.
+
+        The library's ``post``, not its method of the path: that one would import the types of all its
+        requests, and check against them what is a plain map already.
+        """
+        response = await self._client.post(
+            asked.path, body={**asked.body, "stream": True}, cast_to=self._response, stream=True
+        )
+        async with aclosing(response):
             events = Events()
-            async for chunk in response.http_response.aiter_bytes():
+            async for chunk in response.aiter_bytes():
                 yield events.feed(chunk)
 
     # --- a run ---
@@ -366,5 +381,5 @@ def _number(table: Mapping[str, Any], key: str, default: float, lowest: float, h
 __all__ = [
     "BACKOFF_MAX_S", "BACKOFF_S", "CALL_KEYS", "CONNECT_S", "KEYS", "MAX_TOKENS", "RETRIES",
     "RETRY_AFTER_MAX_S", "SYSTEM_PROMPTS", "TIMEOUT_S", "TOOL_USE", "TURNS_MAX", "VISION", "ApiProvider",
-    "Asked", "Turn", "pause",
+    "Asked", "Request", "Turn", "pause",
 ]

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from mesh.core.redact import Redactor
@@ -84,15 +85,17 @@ def build(table: Mapping[str, Any], place: Place) -> Provider:
     return found
 
 
-def library(name: str, provider: str) -> Any:
-    """Import the library that a provider needs.
+def library(
+    name: str, provider: str, importing: Callable[[str], ModuleType] = import_module
+) -> Any:
+    """Import the library that a provider needs, or what ``importing`` takes of it.
 
     Raises:
         ConfigError: it is not installed; says which extra brings it.
     """
     try:
         with _without_collections():
-            return import_module(name)
+            return importing(name)
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] != name.partition(".")[0]:
             raise

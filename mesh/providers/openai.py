@@ -16,7 +16,7 @@ from typing import Any
 
 from mesh.errors import ConfigError
 from mesh.providers import openai_chat, openai_responses
-from mesh.providers.api import Answer, ApiProvider, Asked, Turn
+from mesh.providers.api import Answer, ApiProvider, Asked, Request, Turn
 from mesh.providers.base import checked, nearest_name
 from mesh.providers.conversation import Conversation, Result
 from mesh.providers.kinds import Place
@@ -64,8 +64,8 @@ class OpenAIProvider(ApiProvider):
         messages: list[Any] = self._api.answers(results, steering)
         return messages
 
-    def _asking(self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Any:
-        return self._api.ask(self._client, asked, system, messages, tools)
+    def _asking(self, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Request:
+        return Request(self._api.PATH, self._api.request(asked, system, messages, tools))
 
     def _answer(self, turn: Turn) -> Answer:
         answer: Answer = self._api.Answer(turn)

@@ -12,6 +12,7 @@ from mesh.providers.base import Piece
 from mesh.providers.conversation import Block, Call, Called, Result, Said, data_url
 from mesh.providers.tools import Tool
 
+PATH = "/chat/completions"
 #: Calls of one answer.
 CALLS_MAX = 1_000
 #: What the API calls an end, and what mesh calls it.
@@ -19,22 +20,24 @@ REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use",
            "content_filter": "refusal"}
 
 
-def ask(client: Any, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Any:
-    """The request of one answer, as a stream."""
-    request: dict[str, Any] = {"model": asked.model, "stream_options": {"include_usage": True}}
+def request(
+    asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]
+) -> dict[str, Any]:
+    """The body of the request of one answer."""
+    body: dict[str, Any] = {"model": asked.model, "stream_options": {"include_usage": True}}
     told = [{"role": "system", "content": "\n\n".join(system)}] if system else []
-    request["messages"] = told + messages
+    body["messages"] = told + messages
     if tools:
-        request["tools"] = [{"type": "function", "function": {
+        body["tools"] = [{"type": "function", "function": {
             "name": tool.name, "description": tool.description, "parameters": tool.schema,
         }} for tool in tools]
     if asked.max_tokens is not None:  # servers of one's own know the older name
-        request["max_tokens" if asked.more["own_server"] else "max_completion_tokens"] = asked.max_tokens
+        body["max_tokens" if asked.more["own_server"] else "max_completion_tokens"] = asked.max_tokens
     if asked.more["temperature"] is not None:
-        request["temperature"] = asked.more["temperature"]
+        body["temperature"] = asked.more["temperature"]
     if asked.more["reasoning"]:
-        request["reasoning_effort"] = asked.more["reasoning"]
-    return client.chat.completions.with_streaming_response.create(**request, stream=True)
+        body["reasoning_effort"] = asked.more["reasoning"]
+    return body
 
 
 def opening(items: list[Said | Called]) -> list[Any]:
@@ -181,4 +184,4 @@ def counts(usage: dict[str, Any], asked: str, answered: str) -> dict[str, int]:
     return found
 
 
-__all__ = ["CALLS_MAX", "REASONS", "Answer", "answers", "arguments", "ask", "counts", "opening"]
+__all__ = ["CALLS_MAX", "PATH", "REASONS", "Answer", "answers", "arguments", "counts", "opening", "request"]

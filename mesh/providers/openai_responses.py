@@ -12,31 +12,34 @@ from mesh.providers.conversation import Block, Call, Called, Result, Said, data_
 from mesh.providers.openai_chat import CALLS_MAX, arguments, counts
 from mesh.providers.tools import Tool
 
+PATH = "/responses"
 _REASONS = {"max_output_tokens": "max_tokens", "content_filter": "refusal"}
 _THINKING = frozenset(("response.reasoning_summary_text.delta", "response.reasoning_text.delta"))
 _TEXT = frozenset(("response.output_text.delta", "response.refusal.delta"))
 _ENDS = frozenset(("response.completed", "response.incomplete"))
 
 
-def ask(client: Any, asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]) -> Any:
-    """The request of one answer, as a stream."""
-    request: dict[str, Any] = {"model": asked.model, "input": messages, "store": False}
+def request(
+    asked: Asked, system: list[str], messages: list[Any], tools: list[Tool]
+) -> dict[str, Any]:
+    """The body of the request of one answer."""
+    body: dict[str, Any] = {"model": asked.model, "input": messages, "store": False}
     if system:
-        request["instructions"] = "\n\n".join(system)
+        body["instructions"] = "\n\n".join(system)
     if tools:
-        request["tools"] = [{
+        body["tools"] = [{
             "type": "function", "name": tool.name, "description": tool.description,
             "parameters": tool.schema, "strict": False,
         } for tool in tools]
     if asked.max_tokens is not None:
-        request["max_output_tokens"] = asked.max_tokens
+        body["max_output_tokens"] = asked.max_tokens
     if asked.more["temperature"] is not None:
-        request["temperature"] = asked.more["temperature"]
+        body["temperature"] = asked.more["temperature"]
     if asked.more["reasoning"]:
-        request["reasoning"] = {"effort": asked.more["reasoning"]}
+        body["reasoning"] = {"effort": asked.more["reasoning"]}
     if not asked.more["own_server"]:  # so that what it thought can be given back
-        request["include"] = ["reasoning.encrypted_content"]
-    return client.responses.with_streaming_response.create(**request, stream=True)
+        body["include"] = ["reasoning.encrypted_content"]
+    return body
 
 
 def opening(items: list[Said | Called]) -> list[Any]:
@@ -140,4 +143,4 @@ class Answer:
         ]
 
 
-__all__ = ["Answer", "answers", "ask", "opening"]
+__all__ = ["PATH", "Answer", "answers", "opening", "request"]
