@@ -234,6 +234,13 @@ def test_a_waiting_read_wakes_for_its_own_matches_only(client: RawClient) -> Non
     assert [e["seq"] for e in client.take(failed).value[0]] == [2]
     client.write(["session.cancel", ["t"]])
     assert [e["type"] for e in client.take(other).value[0]] == ["session_cancelled"]
+    first, second = (run_id_for("u", digit * 29) for digit in "12")
+    client.write(["session.create", ["u", "echo", {}]])
+    client.write(["run.create", [first, "u", "x"]], ["run.create", [second, "u", "x"]])
+    one = client.wait("session.wait", "u", {"run_id": second})
+    client.write(["run.cancel", [first]])
+    client.write(["run.cancel", [second]])
+    assert [(e["run_id"], e["seq"]) for e in client.take(one).value[0]] == [(second, 3)]
 
 
 def test_a_waiting_read_is_answered_empty_when_its_time_is_over(client: RawClient) -> None:
