@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mesh.cli import driving, keep, prompting, render, transcript, values
+from mesh.cli import driving, keep, prompting, render, transcript, values, verbs
 from mesh.cli.app import group, shell
 from mesh.cli.follow import view_options
 
@@ -248,62 +248,9 @@ def events(
     render.table(("seq", "time", "type", "run", "data"), rows)
 
 
-@session.command("abort")
-@click.argument("session_id", metavar="ID")
-def abort(session_id: str) -> None:
-    """Cancel what a session does now and what waits there; the session stays.
-
-    Example: mesh session abort build-42
-    """
-    with shell().client() as client:
-        client.sessions.abort(session_id)
-    _done(session_id, "aborted")
-
-
-@session.command("stop")
-@click.argument("session_id", metavar="ID")
-def stop(session_id: str) -> None:
-    """End a session's live actor; its log stays and `resume` brings it back.
-
-    Example: mesh session stop build-42
-    """
-    with shell().client() as client:
-        client.sessions.stop(session_id)
-    _done(session_id, "stopped")
-
-
-@session.command("resume")
-@click.argument("session_id", metavar="ID")
-def resume(session_id: str) -> None:
-    """Bring a stopped session back, with its transcript.
-
-    Example: mesh session resume build-42
-    """
-    with shell().client() as client:
-        client.sessions.resume(session_id)
-    _done(session_id, "resumed")
-
-
-@session.command("complete")
-@click.argument("session_id", metavar="ID")
-def complete(session_id: str) -> None:
-    """End a session for good, as completed.
-
-    Example: mesh session complete build-42
-    """
-    with shell().client() as client:
-        client.sessions.complete(session_id)
-    _done(session_id, "completed")
-
-
-def _done(session_id: str, what: str) -> None:
-    if shell().json:
-        render.emit_json({"session_id": session_id, "done": what})
-    else:
-        render.say(f"{session_id}: {what}")
-
-
-for _command in (*prompting.COMMANDS, *driving.COMMANDS, *transcript.COMMANDS, *keep.COMMANDS):
+for _command in (
+    *verbs.COMMANDS, *prompting.COMMANDS, *driving.COMMANDS, *transcript.COMMANDS, *keep.COMMANDS
+):
     session.add_command(_command)
 
 __all__ = ["session"]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from mesh.cli.verbs import VERBS
 from mesh.core.notification import Notification
 from mesh.core.records import (
     Event,
@@ -199,11 +200,14 @@ def test_session_events_are_json_lines(cli: Cli, fake: FakeClient) -> None:
     assert fake.named("sessions.events")[0][1]["after"] == 0
 
 
-@pytest.mark.parametrize("name", ["abort", "stop", "resume", "complete"])
+@pytest.mark.parametrize("name", [*(verb.name for verb in VERBS), "fail"])
 def test_session_steps_are_quiet_in_a_pipe(cli: Cli, fake: FakeClient, name: str) -> None:
-    """If a step succeeds in a pipe, then nothing is printed."""
-    done = cli("session", name, "s1")
-    assert (done.exit_code, done.output) == (0, "") and fake.named(f"sessions.{name}") == [(("s1",), {})]
+    """If a step succeeds in a pipe, then nothing is printed; the version that was seen goes along."""
+    words = ["s1", "why"] if name == "fail" else ["s1"]
+    for more, given in (([], {}), (["--if-version", "3"], {"if_version": 3})):
+        done = cli("session", name, *words, *more)
+        assert (done.exit_code, done.output) == (0, "")
+        assert fake.named(f"sessions.{name}")[-1] == (tuple(words), given)
 
 
 def _stream(*events: Event, interrupted: bool = False) -> Callable[..., Any]:
