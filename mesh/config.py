@@ -98,7 +98,7 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """``[limits]``: every queue, buffer and wait of the node has its bound here."""
 
     frame_bytes: int = 16 * 1024 * 1024
-    inflight_per_partition: int = 4_096  #: payloads forwarded and not answered
+    inflight_per_partition: int = 4_096  #: payloads taken in and not answered
     inflight_bytes_per_partition: int = 256 * 1024 * 1024
     batch_bytes: int = 128 * 1024  #: work of one turn of a partition's loop
     unread_bytes: int = 512 * 1024 * 1024  #: replies that clients have not taken, all together

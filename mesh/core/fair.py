@@ -26,6 +26,11 @@ from mesh.core import wire
 FRAME_COST = 400
 
 
+def cost(frame: bytes) -> int:
+    """The work that a frame is."""
+    return FRAME_COST + len(frame)
+
+
 class Fair:
     """Frames that wait for a later turn."""
 
@@ -61,6 +66,10 @@ class Fair:
         self._frames += 1
         self._bytes += len(frame)
 
+    def holds(self, peer: bytes) -> bool:
+        """Whether something of a peer waits."""
+        return bool(self._queues.get(peer))
+
     def take(self) -> bytes | None:
         """The next frame, or None when nothing waits."""
         heap = self._heap
@@ -80,4 +89,4 @@ class Fair:
         return None
 
 
-__all__ = ["FRAME_COST", "Fair"]
+__all__ = ["FRAME_COST", "Fair", "cost"]

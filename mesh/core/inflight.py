@@ -1,4 +1,4 @@
-"""What the router has forwarded to one partition and not seen answered: counts, in all and by client.
+"""What the router has taken in for one partition and not seen answered: counts, in all and by client.
 
 Rules of this file:
 
@@ -6,7 +6,7 @@ Rules of this file:
 2. A client that holds less than is still free may add one more. So alone it can have half of a bound, and
    next to n others that also take all they can one part of n + 2: there is always room for who comes next,
    and no client has to be known, measured or configured.
-3. A request is counted when it is forwarded and taken back by its reply, which names the client, the kind
+3. A request is counted when it is taken in and taken back by its reply, which names the client, the kind
    and the size that it answers. Nothing is kept of a client that holds nothing, and nothing of a request.
 """
 
@@ -80,6 +80,11 @@ class InFlight:
         """How many payloads of a client are in flight."""
         held = self._clients.get(client)
         return held[0] if held is not None else 0
+
+    def bytes_of(self, client: bytes) -> int:
+        """How many bytes of a client are in flight."""
+        held = self._clients.get(client)
+        return held[1] if held is not None else 0
 
     @property
     def clients(self) -> int:

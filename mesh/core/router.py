@@ -19,6 +19,8 @@ from __future__ import annotations
 from typing import Any
 
 from mesh.core import mailbox, wire
+from mesh.core.credit import Credit
+from mesh.core.fair import cost
 from mesh.core.inflight import InFlight
 from mesh.core.mailbox import ChildState
 from mesh.core.moved import heir
@@ -39,10 +41,10 @@ _PARTITION_FLAG, _MOVED = int(wire.Flag.PARTITION), int(wire.Flag.MOVED)
 class Actor:
     """The present holder of a place (partition or runner) as the router sees it."""
 
-    __slots__ = ("dead_pid", "identity", "incarnation", "index", "inflight", "kind", "pid", "roster", "stats",
-                 "welcomed")
+    __slots__ = ("credit", "dead_pid", "identity", "incarnation", "index", "inflight", "kind", "pid",
+                 "roster", "stats", "welcomed")
 
-    def __init__(self, kind: bytes, index: int, inflight: InFlight) -> None:
+    def __init__(self, kind: bytes, index: int, inflight: InFlight, credit: Credit) -> None:
         self.kind = kind
         self.index = index
         self.identity: bytes | None = None
@@ -50,6 +52,7 @@ class Actor:
         self.pid: int | None = None
         self.dead_pid: int | None = None  #: by the supervisor's word; a late READY of it counts no more
         self.inflight = inflight
+        self.credit = credit
         self.stats: dict[str, Any] = {}
         self.roster: dict[str, Any] = {"state": ChildState.STARTING.value, "restarts": 0, "cause": None}
         self.welcomed = False
@@ -71,13 +74,14 @@ class Router:
         self.map_version = map_version
         self.boot = boot
 
-        def counts() -> InFlight:
-            return InFlight(
-                payloads_max=inflight_max, bytes_max=inflight_bytes_max, waits_max=waits_max
-            )
+        def actor(kind: bytes, index: int) -> Actor:
+            counts = InFlight(payloads_max=inflight_max, bytes_max=inflight_bytes_max, waits_max=waits_max)
+            credit = Credit(frames_max=inflight_max + waits_max, bytes_max=inflight_bytes_max)
+            return Actor(kind, index, counts, credit)
 
-        self.partitions = [Actor(mailbox.PARTITION, i, counts()) for i in range(max(slot_map) + 1)]
-        self.runners = [Actor(mailbox.RUNNER, i, counts()) for i in range(runners)]
+        self.partitions = [actor(mailbox.PARTITION, i) for i in range(max(slot_map) + 1)]
+        self.runners = [actor(mailbox.RUNNER, i) for i in range(runners)]
+        self.owed: list[tuple[bytes, bytes]] = []  #: (client, answer) that the shell is to send
         self.by_identity: dict[bytes, Actor] = {}
         self.heard: dict[bytes, float] = {}
         self.counters = dict.fromkeys(
@@ -100,7 +104,8 @@ class Router:
     def on_client(
         self, client: bytes, payload: bytes, now_ms: int
     ) -> tuple[bytes | None, bytes, Actor | None]:
-        """Where a READ, WRITE or WAIT goes: (identity of the actor, frame, actor), or (None, answer, None).
+        """Where a READ, WRITE or WAIT goes: (identity of the actor, frame, actor), or (None, answer, None),
+        or (None, nothing, actor): it waits for its turn.
 
         Raises:
             RemoteProtocolError: not a payload of this protocol; answer with ``refusal``.
@@ -125,11 +130,16 @@ class Router:
             return None, self.refusal(payload, RequestError(_LONG_WAIT, code="limit_exceeded")), None
         if not actor.inflight.admit(client, kind, len(payload)):
             return None, self.overloaded(client, payload, actor), None
-        return actor.identity, client + wire.DEADLINE.pack(now_ms + remaining_ms) + payload, actor
+        frame = client + wire.DEADLINE.pack(now_ms + remaining_ms) + payload
+        if actor.credit.send(frame, actor.inflight):
+            return actor.identity, frame, actor
+        return None, b"", actor
 
-    def undelivered(self, client: bytes, actor: Actor, payload: bytes, *, full: bool) -> bytes:
-        """The answer when ZeroMQ could not take a forwarded request; the count is taken back."""
+    def undelivered(self, actor: Actor, frame: bytes, *, full: bool) -> bytes:
+        """The answer when ZeroMQ could not take a forwarded request; what it counted is taken back."""
+        client, payload = frame[: wire.CLIENT_ID_BYTES], frame[wire.ACTOR_PREFIX_BYTES :]
         actor.inflight.release(client, payload[3], len(payload))
+        actor.credit.took(cost(frame))
         return self.overloaded(client, payload, actor) if full else self.unavailable(payload, actor)
 
     def refusal(self, payload: bytes, error: MeshError, flags: int = 0) -> bytes:
@@ -222,13 +232,13 @@ class Router:
         return target.identity, sender.peer + bytes(8) + frame[16:]
 
     def on_own(self, identity: bytes, body: bytes) -> list[Any] | None:
-        """An actor's word to the router itself, checked: READY or BYE. None (counted) when it is neither, or
-        when a READY does not come under the identity that it names."""
+        """An actor's word to the router itself, checked: READY, TOOK or BYE. None (counted) when it is none
+        of them, or when a READY does not come under the identity that it names."""
         try:
             message = wire.unpack(body)
         except RemoteProtocolError:
             message = None
-        if message == ["bye"] or _is_ready(identity, message):
+        if message == ["bye"] or _is_ready(identity, message) or _is_took(message):
             return message  # type: ignore[no-any-return]
         self.counters["malformed"] += 1
         return None
@@ -246,8 +256,8 @@ class Router:
         if incarnation > actor.incarnation or actor.identity is None:
             if actor.identity is not None:
                 self.by_identity.pop(actor.identity, None)
+            self._forget(actor)
             actor.identity, actor.incarnation, actor.pid = identity, incarnation, pid
-            actor.inflight.clear()
             actor.welcomed = False
             self.by_identity[identity] = actor
         actor.stats = stats
@@ -259,7 +269,14 @@ class Router:
             self.by_identity.pop(actor.identity, None)
         actor.identity = None
         actor.pid = None
+        self._forget(actor)
+
+    def _forget(self, actor: Actor) -> None:
+        """A new incarnation begins with nothing; who waited for the old one is told to ask again."""
         actor.inflight.clear()
+        for frame in actor.credit.clear():
+            client, payload = frame[: wire.CLIENT_ID_BYTES], frame[wire.ACTOR_PREFIX_BYTES :]
+            self.owed.append((client, self.unavailable(payload, actor)))
 
     def on_roster(self, children: list[dict[str, Any]]) -> list[tuple[Actor, dict[str, Any]]]:
         """Take the supervisor's word; returns the actors whose entry changed, with their former entry."""
@@ -375,6 +392,12 @@ class Router:
              "cause": a.roster["cause"]}
             for a in self.runners
         ]
+
+
+def _is_took(message: Any) -> bool:
+    """Whether a message says how much work a partition took."""
+    return type(message) is list and len(message) == 2 and message[0] == "took" and (
+        type(message[1]) is int and message[1] >= 0)
 
 
 def _is_ready(identity: bytes, message: Any) -> bool:

@@ -16,6 +16,9 @@ from mesh.net import sockets
 TURN_S = 0.004
 #: The work of such a turn, in the cost of ``core/fair.py``, stays above this.
 TURN_COST_MIN = 16_384
+#: So much is taken as it comes. Beyond it everybody has his turn, and after as much more it is looked again
+#: who came: a read is answered within the turn.
+FEW_COST = 16_384
 
 
 class Inbox:
@@ -23,6 +26,7 @@ class Inbox:
 
     def __init__(self, socket: Any, limits: LimitsSection) -> None:
         self.crowded = False  #: something waits for its turn already: do not sleep
+        self.taken = 0  #: the work of clients' requests, since ``told``
         self._socket = socket
         self._cost_max = limits.batch_bytes
         self._cost = self._cost_max
@@ -35,36 +39,59 @@ class Inbox:
         )
 
     def turn(self) -> Iterator[bytes]:
-        """The frames of the next batch."""
-        return self._in_turn() if self.crowded else self._as_they_come()
+        """The frames of the next batch: as they come while they are few, then every peer's in turn."""
+        crowded = self.crowded
+        if crowded:
+            self._adapt()
+        else:
+            few, recv, nowait = FEW_COST, self._socket.recv, sockets.NOWAIT
+            while few > 0:
+                try:
+                    frame = recv(nowait)
+                except sockets.Again:
+                    return
+                few -= self._count(frame)
+                yield frame
+        try:
+            yield from self._in_turn(self._cost if crowded else self._cost_max - FEW_COST)
+        finally:
+            self.crowded = len(self._fair) > 0
 
-    def _as_they_come(self) -> Iterator[bytes]:
-        recv, nowait, cost = self._socket.recv, sockets.NOWAIT, self._cost_max
+    def _in_turn(self, cost: int) -> Iterator[bytes]:
+        fair = self._fair
+        self._used_up = False
         while cost > 0:
-            try:
-                frame = recv(nowait)
-            except sockets.Again:
-                return
-            cost -= FRAME_COST + len(frame)
-            yield frame
-        self.crowded, self._used_up, self._cost = True, False, self._cost_max
+            self._take_in()
+            look_again = max(0, cost - FEW_COST)
+            while cost > look_again:
+                frame = fair.take()
+                if frame is None:
+                    return
+                cost -= self._count(frame)
+                yield frame
+        self._used_up = True
 
-    def _in_turn(self) -> Iterator[bytes]:
-        self._adapt()
-        recv, nowait, fair, cost = self._socket.recv, sockets.NOWAIT, self._fair, self._cost
+    def _take_in(self) -> None:
+        recv, nowait, fair = self._socket.recv, sockets.NOWAIT, self._fair
         with suppress(sockets.Again):
             while not fair.full:
                 fair.add(recv(nowait))
-        while cost > 0 and (frame := fair.take()) is not None:
-            cost -= FRAME_COST + len(frame)
-            yield frame
-        self._used_up = cost <= 0
-        self.crowded = len(fair) > 0
+
+    def _count(self, frame: bytes) -> int:
+        cost = FRAME_COST + len(frame)
+        if frame[0]:
+            self.taken += cost
+        return cost
+
+    def told(self) -> int:
+        """What was taken, to be told the router."""
+        taken, self.taken = self.taken, 0
+        return taken
 
     def _adapt(self) -> None:
         """Some calls cost a hundred times as much as others: measure what the last full turn took."""
         began_s = time.thread_time()
-        if self._used_up:
+        if self._used_up and self._began_s:
             ratio = TURN_S / max(began_s - self._began_s, 1e-6)
             wanted = int(self._cost * min(2.0, max(0.5, ratio)))
             self._cost = min(self._cost_max, max(TURN_COST_MIN, wanted))

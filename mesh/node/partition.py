@@ -14,6 +14,7 @@ from typing import Any
 from mesh.core import mailbox, wire
 from mesh.core.admission import share
 from mesh.core.audit import own_entry
+from mesh.core.credit import TOLD_COST
 from mesh.core.live import Live
 from mesh.core.partition import Partition
 from mesh.core.pending import Pending
@@ -212,6 +213,8 @@ class PartitionProcess:
                 self.actor_frames.append(frame)
             if self.replies.full:
                 break
+        if self.inbox.taken >= TOLD_COST:
+            self.replies.took(self.inbox.told())
         self._decide()
         self._commit()
         self.parking.take_in()

@@ -56,6 +56,10 @@ class Replies:
             self._epoch,
         )
 
+    def took(self, cost: int) -> None:
+        """Tell the router that there is room for more requests (``core/credit.py``)."""
+        self.send(wire.ROUTER_ID + wire.pack(["took", cost]))
+
     def send(self, frame: bytes) -> None:
         """Send what is complete with its address."""
         try:

@@ -73,7 +73,7 @@ class RouterProcess:
 
     def serve(self) -> None:
         """Forward until told to stop, or until the supervisor is gone."""
-        child = self.child
+        child, core = self.child, self.core
         child.control.send(
             "ready", epoch=child.incarnation, pid=os.getpid(), address=self.address, feed=self.feed_address
         )
@@ -88,6 +88,8 @@ class RouterProcess:
                 self._drain_back()
             if self.front in ready:
                 self._drain_front(now_s)
+            if core.owed:
+                self._pay()
             if now_s >= next_tick:
                 next_tick = now_s + TICK_S
                 child.control.send("beat", lag_ms=0)
@@ -117,23 +119,32 @@ class RouterProcess:
                     self._reply(client, self._own(client, payload))
                 else:
                     identity, frame, actor = core.on_client(client, payload, now_ms)
-                    if identity is None:
+                    if identity is not None:
+                        self._forward(identity, frame, actor)
+                    elif frame:
                         self._reply(client, frame)
-                    else:
-                        self._forward(client, identity, frame, actor, payload)
             except MeshError as error:
                 self._reply(client, core.refusal(payload, error))
 
-    def _forward(
-        self, client: bytes, identity: bytes, frame: bytes, actor: Actor | None, payload: bytes
-    ) -> None:
+    def _forward(self, identity: bytes, frame: bytes, actor: Actor | None) -> None:
         try:
             self._to_actors(identity, sockets.MORE)
             self._to_actors(frame, sockets.NOWAIT)
         except sockets.ZMQError as exc:
             assert actor is not None
-            full = isinstance(exc, sockets.Again)
-            self._reply(client, self.core.undelivered(client, actor, payload, full=full))
+            answer = self.core.undelivered(actor, frame, full=isinstance(exc, sockets.Again))
+            self._reply(frame[: wire.CLIENT_ID_BYTES], answer)
+
+    def _on_took(self, actor: Actor, cost: int) -> None:
+        """There is room: the next ones, of all clients in turn."""
+        actor.credit.took(cost)
+        while actor.identity is not None and (frame := actor.credit.next()) is not None:
+            self._forward(actor.identity, frame, actor)
+
+    def _pay(self) -> None:
+        owed, self.core.owed = self.core.owed, []
+        for client, answer in owed:
+            self._reply(client, answer)
 
     def _reply(self, client: bytes, payload: bytes) -> None:
         try:
@@ -321,6 +332,9 @@ class RouterProcess:
                     )
                     if actor.kind == mailbox.RUNNER:
                         self._tell_partitions()
+            case "took" if identity in self.core.by_identity:
+                assert message is not None
+                self._on_took(self.core.by_identity[identity], message[1])
             case "bye":
                 actor = self.core.by_identity.get(identity)
                 if actor is not None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.core import mailbox, wire
+from mesh.core.credit import WINDOW_COST
 from mesh.core.router import HEARD_MAX, HEARD_S, Router
 from mesh.core.slots import SLOT_COUNT, even_map
 from mesh.errors import RemoteProtocolError, RequestError
@@ -156,9 +157,9 @@ def test_what_zeromq_did_not_take_leaves_the_count() -> None:
     """If a forwarded frame could not be sent, then it is not in flight and the client is told."""
     core = router()
     ready(core)
-    _, _, actor = core.on_client(CLIENT, payload(), 0)
+    _, frame, actor = core.on_client(CLIENT, payload(), 0)
     assert actor is not None
-    assert refusal(core.undelivered(CLIENT, actor, payload(), full=True))[1] == "overloaded"
+    assert refusal(core.undelivered(actor, frame, full=True))[1] == "overloaded"
     assert actor.inflight.payloads == 0 and actor.inflight.bytes == 0
 
 
@@ -271,6 +272,33 @@ def test_runner_that_is_told_to_stop_is_heard_and_gets_no_more_work() -> None:
     core.on_roster([child(kind="runner", pid=None, state="stopped")])
     assert core.runner_roster()[0][3:] == ["stopped", False]
     assert core.on_actor(runner, to_partition) is None
+
+
+def test_what_waits_for_its_turn_is_refused_when_the_partition_goes() -> None:
+    """If a partition goes, or another incarnation takes its place, while requests wait in the router, then
+    their clients are told to ask again and nothing is in flight."""
+    for ends in (lambda core: core.on_gone(core.partitions[0]), lambda core: ready(core, incarnation=6)):
+        core = router(inflight_max=1_000, inflight_bytes_max=10**9)
+        ready(core)
+        asked = [core.on_client(CLIENT, payload() + bytes(WINDOW_COST // 4), 0) for _ in range(10)]
+        waiting = [actor for identity, frame, actor in asked if identity is None and not frame]
+        assert len(waiting) == len(core.partitions[0].credit) == 6
+        ends(core)
+        assert [client for client, _ in core.owed] == [CLIENT] * 6
+        for _, answer in core.owed:
+            header, code = refusal(answer)
+            assert header.flags & wire.Flag.AGAIN and code == "partition_unavailable"
+        assert core.partitions[0].inflight.payloads == len(core.partitions[0].credit) == 0
+
+
+@pytest.mark.parametrize(
+    "message", [["took"], ["took", -1], ["took", True], ["took", "1"], ["took", 1, 2], "took"]
+)
+def test_a_strange_word_about_what_was_taken_is_counted(message: Any) -> None:
+    """If a partition's TOOK is no whole number of work, then it counts as malformed and makes no room."""
+    core = router()
+    assert core.on_own(ready(core), wire.pack(message)) is None
+    assert core.counters["malformed"] == 1
 
 
 @given(data=st.binary(max_size=60))

@@ -49,6 +49,8 @@ def router(data: bytes) -> None:
                 told = core.on_own(identity, _packed(dice.value() if dice.below(4) == 0 else message))
                 if told is not None and told[0] == "ready":
                     core.on_ready(identity, told)
+                elif told is not None and told[0] == "took":
+                    core.partitions[0].credit.took(told[1])
             case 1:
                 _to_router(core, dice, forwarded)
             case _:
@@ -101,11 +103,11 @@ def _from_client(core: Router, dice: Dice, forwarded: list[Forwarded]) -> None:
         assert core.refusal(payload, error)
         return
     if identity is None:
-        assert wire.decode_header(frame).kind == wire.Kind.REPLY
+        assert actor is None and wire.decode_header(frame).kind == wire.Kind.REPLY
     else:
         assert actor is not None and frame[:16] == client and frame.endswith(payload)
         if dice.below(4) == 0:
-            core.undelivered(client, actor, payload, full=bool(dice.below(2)))
+            core.undelivered(actor, frame, full=bool(dice.below(2)))
         else:
             forwarded.append(Forwarded(actor, identity, client, payload))
 

@@ -6,12 +6,16 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 from conditions import wait_for
 from harness import MiniNode, RawClient
 
-from mesh.core import wire
+from mesh.core import mailbox, wire
+from mesh.core.credit import WINDOW_COST
+from mesh.core.fair import cost
+from mesh.net import sockets
 
 KEY = "telegram:bot:room"
 PAYLOADS, CALLS = 300, 40
@@ -32,6 +36,47 @@ def frozen(node: MiniNode) -> int:
     pid = node.children["partition-0"].pid
     os.kill(pid, signal.SIGSTOP)
     return pid
+
+
+class Mailbox:
+    """A partition's mailbox in the test, in place of partition 0: it is given requests and takes none."""
+
+    def __init__(self, node: MiniNode) -> None:
+        node.children["partition-0"].kill()
+        node.tell_router()
+        identity = mailbox.identity(mailbox.PARTITION, 0, 2_000_000)
+        self.context = sockets.context()
+        self.socket = sockets.dealer_socket(self.context, f"ipc://{node.runtime}/back", identity)
+        self.tell(["ready", "P", 0, 2_000_000, os.getpid(), {}])
+        while self.frame()[0]:
+            pass  # its welcome; what came before it
+        self.given: list[bytes] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+        self.context.term()
+
+    def tell(self, message: list[Any]) -> None:
+        assert self.socket.poll(20_000, sockets.POLLOUT)
+        self.socket.send(wire.ROUTER_ID + wire.pack(message))
+
+    def frame(self) -> bytes:
+        assert self.socket.poll(20_000), "nothing came"
+        return self.socket.recv()
+
+    def until(self, client: RawClient, request: int) -> int:
+        """Receive until a request of a client comes; how many of others came before."""
+        while True:
+            frame = self.frame()
+            if not frame[0]:
+                continue
+            header = wire.decode_header(frame[wire.ACTOR_PREFIX_BYTES :])
+            if (frame[:16], header.request_id) == (client.id, request):
+                return len(self.given)
+            self.given.append(frame)
 
 
 def wait_until_inflight(client: RawClient, count: int) -> None:
@@ -71,6 +116,34 @@ def test_a_request_is_not_served_behind_the_flood_of_another_client(node: MiniNo
         assert seen < PAYLOADS / 2
         assert all(set(flood.take(request).codes) == {"ok"} for request in requests)
         assert modest.read(["route.get", [KEY]]).value[0]["external_room_id"] == str(PAYLOADS)
+
+
+def test_of_a_flood_little_is_on_its_way_to_the_partition_when_another_asks(node: MiniNode) -> None:
+    """If one client has hundreds of large requests open and another asks for little, then that is given to
+    the partition behind one window of the flood; a third one's large request is given as soon as there is
+    room, and the flood goes on in its order."""
+    body = wire.pack([["route.get", [KEY]]] * 150)
+    with Mailbox(node) as partition, RawClient(node) as flood, RawClient(node) as modest:
+        for _ in range(PAYLOADS):
+            flood.send(wire.Kind.READ, body)
+        wait_until_inflight(modest, PAYLOADS)
+        third = modest.send(wire.Kind.READ, wire.pack([["route.get", [KEY]]]))
+        before = partition.until(modest, third)
+        assert before <= WINDOW_COST // len(body) + 1
+        large = modest.send(wire.Kind.READ, body)
+        wait_until_inflight(modest, PAYLOADS + 2)
+        partition.tell(["took", WINDOW_COST])
+        assert partition.until(modest, large) <= before + 1
+        partition.tell(["took", 10 * PAYLOADS * len(body)])
+        wait_for(lambda: _given(partition) == PAYLOADS, "the whole flood")
+        assert [wire.decode_header(frame[wire.ACTOR_PREFIX_BYTES :]).request_id for frame in partition.given
+                ] == list(range(1, PAYLOADS + 1))
+
+
+def _given(partition: Mailbox) -> int:
+    partition.given.append(partition.frame())
+    partition.tell(["took", cost(partition.given[-1])])
+    return len(partition.given)
 
 
 def test_a_client_that_never_reads_its_answers_leaves_room_for_others(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""How much work a partition is given at a time, and who is next when there is more.
+
+Rules of this file:
+
+1. The router hands a partition requests until ``WINDOW_COST`` of work is on its way there; what comes beyond
+   waits in the router, each client's in its order, and the clients in turns by work (``core/fair.py``).
+   In ZeroMQ's pipes and in the kernel's buffers everybody stands in one line: it is kept short.
+2. A client with little in flight does not wait for room: it stands behind one window at most, and the
+   partition takes turns between those that it was given (``node/inbox.py``).
+3. The partition says what it took, in steps of ``TOLD_COST``, behind the answers to it: so what is answered
+   and not yet read by the router is bounded, too. Nothing is said for less: a single call costs none.
+4. A request may be larger than the window: it is sent when there is any room.
+5. Work is counted as in ``core/fair.py``, on both sides: nothing is kept of a request. A word about requests
+   that an earlier router sent makes room that is not there, once; never less than there is.
+
+Counting answers instead was rejected: a call like ``run_once`` is answered when its run is over. So was a
+window for each client: many floods together are as long a line as one large one.
+"""
+
+from __future__ import annotations
+
+from mesh.core import wire
+from mesh.core.fair import FRAME_COST, Fair, cost
+from mesh.core.inflight import InFlight
+
+#: About 3 ms of a partition's work: its pipe must not run dry while the word of what was taken is on its way.
+WINDOW_COST = 64 * 1024
+TOLD_COST = WINDOW_COST // 4
+#: Who has no more than this in flight does not wait for room.
+LITTLE_BYTES = 2 * 1024
+
+
+class Credit:
+    """The requests of one partition's present incarnation that it has not taken."""
+
+    __slots__ = ("_sent", "_waiting")
+
+    def __init__(self, *, frames_max: int, bytes_max: int) -> None:
+        self._sent = 0
+        self._waiting = Fair(frames_max=frames_max, bytes_max=bytes_max)
+
+    def __len__(self) -> int:
+        """How many requests wait in the router."""
+        return len(self._waiting)
+
+    def send(self, frame: bytes, inflight: InFlight) -> bool:
+        """Whether to send a frame, which is counted as in flight, now. Else it is kept for its turn."""
+        waiting = self._waiting
+        if self._sent >= WINDOW_COST or waiting:
+            client = frame[: wire.CLIENT_ID_BYTES]
+            if max(inflight.bytes_of(client), len(frame)) > LITTLE_BYTES or waiting.holds(client):
+                waiting.add(frame)
+                return False
+        self._sent += FRAME_COST + len(frame)
+        return True
+
+    def took(self, cost: int) -> None:
+        """The partition took so much."""
+        self._sent = max(0, self._sent - cost)
+
+    def next(self) -> bytes | None:
+        """The frame to be sent next, if there is one and room for it."""
+        if self._sent >= WINDOW_COST:
+            return None
+        frame = self._waiting.take()
+        if frame is not None:
+            self._sent += cost(frame)
+        return frame
+
+    def clear(self) -> list[bytes]:
+        """A new incarnation was given nothing; the frames that waited for the old one."""
+        self._sent = 0
+        return list(iter(self._waiting.take, None))
+
+
+__all__ = ["LITTLE_BYTES", "TOLD_COST", "WINDOW_COST", "Credit"]

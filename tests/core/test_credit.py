@@ -1,0 +1,161 @@
+"""What a partition is given at a time: a window, turns beyond it, nothing lost, nobody stuck."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.core import wire
+from mesh.core.credit import LITTLE_BYTES, TOLD_COST, WINDOW_COST, Credit
+from mesh.core.fair import cost
+from mesh.core.inflight import InFlight
+
+READ = int(wire.Kind.READ)
+LARGE = 3_000  #: bytes of a request of a client that floods
+
+
+class Way:
+    """A router's side and a partition's side of the way between them."""
+
+    def __init__(self) -> None:
+        self.counts = InFlight(payloads_max=10**6, bytes_max=10**9, waits_max=9)
+        self.credit = Credit(frames_max=10**6, bytes_max=10**9)
+        self.pipe: deque[bytes] = deque()
+        self.serial = 0
+        self.taken = 0
+
+    def ask(self, client: bytes, size: int = LARGE) -> bytes:
+        self.serial += 1
+        frame = (client * 16 + self.serial.to_bytes(8, "big")).ljust(size, b".")
+        assert self.counts.admit(frame[:16], READ, len(frame))
+        if self.credit.send(frame, self.counts):
+            self.pipe.append(frame)
+        return frame
+
+    def take(self, steps: int = 1) -> list[bytes]:
+        """The partition takes and answers so many, and tells."""
+        took = [self.pipe.popleft() for _ in range(min(steps, len(self.pipe)))]
+        for frame in took:
+            self.counts.release(frame[:16], READ, len(frame))
+            self.taken += cost(frame)
+        if self.taken >= TOLD_COST:
+            self.credit.took(self.taken)
+            self.taken = 0
+            while (frame := self.credit.next()) is not None:
+                self.pipe.append(frame)
+        return took
+
+    @property
+    def on_its_way(self) -> int:
+        return sum(map(cost, self.pipe))
+
+
+@pytest.fixture
+def way() -> Way:
+    return Way()
+
+
+def flood(way: Way, client: bytes, count: int = 100) -> list[bytes]:
+    return [way.ask(client) for _ in range(count)]
+
+
+def test_of_a_flood_one_window_is_on_its_way(way: Way) -> None:
+    """If a client asks for much, then the partition is given a window of it, and more when it took some."""
+    asked = flood(way, b"a")
+    assert WINDOW_COST <= way.on_its_way < WINDOW_COST + cost(asked[0])
+    seen = []
+    while took := way.take():
+        seen += took
+        assert way.on_its_way < WINDOW_COST + cost(asked[0])
+    assert seen == asked
+
+
+def test_who_has_little_in_flight_does_not_wait_for_room(way: Way) -> None:
+    """If the window is full of another's requests, then a small one goes at once; a large one takes its turn,
+    before what the flood has waiting."""
+    flood(way, b"a")
+    little = way.ask(b"b", 100)
+    assert way.pipe[-1] == little
+    large = way.ask(b"c")
+    assert large not in way.pipe
+    while large not in way.pipe:
+        way.take()
+    assert len(way.credit) > 50
+
+
+def test_little_is_what_a_client_has_in_flight_in_all(way: Way) -> None:
+    """If a client asks for little again while the window is full, then it goes past it no longer."""
+    flood(way, b"a")
+    before = len(way.pipe)
+    for _ in range(200):
+        way.ask(b"b", 100)
+    assert (len(way.pipe) - before) * 100 <= LITTLE_BYTES
+
+
+def test_nobody_overtakes_himself(way: Way) -> None:
+    """If a client's large request waits, then its small one does not go past it."""
+    flood(way, b"a")
+    asked, seen = [way.ask(b"b"), way.ask(b"b", 100)], []
+    while took := way.take():
+        seen += [frame for frame in took if frame[:1] == b"b"]
+    assert seen == asked
+
+
+def test_two_floods_take_turns(way: Way) -> None:
+    """If a second client floods after the first, then of what comes next each gets half."""
+    flood(way, b"a")
+    flood(way, b"b")
+    way.take(len(way.pipe))
+    turns = [frame[:1] for frame in way.pipe]
+    assert len(turns) > 10 and abs(turns.count(b"a") - turns.count(b"b")) <= 1
+
+
+def test_a_request_larger_than_the_window_is_sent(way: Way) -> None:
+    """If a request alone is more than a window, then it goes when there is any room, and alone."""
+    way.ask(b"a", 10 * WINDOW_COST)
+    way.ask(b"a", 10 * WINDOW_COST)
+    assert len(way.pipe) == 1
+    way.take()
+    assert len(way.pipe) == 1
+
+
+def test_a_new_incarnation_has_room_and_its_predecessors_words_make_no_more(way: Way) -> None:
+    """If a partition is replaced, then what waited comes back, and the next begins with a whole window, also
+    when a word about the former's work comes late."""
+    asked = flood(way, b"a")
+    assert way.credit.clear() == asked[len(way.pipe) :]
+    way.credit.took(10 * WINDOW_COST)
+    way.pipe.clear()
+    flood(way, b"a")
+    assert WINDOW_COST <= way.on_its_way < WINDOW_COST + cost(asked[0])
+
+
+Steps = st.lists(
+    st.one_of(st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.integers(40, 40_000)), st.integers(1, 5)),
+    max_size=120,
+)
+
+
+@given(Steps)
+def test_all_arrive_in_each_ones_order_and_little_is_on_its_way(steps: list[tuple[bytes, int] | int]) -> None:
+    """If requests come and are taken in any pattern, then all arrive, each client's in its order, and no more
+    is on the way than a window, one request, and the little of those who need not wait."""
+    way = Way()
+    asked: dict[bytes, list[bytes]] = {b"a": [], b"b": [], b"c": []}
+    seen: dict[bytes, list[bytes]] = {b"a": [], b"b": [], b"c": []}
+    most = WINDOW_COST + 40_400 + 3 * (LITTLE_BYTES // 40) * 440
+    for step in steps:
+        if isinstance(step, tuple):
+            asked[step[0]].append(way.ask(*step))
+        else:
+            for frame in way.take(step):
+                seen[frame[:1]].append(frame)
+        assert way.on_its_way <= most
+        assert not len(way.credit) or way.on_its_way + way.taken >= WINDOW_COST
+    while took := way.take():
+        for frame in took:
+            seen[frame[:1]].append(frame)
+    assert seen == asked and not len(way.credit)
