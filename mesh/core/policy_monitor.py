@@ -3,7 +3,7 @@
 Rules of this file:
 
 1. Each limit is broken once, at the first count that is over it; each call of a tool is judged once,
-   however many events tell of it.
+   however many events tell of it. A second start under one id is another call.
 2. Time is told by the caller: ``due_ms`` says when the next limit on duration breaks, so that a provider
    that says nothing is stopped in time, too.
 3. What is told are totals, never differences: who counts tokens (``core/usage.py``) knows which is which.
@@ -24,7 +24,8 @@ from mesh.core.policy import LIMITS, Action, Limit, Policy
 from mesh.core.records import Record
 
 #: Events of a tool's call: the first one that is seen of a call is judged.
-_TOOL_EVENTS = frozenset(("tool_call_started", "tool_call_completed", "tool_call_failed"))
+_STARTED = "tool_call_started"
+_TOOL_EVENTS = frozenset((_STARTED, "tool_call_completed", "tool_call_failed"))
 #: Sums of costs are floats: a budget that is used up to the cent is not exceeded.
 EXACT = 1e-9
 #: Calls without an id are told apart by nothing: each of their events is judged, and this many are counted.
@@ -58,6 +59,7 @@ class Monitor:
         "_permitted",
         "_rules",
         "_seen",
+        "_started",
         "_timed",
         "_trusted",
         "_unnamed",
@@ -88,6 +90,7 @@ class Monitor:
         self._counted = {row.event: row.metric for row in LIMITS.values() if row.event is not None}
         self._broken: set[Limit] = set()
         self._seen: set[str] = set()
+        self._started: set[str] = set()
         self._judged: set[str] = set()
         self._trusted: set[str] = set()
         self._permitted: dict[str, int] = {}
@@ -126,11 +129,13 @@ class Monitor:
     def _on_tool(self, event_type: str, data: Mapping[str, Any]) -> list[Violation]:
         call_id = data.get("tool_call_id")
         if isinstance(call_id, str):
-            if call_id in self._seen:
+            if call_id in self._seen and not (event_type == _STARTED and call_id in self._started):
                 return []
             if len(self._seen) < CALLS_MAX:
                 self._seen.add(call_id)
-        elif event_type != "tool_call_started":
+                if event_type == _STARTED:
+                    self._started.add(call_id)
+        elif event_type != _STARTED:
             return []
         broken = self._count("tool_calls")
         name = data.get("tool_name", data.get("name"))
@@ -141,6 +146,8 @@ class Monitor:
                 broken.append(self.denied(name, verdict))
             elif verdict.effect == "ask" and not self._was_permitted(name):
                 broken.append(self._unasked(name, verdict))
+        elif event_type == _STARTED:
+            self._judged.discard(call_id)  # that was about this call; one after it under its id is new
         return broken
 
     def _report(self, tool: str) -> None:

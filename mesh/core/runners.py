@@ -120,12 +120,15 @@ class Runners:
         texts = [self.state.run(prompt_id).input["prompt"] for prompt_id in taken]
         return ["taken", run_id, attempt, number, texts]
 
-    def on_hold(self, runner: int, incarnation: int, message: list[Any]) -> list[Any]:
-        """A run reserves for its next calls; returns the answer, to be sent after the commit."""
-        _, run_id, attempt, number, amounts = message
+    def on_hold(self, runner: int, incarnation: int, message: list[Any]) -> list[Any] | None:
+        """A run reserves for its next calls, behind its batch ``after``; returns the answer, to be sent after
+        the commit. None: what it used before is not here yet, so it asks again."""
+        _, run_id, attempt, number, amounts, after = message
         run = self.claimed(runner, incarnation, run_id, attempt)
         if run is None:
             return ["fenced", run_id, attempt]
+        if run.batch < after:
+            return None
         self.spent.hold(run, number, amounts)
         return ["held", run_id, attempt, -number, None]
 

@@ -6,7 +6,7 @@ Rules of this file:
    adds what it used, in the transaction of its end. So no run counts twice, and none is lost.
 2. What executes counts with what its runner reported so far and with what it *holds*: reserved for a call
    that it is about to make. A hold is a part of its run. It ends with the run, or with its attempt, however
-   that ends, so there is none that outlives who made it.
+   that ends, so there is none that outlives who made it. What waits for another attempt counts as well.
 3. A tag's sessions live in several partitions, and nobody owns the whole. Who reserves stores the hold first
    and asks for the sums then, so of two that reserve at once at least one sees the other.
 """
@@ -14,7 +14,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -24,7 +24,7 @@ from mesh.core.policy import LIMITS
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.core.slots import check_id, session_slot
-from mesh.core.state import State
+from mesh.core.state import State, Work
 from mesh.core.usage_row import total_tokens
 from mesh.errors import InvalidArgument, shown
 
@@ -104,7 +104,8 @@ class Spent:
         own = None if run_id is None else self.state.runs.get(check_id(run_id))
         but: Sums = {}
         if own is not None and own.ended_at is None:
-            but = added(_at_work(own, self.state.now), used_by(own, self.state.now, earlier=True), -1)
+            mine_now = added(used_by(own, self.state.now), own.held)
+            but = added(mine_now, used_by(own, self.state.now, earlier=True), -1)
         found = {}
         if session_id is not None:
             session = self.state.session(check_id(session_id))
@@ -120,9 +121,17 @@ class Spent:
             return (used_by(run, self.state.now) for run in runs if run.ended_at is not None)
 
         sums = self._sum(_key(session), stored)
-        for run_id in self.state.work_of(session.id).running:
-            sums = added(sums, _at_work(self.state.run(run_id), self.state.now))
+        for more in self._of_work(self.state.work_of(session.id)):
+            sums = added(sums, more)
         return sums
+
+    def _of_work(self, work: Work) -> Iterator[Sums]:
+        """Of each run that executes, and of those that wait for their next attempt."""
+        for run in map(self.state.run, work.running):
+            yield added(used_by(run, self.state.now), run.held)
+        for run in map(self.state.run, work.queue):
+            if run.earlier is not None:
+                yield used_by(run, self.state.now, earlier=True)
 
     def _of_tag(self, tag: str) -> Sums:
         sums = self._sum(("tag", tag), lambda: self.state.loader.spent_by_tag(tag))
@@ -144,9 +153,8 @@ class Spent:
         if self._active[0] != state.mono:
             found: dict[str, Sums] = {}
             for session_id, work in state.work.items():
-                tags = state.session(session_id).tags if work.running else ()
-                for run in map(state.run, work.running) if tags else ():
-                    sums = _at_work(run, state.now)
+                tags = state.session(session_id).tags
+                for sums in self._of_work(work) if tags else ():
                     for tag in dict.fromkeys(tags):
                         found[tag] = added(found.get(tag, {}), sums)
             self._active = (state.mono, found)
@@ -156,11 +164,6 @@ class Spent:
 def _key(session: SessionState) -> tuple[str, str]:
     """Its row's number: who is deleted for good leaves its id to another one."""
     return "session", str(session.n)
-
-
-def _at_work(run: RunState, now: float) -> Sums:
-    """What a run that executes used, and holds."""
-    return added(used_by(run, now), run.held)
 
 
 def _refused(args: list[Any]) -> list[Any]:

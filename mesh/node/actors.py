@@ -55,8 +55,7 @@ class Actors:
                 self._answer(index, incarnation, self.runners.on_take(index, incarnation, message))
             case mailbox.RUNNER, "ask" if writable:
                 heard = self.partition.ops.approvals.on_ask(index, incarnation, message)
-                if heard is not None:
-                    self._answer(index, incarnation, heard)
+                self._answer(index, incarnation, heard)
             case mailbox.RUNNER, "hold" if writable:
                 self._answer(index, incarnation, self.runners.on_hold(index, incarnation, message))
             case mailbox.RUNNER, "lost" if writable:
@@ -70,8 +69,9 @@ class Actors:
             case mailbox.RUNNER, "catalogue":
                 self.news |= self.partition.ops.on_catalogue(index, message[1], message[2])
 
-    def _answer(self, index: int, incarnation: int, message: list[Any]) -> None:
-        self.answers.setdefault((index, incarnation), []).append(wire.repack(message))
+    def _answer(self, index: int, incarnation: int, message: list[Any] | None) -> None:
+        if message is not None:
+            self.answers.setdefault((index, incarnation), []).append(wire.repack(message))
 
     def _on_roster(self, entries: dict[int, RunnerEntry], writable: bool) -> None:
         self.state.runners = entries

@@ -192,7 +192,8 @@ class Drive:
         self, tag: int, make: Callable[[], list[Any]], answered: Callable[..., None]
     ) -> None:
         if not self.settled:
-            self._host.ask(self.key, tag, self.partition, make, answered)
+            log = self.pieces.log
+            self._host.ask(self.key, tag, self.partition, lambda: [*make(), log.next_n - 1], answered)
 
     def _late(self) -> None:
         """Something came from a provider whose run is over."""

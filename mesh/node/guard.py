@@ -50,7 +50,10 @@ class Guard:
         self._over = False
         self._paid: tuple[float, float | None] = (0, 0.0)  #: tokens and USD, of agents that gave up
         self._used_up: list[Violation] = []
-        self.spending = Spending(self.monitor, account, act=self._act_and_watch, refuse=self._refuse)
+        self._ended_by: RunError | None = None
+        self.spending = Spending(
+            self.monitor, account, act=self._act_and_watch, refuse=self._refuse, free=self._free
+        )
 
     async def begin(self) -> None:
         """The run is about to start: its time counts from here.
@@ -135,6 +138,7 @@ class Guard:
             raise InvalidArgument(f"a tool is named by a non-empty str, not {shown(tool, 60)}")
         if call_id is not None and not (type(call_id) is str and 0 < len(call_id) <= CALL_ID_CHARS_MAX):
             raise InvalidArgument(f"tool_call_id must be a non-empty str, not {shown(call_id, 60)}")
+        await self._free()
         verdict = self.monitor.on_request(tool, tool_input, call_id)
         if verdict.effect == "ask":
             await self._permit_by_hand(tool, tool_input, call_id)
@@ -232,11 +236,22 @@ class Guard:
 
         def decided(decision: dict[str, Any]) -> None:
             if not decision["approved"]:
+                self._ended_by = self._broken()
                 self._stop(self._ending(_who(decision)))
             elif tool is not None and decision["scope"] != approval.ONCE:
                 self.monitor.trust(tool)
 
         self.questions.hold(name, self._request(tool, violation.details, violation.kind), decided)
+
+    async def _free(self) -> None:
+        """Return when no human is asked whether the run may go on.
+
+        Raises:
+            RunError: ``policy_violation``; it may not.
+        """
+        await self.questions.free()
+        if self._ended_by is not None:
+            raise RunError(self._ended_by.message, code=self._ended_by.code, details=self._ended_by.details)
 
     def _ending(self, who: str = "") -> Ending:
         kinds = ", ".join(dict.fromkeys(violation.kind for violation in self.monitor.violations))

@@ -103,16 +103,18 @@ class Account:
 
 
 class Spending:
-    """One run's use of its budgets. ``act`` follows violations, ``refuse`` does before a call."""
+    """One run's use of its budgets. ``act`` follows violations, ``refuse`` does before a call; ``free`` waits
+    while a human is asked whether the run may go on."""
 
     def __init__(
         self, monitor: Monitor, account: Account | None, *, act: Callable[[list[Violation]], None],
-        refuse: Callable[[list[Violation]], Awaitable[None]],
+        refuse: Callable[[list[Violation]], Awaitable[None]], free: Callable[[], Awaitable[None]],
     ) -> None:
         self._monitor = monitor
         self._account = account if account is not None and account.shared else None
         self._act = act
         self._refuse = refuse
+        self._free = free
         self._loop = asyncio.get_running_loop()
         self._judging = asyncio.Lock()
         self._refused: RunError | None = None
@@ -143,6 +145,7 @@ class Spending:
                 await account.hold(self._monitor.held)
                 self._act(self._monitor.know(await account.used()))
             async with self._judging:
+                await self._free()
                 await self._judge()
         except BaseException:
             self.release(amounts)

@@ -68,7 +68,7 @@ def test_a_reported_call_that_nobody_asked_about_is_a_violation_that_pauses() ->
     monitor = Monitor(policy(**ASK))
     [violation] = monitor.on_event(*started("t1"))
     assert (violation.kind, violation.action) == ("approval_required", Action.PAUSE)
-    assert monitor.on_event(*started("t1")) == []
+    assert monitor.on_event("tool_call_completed", started("t1")[1]) == []
 
 
 @pytest.mark.parametrize("call_id", ["t1", None])

@@ -84,6 +84,18 @@ def test_tool_call_is_judged_once_by_its_id() -> None:
     assert watch.totals["tool_calls"] == 1
 
 
+def test_second_start_under_one_id_is_another_call() -> None:
+    """If an agent reports two calls under one id, then both count and are judged; what ends them does not,
+    and what was asked about one says nothing of the other."""
+    monitor = Monitor(Policy.from_map({"limits": {"max_tool_calls": 1}, "tool_rules": [["deny", ["rm"]]]}))
+    call = {"tool_name": "rm", "tool_call_id": "c1"}
+    monitor.on_request("rm", None, "c1")
+    assert monitor.on_event("tool_call_started", call) == []
+    assert monitor.on_event("tool_call_completed", call) == []
+    kinds = [violation.kind for violation in monitor.on_event("tool_call_started", call)]
+    assert kinds == ["budget_exceeded", "tool_denied"] and monitor.totals["tool_calls"] == 2
+
+
 def test_completed_call_whose_start_was_never_seen_is_judged() -> None:
     """If a provider tells of a call only when it is over, then it counts and is judged all the same."""
     watch = monitor(tool_rules=[["deny", ["bash"]]])

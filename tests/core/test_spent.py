@@ -23,15 +23,17 @@ def started(bench: Bench, agent: str = "echo", run_id: str = RUN, session: str =
     return runner
 
 
-def hold(bench: Bench, runner: Runner, number: int, tokens: float, run_id: str = RUN) -> list[Any]:
+def hold(
+    bench: Bench, runner: Runner, number: int, tokens: float, run_id: str = RUN, after: int | None = None
+) -> list[Any]:
     """A run reserves; what its runner is answered."""
     heard: list[Any] = []
     answered, bench._answered = bench._answered, lambda index, incarnation, message: heard.append(message)
     amounts = {"total_tokens": tokens} if tokens else {}
-    bench.say(runner, ["hold", run_id, runner.runs[run_id][0], number, amounts])
+    attempt, batches = runner.runs[run_id]
+    bench.say(runner, ["hold", run_id, attempt, number, amounts, batches if after is None else after])
     bench._answered = answered  # type: ignore[method-assign]
-    answer: list[Any] = heard[0]
-    return answer
+    return heard[0] if heard else []
 
 
 def used(bench: Bench, but: str | None = None, session: str | None = "s") -> tuple[float, float]:
@@ -78,6 +80,24 @@ def test_hold_ends_with_its_run_however_that_ends(bench: Bench, how: str) -> Non
     assert used(bench) == (0, 0)
     bench.kill()
     assert used(bench) == (0, 0)
+
+
+def test_hold_whose_run_used_more_than_is_here_is_asked_again(bench: Bench) -> None:
+    """If a batch before it was lost, then it is not stored: the sums would lack what the batch tells."""
+    runner = started(bench)
+    hold(bench, runner, 1, 80)
+    assert hold(bench, runner, 2, 0, after=runner.runs[RUN][1] + 1) == [] and used(bench) == (80, 80)
+
+
+def test_what_a_run_used_counts_while_it_waits_for_its_next_attempt(bench: Bench) -> None:
+    """If its runner died, then what it used is in the sums of session and tag before it begins again."""
+    runner = started(bench, "again")
+    message = runner.batch(RUN, None)
+    bench.say(runner, [*message[:5], {"token_usage": {"total_tokens": 30}}])
+    assert used(bench) == (30, 30)
+    bench.crash_runner(0)
+    bench.roster()
+    assert bench.state.run(RUN).status == "queued" and used(bench) == (30, 30)
 
 
 def test_next_attempt_holds_nothing_and_its_first_word_is_heard(bench: Bench) -> None:
