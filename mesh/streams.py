@@ -156,8 +156,8 @@ class AsyncStreamSession(_Stream):
             MeshError: a node of its own cannot start.
         """
         if self._client is None and self._node is not None:
-            node = await asyncio.to_thread(self._node.start)
-            self._client = node.async_client()
+            node = await asyncio.to_thread(self._begin_node, self._node)
+            self._client = None if node is None else node.async_client()
         if self._client is not None:
             await self._client._link.drive(self._course.begin(self._client._link))
         return self
@@ -190,7 +190,16 @@ class AsyncStreamSession(_Stream):
         if node is not None:
             if self._client is not None:
                 await self._client.close()
-            await asyncio.to_thread(node.close)
+            await asyncio.to_thread(self._end_node, node)
+
+    def _begin_node(self, node: LocalNode) -> LocalNode | None:
+        """In a thread, which goes on when the stream is cancelled: what it starts is ended behind it."""
+        with self._mutex:
+            return None if self._node is None else node.start()
+
+    def _end_node(self, node: LocalNode) -> None:
+        with self._mutex:
+            node.close()
 
     async def __aenter__(self) -> Self:
         try:

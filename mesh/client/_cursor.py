@@ -79,9 +79,11 @@ class FeedCursor:
         partitions: int,
         encode: Any,
         after: list[Any] | None = None,
+        map_version: int = 1,
     ) -> None:
         self.topics = _checked(topics)
         self.partitions = partitions
+        self.map_version = map_version  #: of the slots: another one has counters of its own
         self._encode = encode
         self.lifecycle = any(_covers(topic, "lifecycle.") for topic in self.topics)
         self.all_sessions = any(_whole_sessions(topic) for topic in self.topics)
@@ -119,9 +121,9 @@ class FeedCursor:
 
     def _resume(self, after: list[Any]) -> None:
         try:
-            _, partitions, lseq, pos, seq = after
+            _, version, lseq, pos, seq = after
             kept = (lseq is not None or not self.lifecycle) and (pos is not None or not self.all_sessions)
-            if partitions != self.partitions or not kept or not set(seq) >= set(self.sessions):
+            if version != self.map_version or not kept or not set(seq) >= set(self.sessions):
                 raise ValueError("other topics")
             lseq, pos = lseq or {}, pos or {}
             numbers = [*lseq.values(), *pos.values(), *seq.values()]
@@ -129,11 +131,24 @@ class FeedCursor:
                 raise ValueError("not numbers")
         except (ValueError, TypeError, AttributeError) as exc:
             raise InvalidArgument(
-                "this cursor belongs to other topics, or to a node with another number of partitions",
+                "this cursor belongs to other topics, or to a time when the node had another number of "
+                "partitions",
                 code="invalid_cursor",
             ) from exc
         self._lseq, self._pos = dict(lseq) if self.lifecycle else {}, dict(pos) if self.all_sessions else {}
         self._seq = {sid: seq[sid] for sid in self.sessions}
+
+    def check_map(self, version: Any) -> None:
+        """Refuse to go on when slots moved: what was said meanwhile is counted elsewhere.
+
+        Raises:
+            InvalidArgument: ``invalid_cursor``.
+        """
+        if version != self.map_version:
+            raise InvalidArgument(
+                "the node has another number of partitions than when this listener began: begin anew; what "
+                "was said meanwhile is in the logs of the sessions", code="invalid_cursor",
+            )
 
     def check_history(self, head: dict[str, Any]) -> None:
         """Refuse to go on behind a cursor when what follows it is no longer kept, or never was here.
@@ -182,7 +197,11 @@ class FeedCursor:
     # --- live ---
 
     def on_message(self, topic: str, data: dict[str, Any]) -> list[Notification]:
-        """Take a live message. What it completes is returned; what it shows to be missing is in ``holes``."""
+        """Take a live message. What it completes is returned; what it shows to be missing is in ``holes``.
+
+        Raises:
+            InvalidArgument: ``invalid_cursor``, slots moved.
+        """
         if topic.startswith("packed."):
             return self._on_packed(data)
         if topic.startswith("session."):
@@ -198,6 +217,7 @@ class FeedCursor:
                 return []
             self._lseq[partition] = number
         elif topic == "node.head":
+            self.check_map(data.get("map_version", self.map_version))
             self._note(data)
             self._on_head(data)
         elif topic.startswith("node.echo."):
@@ -342,7 +362,7 @@ class FeedCursor:
 
     def _stand_now(self) -> list[Any]:
         return [
-            CURSOR, self.partitions, dict(self._lseq) if self.lifecycle else None,
+            CURSOR, self.map_version, dict(self._lseq) if self.lifecycle else None,
             dict(self._pos) if self.all_sessions else None, dict(self._seq),
         ]
 

@@ -31,7 +31,9 @@ def begin(topics: Sequence[str], after: str | None, timeout_s: float | None) -> 
     position = None if after is None else decode_cursor(after, CURSOR)
     FeedCursor(topics, bytes(4096), 1, encode_place)  # refuses a wrong topic before anything is asked
     facts: Facts = yield NeedFacts(timeout_s)
-    machine = FeedCursor(topics, facts.slot_map, facts.partitions, encode_place, position)
+    machine = FeedCursor(
+        topics, facts.slot_map, facts.partitions, encode_place, position, facts.map_version
+    )
     return machine, secrets.token_hex(8), facts.values
 
 
@@ -104,6 +106,8 @@ def fetch(machine: FeedCursor, hole: Hole) -> Plan:
         op = "feed.lifecycle" if hole.unit == "lifecycle" else "feed.session"
         ask = Ask(READ, ~hole.partition, (op, (hole.after, FETCH_ROWS)))
     [answer] = yield [ask]
+    facts: Facts = yield NeedFacts(None)
+    machine.check_map(facts.map_version)  # it may be the answer of another one's log
     if isinstance(answer, InvalidArgument):
         raise answer
     if isinstance(answer, MeshError):

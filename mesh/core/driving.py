@@ -68,7 +68,7 @@ class Driving:
         else:
             if present is not None and not takeover:
                 raise _taken(session, present)
-            if len(self.state.leases) >= DRIVEN_MAX:
+            if session.id not in self.state.leases and len(self.state.leases) >= DRIVEN_MAX:
                 raise Overloaded(f"{DRIVEN_MAX} sessions of this partition have a driver",
                                  details={"retry_after_ms": 1_000})
             self._change(self._vacated(session), lease, "claimed" if present is None else "takeover", present)

@@ -170,7 +170,7 @@ CATALOGUE: tuple[Op, ...] = (
     ),
     # the feed's holes are fetched here; counters are contiguous per partition
     Op("feed.echo", "read", "token", "head map; publishes node.echo.<token>", True),
-    Op("feed.head", "read", "", "head map: lseq, pos, and the lowest of each that is kept", True),
+    Op("feed.head", "read", "", "head map: lseq, pos, the lowest lseq that is kept, map_version", True),
     Op("feed.lifecycle", "read", "after lseq, limit", "[[topic, payload map], ...]", True),
     Op("feed.session", "read", "after pos, limit", "[[topic, payload map], ...]", True),
     # agents and the node

@@ -162,7 +162,7 @@ class Router:
 
     def unavailable(self, payload: bytes, actor: Actor) -> bytes:
         """Nobody holds the partition: for the moment (AGAIN), or for good (down)."""
-        down = actor.roster["state"] in (ChildState.DOWN, ChildState.STOPPED)
+        down = actor.roster["state"] == ChildState.DOWN  # one that stops with its node may be back with it
         how = "is down; see: mesh status, mesh partition restart" if down else "is restarting"
         error = Unavailable(
             f"partition {actor.index} {how}", details={"partition": actor.index, "down": down}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from mesh.errors import ConfigError, InvalidArgument, shown
@@ -126,7 +127,8 @@ def _sticky_key(sticky: str | bool, session_id: str, context: Mapping[str, Any])
     value = context.get(sticky) if isinstance(sticky, str) else None
     if type(value) not in (str, int):
         return None
-    return f"{sticky} {value!r}"[:_KEY_CHARS_MAX]
+    key = f"{sticky} {value!r}"
+    return key if len(key) <= _KEY_CHARS_MAX else blake2b(key.encode(errors="surrogatepass")).hexdigest()
 
 
 def _check(key: str, value: Any, agents: Collection[str]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from mesh.core import events as ev
@@ -39,13 +40,26 @@ class Archive:
         self._rows = rows
 
     def session(self, session: SessionState) -> Iterator[None]:
-        """Write a whole session, some rows at a step.
+        """Write a whole session, some rows at a step. Who gives up in between leaves nothing.
 
         Raises:
             MeshError: ``storage_write_failed``; there is no file of that name.
             StoreError: its rows cannot be read.
         """
         part = self._path(session, ".jsonl.part")
+        try:
+            yield from self._session(session, part)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+
+    def take_back(self, session: SessionState) -> None:
+        """What was written of a session that is not forgotten now, or was by somebody else."""
+        with suppress(OSError):
+            self._path(session, ".jsonl").unlink(missing_ok=True)
+
+    def _session(self, session: SessionState, part: Path) -> Iterator[None]:
         first = export.header(sessions.to_wire(session, None))
         self._write(part, [export.encode_line(export.HEADER, first)], "w")
         counts = {"runs": 0, "events": 0}

@@ -80,9 +80,7 @@ class PartitionProcess:
         queue = Queue(self.live, queue_max=config.sessions.queue_max, slots=config.sessions.slots)
         runners = Runners(queue, Prices(config.prices))
         self.reads = Reads(
-            self.state,
-            self.store,
-            page_bytes=limits.page_bytes,
+            self.state, self.store, page_bytes=limits.page_bytes, map_version=child.map_version,
             routes_config=config.to_map()["routes"] | {"partition_count": config.node.partitions},
         )
         self.receipts = Receipts(self.store.receipts, open_max=limits.receipts_per_client)

@@ -38,7 +38,8 @@ class _Question:
 
 
 class Asker:
-    """The runner's side. Every run that executes has one question open at most."""
+    """The runner's side. A run has one page of a log open at a time, and for each of its budget's questions
+    (one at a time, and one for each call that reserves) one read for every partition."""
 
     def __init__(self, post: Callable[[int, bytes], None]) -> None:
         self._post = post

@@ -28,8 +28,11 @@ SCAN_BYTES_MAX = 16 * 1024 * 1024
 class Reads:
     """Read ops of one partition, by name in ``table``."""
 
-    def __init__(self, state: State, store: Store, *, page_bytes: int, routes_config: dict[str, Any]) -> None:
+    def __init__(
+        self, state: State, store: Store, *, page_bytes: int, routes_config: dict[str, Any], map_version: int
+    ) -> None:
         self.state = state
+        self.map_version = map_version
         self.store = store
         self.page_bytes = page_bytes
         self.routes_config = routes_config
@@ -196,7 +199,8 @@ class Reads:
     def head(self) -> dict[str, Any]:
         """The counters as the last commit left them."""
         return {"partition": self.state.partition, "epoch": self.state.epoch, "node": self.state.node,
-                "lseq": self.state.lseq, "pos": self.state.pos, "lseq_kept": self.store.lowest_lifecycle()}
+                "lseq": self.state.lseq, "pos": self.state.pos, "lseq_kept": self.store.lowest_lifecycle(),
+                "map_version": self.map_version}
 
     def feed_echo(self, args: list[Any], now: int) -> bytes:
         token = _exactly(args, 1)[0]

@@ -22,7 +22,7 @@ from mesh.core.keeping import Keeping
 from mesh.core.pending import PartOf
 from mesh.core.session import SessionState
 from mesh.core.state import State
-from mesh.errors import MeshError, StoreError
+from mesh.errors import MeshError, NotFound, StoreError
 from mesh.node.archive import Archive
 from mesh.node.artifacts import Artifacts
 from mesh.store.removing import Removing
@@ -175,11 +175,13 @@ class Retention:
             found = self.removing.deleted_sessions(before, self.policy.batch_size)
             gone = 0
             for session in found:
+                if not self._as_it_was(session):
+                    continue
                 if self.archive is not None:
-                    yield from self.archive.session(self.state.session(session.id))
-                    now = self.state.session(session.id)
-                    if now.deleted_at != session.deleted_at:
-                        continue  # somebody took the deletion back meanwhile
+                    yield from self.archive.session(session)
+                    if not self._as_it_was(session):
+                        self.archive.take_back(session)
+                        continue
                     self.report["sessions_archived"] += 1
                 self.keeping.erase(self.state.session(session.id))
                 self._note("retention.forget", session)
@@ -188,6 +190,14 @@ class Retention:
             yield
             if len(found) < self.policy.batch_size or not gone:
                 return
+
+    def _as_it_was(self, session: SessionState) -> bool:
+        """Whether nobody took the deletion back meanwhile, or had the session forgotten."""
+        try:
+            now = self.state.session(session.id)
+        except NotFound:
+            return False
+        return (now.n, now.deleted_at) == (session.n, session.deleted_at)
 
     def _note(self, what: str, session: SessionState) -> None:
         self.state.audit.append(own_entry(what, session.id, self.state.now))

@@ -68,7 +68,7 @@ class Attempt:
             for piece in self.held:
                 data = piece.get("data") if isinstance(piece, dict) else None
                 if isinstance(piece, dict) and isinstance(data, dict):
-                    (report.count if piece["type"] == "token_usage_updated" else report.tell)(data)
+                    (report.count if piece.get("type") == "token_usage_updated" else report.tell)(data)
         return report
 
     def succeeded(self) -> None:
@@ -180,7 +180,8 @@ class Routed:
             async with asyncio.timeout(limit_s) as timer:
                 self._timers.append(timer)
                 try:
-                    return await self._try(course, agent, context)
+                    with context.paused.stopping(timer):
+                        return await self._try(course, agent, context)
                 finally:
                     self._timers.remove(timer)
         except TimeoutError as exc:
@@ -210,8 +211,7 @@ class Routed:
         """A tool is about to be used: from here there is no other agent, and no hurry to speak."""
         self._happened = True
         for timer in self._timers:
-            if not timer.expired():
-                timer.reschedule(None)
+            self._drive.context.paused.let_go(timer)
         if self._attempt is not None:
             self._log(self._attempt)
         guard = self._drive.context.guard
@@ -325,7 +325,8 @@ class Routed:
 
 def is_word(piece: Any) -> bool:
     """Whether somebody sees or feels what an agent said."""
-    return bool(piece) and not (isinstance(piece, dict) and piece.get("type") in _ABOUT)
+    kind = piece.get("type") if isinstance(piece, dict) else None
+    return bool(piece) and not (isinstance(kind, str) and kind in _ABOUT)
 
 
 def told(exc: Exception) -> tuple[str, str]:

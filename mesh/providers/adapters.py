@@ -96,6 +96,7 @@ class Stage:
         Raises:
             RunError: it may not: let it through, or ``tell``.
         """
+        self.refusal = None  # the framework goes on: whatever fails now is not that
         self._permitted.discard((call_id, name))
         self._over.discard(call_id)
         self._inputs[call_id] = given = shown(tool_input)
@@ -104,6 +105,9 @@ class Stage:
         except RunError as exc:
             self.refusal = exc
             raise
+        except InvalidArgument as exc:  # a name or an id that no tool has: of the model's making
+            self.refusal = RunError(exc.message, code="tool_permission_denied")
+            raise self.refusal from exc
         self._permitted.add((call_id, name))
         await self.tool("started", call_id, name)
 

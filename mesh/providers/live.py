@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 
 
 class _News:
@@ -33,11 +34,12 @@ class Paused:
     its steps: it returns at once, or when the run is resumed.
     """
 
-    __slots__ = ("_news", "_set")
+    __slots__ = ("_news", "_set", "_timers")
 
     def __init__(self) -> None:
         self._set = False
         self._news = _News()
+        self._timers: dict[asyncio.Timeout, float | None] = {}  #: what each had left when the pause began
 
     def __bool__(self) -> bool:
         return self._set
@@ -48,7 +50,37 @@ class Paused:
     def turn(self, paused: bool) -> None:
         """Called by the node."""
         self._set = paused
+        for timer in self._timers:
+            self._turn(timer)
         self._news.wake()
+
+    @contextmanager
+    def stopping(self, timer: asyncio.Timeout) -> Iterator[None]:
+        """Inside, time passes for the timer only while the run is not paused. On the loop."""
+        self._timers[timer] = None
+        self._turn(timer)
+        try:
+            yield
+        finally:
+            del self._timers[timer]
+
+    def let_go(self, timer: asyncio.Timeout) -> None:
+        """The timer is over; the end of a pause does not begin it again."""
+        if timer in self._timers:
+            self._timers[timer] = None
+        if not timer.expired():
+            timer.reschedule(None)
+
+    def _turn(self, timer: asyncio.Timeout) -> None:
+        now_s, due_s, left_s = asyncio.get_running_loop().time(), timer.when(), self._timers[timer]
+        if timer.expired():
+            return
+        if self._set and due_s is not None:
+            self._timers[timer] = max(0.0, due_s - now_s)
+            timer.reschedule(None)
+        elif not self._set and left_s is not None:
+            self._timers[timer] = None
+            timer.reschedule(now_s + left_s)
 
     async def over(self) -> None:
         """Return when the run is not paused."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.client._cursor import FETCH_ROWS, FeedCursor, Hole, topic_id
+from mesh.client._cursor import CURSOR, FETCH_ROWS, FeedCursor, Hole, topic_id
 from mesh.client._surface import decode_cursor, encode_cursor
 from mesh.core.notification import Notification
 from mesh.core.slots import even_map, session_slot
@@ -76,7 +76,7 @@ class Log:
 
 
 def listener(*topics: str, log: Log | None = None, after: str | None = None) -> FeedCursor:
-    position = None if after is None else decode_cursor(after, "feed")
+    position = None if after is None else decode_cursor(after, CURSOR)
     machine = FeedCursor(topics, MAP, PARTITIONS, encode_cursor, position)
     truth = log or Log()
     for partition in range(PARTITIONS):
@@ -339,3 +339,16 @@ def test_messages_before_the_echo_are_not_delivered_and_not_missed() -> None:
     assert machine.holes == []
     [note] = machine.on_message(*log.happen(0, "x", lifecycle=True))
     assert note.data["lseq"] == 4
+
+
+def test_a_cursor_from_before_slots_moved_is_refused_also_when_they_moved_back() -> None:
+    """If the map of slots is another one, then counters mean something else: a resumed listener and a live
+    one learn that, whatever the number of partitions is now."""
+    stand = decode_cursor(FeedCursor(("lifecycle.",), MAP, PARTITIONS, encode_cursor).cursor(), CURSOR)
+    with pytest.raises(InvalidArgument) as refused:
+        FeedCursor(("lifecycle.",), MAP, PARTITIONS, encode_cursor, stand, 3)
+    assert refused.value.code == "invalid_cursor"
+    live, log = listener("session."), Log()
+    live.on_message("node.head", {**log.head(0), "map_version": 1})
+    with pytest.raises(InvalidArgument, match="number of partitions"):
+        live.on_message("node.head", {**log.head(0), "map_version": 2})

@@ -318,3 +318,15 @@ def test_the_node_itself_sees_everything() -> None:
     assert ac.opens(access, "s", Credentials(TOKEN)) and not ac.opens(access, "t", Credentials(TOKEN))
     with pytest.raises(MeshError):
         ac.envelope([{"node": True}, "session.get", ["s"]])
+
+
+def test_a_full_table_of_drivers_lets_a_takeover_pass(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If as many sessions have a driver as may, then another one gets none, and a driven one its next."""
+    for sid in ("s", "t"):
+        bench.call("session.start", sid, "echo", {})
+    monkeypatch.setattr("mesh.core.driving.DRIVEN_MAX", 1)
+    bench.call("session.claim", "s", b"a" * 16, {})
+    assert bench.code("session.claim", "t", b"b" * 16, {}) == "overloaded"
+    assert bench.call("session.claim", "s", b"b" * 16, {"takeover": True})["claim"]

@@ -111,7 +111,7 @@ def test_a_write_to_a_partition_that_is_no_more_goes_to_its_heir() -> None:
 
 
 @pytest.mark.parametrize(("state", "again"), [("starting", True), ("restarting", True), ("down", False),
-                                              ("stopped", False)])
+                                              ("stopped", True)])
 def test_a_missing_partition_is_answered_at_once(state: str, again: bool) -> None:
     """If nobody holds the partition, then the answer says whether it is worth to wait."""
     core = router()

@@ -380,3 +380,10 @@ class CircuitMachine(RuleBasedStateMachine):
 
 TestCircuits = CircuitMachine.TestCase
 TestCircuits.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_long_sticky_keys_with_one_beginning_are_two() -> None:
+    """If two entries of the context are long and differ at their end, then each has its own agent."""
+    made = checked_rules("r", {"r": {"provider": "router", "agents": ["a"], "sticky": "user"}, "a": {}})
+    keys = {checked_wish(made, None, "s", {"user": "x" * 2_000 + end}).sticky for end in "ab"}
+    assert len(keys) == 2 and all(key and len(key) <= 512 for key in keys)

@@ -169,19 +169,21 @@ def test_question_of_an_idempotent_run_outlives_its_runner(client: mesh.Client, 
     is_whole(client, run)
 
 
-@pytest.mark.parametrize("killed", [True, False])
-def test_question_survives_the_restart_of_everything(tmp_path: Path, killed: bool) -> None:
+@pytest.mark.parametrize(("killed", "agent"), [(True, "again"), (False, "again"), (False, "routed")])
+def test_question_survives_the_restart_of_everything(tmp_path: Path, killed: bool, agent: str) -> None:
     """If the whole node is killed, or stopped, and started again, then the inbox has the question, and the
-    answer that is given holds for the run's next attempt."""
+    answer that is given holds for the run's next attempt; so it is where a router found the agent."""
     source = Path(__file__).with_name("approval_agents.py")
     table = {"provider": "python", "target": f"{source}:writer", "idempotent": True}
-    node = mesh.LocalNode(tmp_path / "data", config={"agents": {"again": table}})
+    router = {"provider": "router", "agents": ["again"], "idempotent": True}
+    config = {"agents": {"again": table, "routed": router}}
+    node = mesh.LocalNode(tmp_path / "data", config=config)
     with node, node.client(timeout_s=20.0) as client:
-        run, question = begin(client, "again", tmp_path / "file")
+        run, question = begin(client, agent, tmp_path / "file")
         if killed:
             os.kill(client.status()["pid"], signal.SIGKILL)
     with (
-        mesh.LocalNode(tmp_path / "data", config={"agents": {"again": table}}) as node,
+        mesh.LocalNode(tmp_path / "data", config=config) as node,
         node.client(timeout_s=20.0) as client,
     ):
         assert asked(client, run.session_id) == question

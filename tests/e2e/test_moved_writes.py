@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import pytest
 from helpers import pids, wait_for
 from test_foreign_client import AGAIN, HEADER, HELLO, WRITE, Foreign, slot_of
 
@@ -77,4 +78,25 @@ def test_open_writes_happen_once_whatever_the_number_of_partitions(tmp_path: Pat
         assert ask_again(foreign, 1, calls, number=1) == first
         assert len(list(other.sessions.events(gone))) == 1
     foreign.close()
+    client.close()
+
+
+def test_listener_of_another_number_of_partitions_is_told(tmp_path: Path) -> None:
+    """If slots moved behind a cursor, or under a listener, then both get a typed error and no silent gap."""
+    port = free_port()
+    client = mesh.Client(f"127.0.0.1:{port}", timeout_s=20.0)
+    with node_of(tmp_path, port, 2):
+        feed = client.listen("lifecycle.", "session.")
+        client.run_once("echo", "x", id="s")
+        seen = next(feed)
+    with node_of(tmp_path, port, 1):
+        client.run_once("echo", "x", id="t")
+        with pytest.raises(mesh.InvalidArgument, match="number of partitions") as told:
+            for note in feed:
+                assert "t" not in (note.data.get("session_id"), note.topic)
+        assert told.value.code == "invalid_cursor"
+    with node_of(tmp_path, port, 2), pytest.raises(mesh.InvalidArgument) as told:
+        client.listen("lifecycle.", "session.", after=seen.cursor)
+    assert told.value.code == "invalid_cursor"
+    feed.close()
     client.close()

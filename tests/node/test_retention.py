@@ -194,6 +194,21 @@ def test_a_kill_in_the_middle_of_a_removal_is_finished_by_the_next_life(bench: B
     assert bench.rows("SELECT count(*) FROM event")[0][0] == 0
 
 
+def test_a_session_that_is_forgotten_by_hand_meanwhile_leaves_no_file(bench: Bench, tmp_path: Path) -> None:
+    """If somebody has a session forgotten while it is archived, then nothing of it is left in the archive,
+    and the sweep goes on with the next one."""
+    for sid in ("s", "t"):
+        bench.call("session.start", sid, "echo", {})
+        fill(bench, sid, *["message_streamed"] * 5)
+        bench.call("session.complete", sid)
+        bench.call("session.delete", sid)
+        bench.now += 1
+    bench.now += 31 * DAY_S
+    report = sweep(
+        bench, archive_dir=str(tmp_path / "a"), batch_size=2, meanwhile=["session.delete", "s", True])
+    assert report["sessions_archived"] == 1 and [p.name[0] for p in (tmp_path / "a").iterdir()] == ["t"]
+
+
 def test_a_session_that_is_forgotten_is_a_file_that_can_be_imported(bench: Bench, tmp_path: Path) -> None:
     """If there is an archive, then a session goes as an export of its whole log, which gives it back."""
     folder = tmp_path / "archive"

@@ -16,7 +16,7 @@ from scripted import Threaded, call, end, text
 from stand_in import StandIn, TalkingStandIn, recorded
 
 from mesh.core.message import Message, Role
-from mesh.errors import ConfigError, RunError
+from mesh.errors import ConfigError, InvalidArgument, RunError
 from mesh.node.processes import RunProcesses
 from mesh.providers import anthropic, openai_chat, program, tools
 from mesh.providers.acp_client import TERMINALS_MAX, Client
@@ -84,6 +84,24 @@ def test_call_that_has_the_id_of_a_denied_one_is_told() -> None:
         return [stage.said.get_nowait() for _ in range(stage.said.qsize())]
 
     assert [piece["type"] for piece in asyncio.run(scene())] == ["tool_call_failed", "tool_call_started"]
+
+
+def test_a_call_that_cannot_be_asked_about_is_refused_to_the_model() -> None:
+    """If a call's id or name makes no sense, then it is refused as any other, and that says nothing of what
+    fails after a later call was permitted."""
+    async def guard(tool: str, tool_input: Any, call_id: str | None) -> None:
+        if tool == "odd":
+            raise InvalidArgument("what is that?")
+
+    async def scene() -> None:
+        stage = Stage(context(guard))
+        with pytest.raises(RunError, match="what is that") as refused:
+            await stage.ask("call_0", "odd", {})
+        assert stage.refusal is refused.value and stage.refusal.code == "tool_permission_denied"
+        await stage.ask("call_1", "add", {})
+        assert stage.refusal is None
+
+    asyncio.run(scene())
 
 
 # --- recordings ---

@@ -78,12 +78,19 @@ async def empty(run):
     if False:
         yield
 
+async def odd(run):
+    yield {"type": ["message_streamed"], "data": {"content": "x"}}
+
+async def pausing(run):
+    await run.paused.over()
+    yield "after the pause"
+
 async def resuming(run):
     yield {"type": "run_started", "data": {"provider_session_id": "own"}}
     yield "new" if run.resume is None else "resumed"
 """
 NAMES = ["good", "options", "mute", "broken", "refusing", "half", "acting", "silent", "spending", "empty",
-         "listening", "sulking"]
+         "listening", "sulking", "odd", "pausing"]
 
 
 @pytest.fixture
@@ -212,6 +219,26 @@ def test_agent_that_says_nothing_for_its_time_is_left_for_another(agents: dict[s
         return started(result)["routing"]["tried"][0]["error_code"]
 
     assert drive(routed(agents, "silent", "good", first_word_s=0.05), play) == "provider_timeout"
+
+
+def test_time_of_a_paused_run_is_not_its_agents_silence(agents: dict[str, Any]) -> None:
+    """If a run is paused before its agent's first word, then first_word_s waits for the end of the pause."""
+
+    async def play(bench: Bench) -> Result:
+        running = bench.begin("agent", "hi")
+        running.context.paused.turn(True)
+        await asyncio.sleep(0.3)
+        running.context.paused.turn(False)
+        return await bench.result(running)
+
+    result = drive(routed(agents, "pausing", "good", first_word_s=0.1), play)
+    assert tried(result) == [] and result.output["content"] == "after the pause"
+
+
+def test_piece_of_a_type_that_is_none_is_the_agents_error(agents: dict[str, Any]) -> None:
+    """If an agent's piece has a type that is no text, then the run fails with that word on it."""
+    result = run(routed(agents, "odd", "good"))
+    assert result.settle["status"] == "failed" and "unhashable" not in result.error["message"]
 
 
 def test_permitted_tool_ends_the_hurry(agents: dict[str, Any], tmp_path: Path) -> None:
