@@ -101,6 +101,7 @@ _TYPE = {name: pack("type") + pack(name) for name in EVENT_TYPES}
 _SESSION = pack("session_id")
 _RUN = pack("run_id")
 _DATA = pack("data")
+_CONTENT = map_header(1) + pack("content")
 _METADATA = pack("metadata")
 _PROVIDER = pack("provider")
 _CORRELATION = pack("correlation_id")
@@ -193,7 +194,7 @@ def masked(fragment: bytes) -> bytes:
 class FragmentEncoder:
     """The fragments of one run's events: what they share is encoded once."""
 
-    __slots__ = ("_correlation_id", "_middle", "_provider", "_tail", "provider")
+    __slots__ = ("_correlation_id", "_middle", "_piece", "_provider", "_tail", "provider")
 
     def __init__(
         self, session_id: str, run_id: str, provider: str, correlation_id: str | None = None
@@ -203,6 +204,7 @@ class FragmentEncoder:
         self._provider = _PROVIDER + repack(provider)
         self._correlation_id = correlation_id
         self._tail = self._tail_of({}, correlation_id)
+        self._piece = b"".join((_TYPE["message_streamed"], self._middle, _CONTENT))
 
     def _tail_of(self, metadata: dict[str, Any], correlation_id: Any) -> bytes:
         return b"".join((
@@ -228,6 +230,11 @@ class FragmentEncoder:
             metadata = {**(metadata or {}), WARNINGS: warnings} if warnings else metadata or {}
             tail = self._tail_of(metadata, self._correlation_id if correlation_id is None else correlation_id)
         return b"".join((_TS, repack(ts), _TYPE[event_type], self._middle, pack(data), tail))
+
+
+    def piece(self, text: str, ts: float) -> bytes:
+        """The fragment of a ``message_streamed`` that is nothing but a text."""
+        return b"".join((_TS, repack(ts), self._piece, repack(text), self._tail))
 
 
 def event_id(session_id: str, seq: int) -> str:

@@ -29,6 +29,7 @@ Three conversations, none of them visible to a client:
 incarnation) from 1 and resent until acknowledged; batches are numbered per (run, attempt) from 1.
 
     partition -> runner   ["commands", epoch, first, [command, ...]]
+                          ["frame", number, [place, ...]]     its batches are in the log, but those
                           ["stored", run_id, attempt, n]      batch n (and all below) is in the log
                           ["expected", run_id, attempt, n]    there was a gap: send again from n
                           ["taken", run_id, attempt, n, [text, ...]]  the log has them
@@ -47,6 +48,7 @@ incarnation) from 1 and resent until acknowledged; batches are numbered per (run
                           ["known", [[run_id, attempt], ...]] what this epoch believes is running there
                           ["answer", token, encoded answer]   of a read of the catalogue
     runner -> partition   ["acks", epoch, n]
+                          ["frame", number, [batch, ...]]     batches of many runs
                           ["batch", run_id, attempt, n, [[type code, ts, fragment], ...], report or nil]
                           ["take", run_id, attempt, n]        the n-th that finds some: give it what waits;
                                                               resent until answered

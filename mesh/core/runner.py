@@ -15,9 +15,11 @@ No sockets, no clock: time comes as an argument, bytes go out as return values.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from math import inf
 from typing import Any
 
+from mesh.core.frames import Entry, Frames
 from mesh.core.wire import array_header, pack, repack
 
 #: A batch is cut when it reaches one of these.
@@ -26,6 +28,8 @@ BATCH_BYTES_MAX = 256 * 1024
 #: How much of one run is sent again per look when nothing was acknowledged.
 RESEND_BYTES_MAX = 1024 * 1024
 RESEND_AFTER_S = 1.0
+#: Frames of several batches or messages are at most so large.
+FRAME_BYTES = 2 * 1024 * 1024
 _BATCH = array_header(6) + pack("batch")
 _MANY = array_header(2) + pack("many")
 _NIL = pack(None)
@@ -66,11 +70,12 @@ class Inbox:
 class Batch:
     """One numbered batch, encoded."""
 
-    __slots__ = ("made_s", "message", "n", "sent_s")
+    __slots__ = ("bytes", "made_s", "message", "n", "sent_s")
 
-    def __init__(self, n: int, message: bytes, made_s: float) -> None:
+    def __init__(self, n: int, message: bytes, size: int, made_s: float) -> None:
         self.n = n
         self.message = message
+        self.bytes = size  #: of its events and its settlement: what is counted
         self.made_s = self.sent_s = made_s
 
 
@@ -78,13 +83,14 @@ class RunLog:
     """What one attempt of a run has said and the log has not confirmed."""
 
     __slots__ = (
-        "_note", "_open", "_open_bytes", "_prefix", "_settle", "batches", "bytes", "key", "next_n",
-        "partition",
+        "_note", "_open", "_open_bytes", "_prefix", "_settle", "batches", "bytes", "frames", "key",
+        "next_n", "partition",
     )
 
-    def __init__(self, key: Key, partition: int) -> None:
+    def __init__(self, key: Key, partition: int, frames: Frames | None = None) -> None:
         self.key = key
         self.partition = partition
+        self.frames = frames or Frames()  #: its partition's
         self.next_n = 1
         self.batches: deque[Batch] = deque()
         self.bytes = 0
@@ -119,31 +125,32 @@ class RunLog:
 
     def close(self, now_s: float) -> list[bytes]:
         """Turn what was added into batches and return their messages, in order."""
-        if not self._open:
+        events, size = self._open, self._open_bytes
+        if not events:
             return []
-        made = [self._batch(events, last, now_s) for events, last in _cut(self._open, self._open_bytes)]
-        settle_bytes = 0 if self._settle is None else len(self._settle)
-        self.bytes += sum(map(len, made)) - self._open_bytes - settle_bytes
         self._open, self._open_bytes = [], 0
-        return made
+        if size <= BATCH_BYTES_MAX and len(events) <= BATCH_EVENTS_MAX:
+            return [self._batch(events, size, last=True, now_s=now_s)]
+        return [self._batch(*cut, now_s=now_s) for cut in _cut(events)]
 
-    def _batch(self, events: list[bytes], last: bool, now_s: float) -> bytes:
+    def _batch(self, events: list[bytes], size: int, last: bool, now_s: float) -> bytes:
         report = _NIL
         if last and self._settle is not None:
             report = self._settle
+            size += len(report)
         elif last and self._note is not None:
             report, self._note = self._note(), None
-        message = b"".join((
-            self._prefix, repack(self.next_n), array_header(len(events)), *events, report,
-        ))
-        self.batches.append(Batch(self.next_n, message, now_s))
-        self.next_n += 1
+        n = self.next_n
+        message = b"".join((self._prefix, repack(n), array_header(len(events)), *events, report))
+        self.batches.append(Batch(n, message, size, now_s))
+        self.next_n = n + 1
         return message
 
     def stored(self, n: int) -> None:
         """Forget the batches up to ``n``."""
-        while self.batches and self.batches[0].n <= n:
-            self.bytes -= len(self.batches.popleft().message)
+        batches = self.batches
+        while batches and batches[0].n <= n:
+            self.bytes -= batches.popleft().bytes
 
     @property
     def finished(self) -> bool:
@@ -172,20 +179,18 @@ class RunLog:
         return again
 
 
-def _cut(events: list[bytes], total_bytes: int) -> Iterator[tuple[list[bytes], bool]]:
-    """Cut events into batches within the bounds; an event larger than the bound is a batch of its own."""
-    if total_bytes <= BATCH_BYTES_MAX and len(events) <= BATCH_EVENTS_MAX:
-        yield events, True
-        return
+def _cut(events: list[bytes]) -> Iterator[tuple[list[bytes], int, bool]]:
+    """Cut events into batches within the bounds: (events, bytes, whether it is the last). An event that is
+    larger is a batch of its own."""
     batch: list[bytes] = []
     size = 0
     for event in events:
         if batch and (size + len(event) > BATCH_BYTES_MAX or len(batch) == BATCH_EVENTS_MAX):
-            yield batch, False
+            yield batch, size, False
             batch, size = [], 0
         batch.append(event)
         size += len(event)
-    yield batch, True
+    yield batch, size, True
 
 
 class Outbox:
@@ -194,55 +199,95 @@ class Outbox:
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self.logs: dict[Key, RunLog] = {}
+        self.frames: dict[int, Frames] = {}
         self.bytes = 0
 
     @property
     def full(self) -> bool:
-        """Whether providers have to wait until something was stored."""
+        """Whether all providers have to wait until something was stored."""
         return self.bytes > self._bytes_max
+
+    def has_room(self, log: RunLog) -> bool:
+        """Whether the provider of an attempt may say more."""
+        return self.bytes <= self._bytes_max and log.frames.bytes <= log.frames.most
 
     def begin(self, key: Key, partition: int) -> RunLog:
         """Start the log of an attempt that belongs to ``partition``."""
-        log = self.logs[key] = RunLog(key, partition)
+        frames = self.frames.setdefault(partition, Frames())
+        log = self.logs[key] = RunLog(key, partition, frames)
         return log
 
     def add(self, log: RunLog, event: bytes) -> None:
         """Keep an encoded event; it leaves with the next ``close`` of its log."""
         log.add(event)
-        self.bytes += len(event)
+        size = len(event)
+        self.bytes += size
+        log.frames.bytes += size
+
+    def _count(self, log: RunLog, more: int) -> None:
+        self.bytes += more
+        log.frames.bytes += more
 
     def settle(self, log: RunLog, settle: bytes) -> None:
         """Keep the encoded settlement; the event added last must be the terminal one."""
         log.settle(settle)
-        self.bytes += len(settle)
+        self._count(log, len(settle))
 
     def close(self, log: RunLog, now_s: float) -> list[bytes]:
         """The messages of a log's new batches."""
-        before = log.bytes
-        made = log.close(now_s)
-        self.bytes += log.bytes - before
+        return log.close(now_s)
+
+    def frame(self, partition: int, logs: dict[Key, RunLog], now_s: float) -> list[bytes]:
+        """The new batches of many logs of a partition, in as few messages as may be."""
+        messages: list[bytes] = []
+        entries: list[Entry] = []
+        for key, log in logs.items():
+            if key in self.logs:
+                n = log.next_n
+                made = log.close(now_s)
+                messages += made
+                entries += [(log, n + i) for i in range(len(made))] if len(made) != 1 else ((log, n),)
+        frames = self.frames.setdefault(partition, Frames())
+        made, at = [], 0
+        for group in groups(messages, FRAME_BYTES):
+            made.append(frames.encode(group, entries[at:at + len(group)], now_s))
+            at += len(group)
         return made
+
+    def framed(self, partition: int, number: int, missing: Collection[int], now_s: float) -> list[Key]:
+        """A frame was answered: forget what is stored. Returns the attempts that ended here with it."""
+        frames = self.frames.get(partition)
+        over = []
+        for log, n in () if frames is None else frames.answered(number, missing, now_s):
+            if self.logs.get(log.key) is log and self._stored(log, n):
+                over.append(log.key)
+        return over
 
     def stored(self, key: Key, n: int) -> bool:
         """Batch ``n`` and all below are in the log. True when that ends the attempt here."""
         log = self.logs.get(key)
-        if log is None:
-            return False
+        return log is not None and self._stored(log, n)
+
+    def _stored(self, log: RunLog, n: int) -> bool:
         before = log.bytes
         log.stored(n)
-        self.bytes += log.bytes - before
+        self._count(log, log.bytes - before)
         if log.finished:
-            del self.logs[key]
-        return log.finished
+            del self.logs[log.key]
+            return True
+        return False
 
     def drop(self, key: Key) -> None:
         """Forget an attempt that is over elsewhere (fenced, or superseded)."""
         log = self.logs.pop(key, None)
         if log is not None:
-            self.bytes -= log.bytes
+            self._count(log, -log.bytes)
 
     def of_partition(self, partition: int | None, now_s: float) -> list[tuple[int, list[bytes]]]:
         """Everything unconfirmed of one partition (None: of all), because its mailbox may have lost it."""
+        for index, frames in self.frames.items():
+            if partition in (None, index):
+                frames.forget(inf)
         return [
             (log.partition, log.since(log.batches[0].n, now_s) or [])
             for log in self.logs.values()
@@ -258,6 +303,8 @@ class Outbox:
 
     def overdue(self, now_s: float) -> list[tuple[int, list[bytes]]]:
         """What was sent and not confirmed for ``RESEND_AFTER_S``."""
+        for frames in self.frames.values():
+            frames.forget(now_s - RESEND_AFTER_S)
         return [
             (log.partition, again)
             for log in self.logs.values()
@@ -290,6 +337,6 @@ def groups(messages: Sequence[bytes], bytes_max: int) -> Iterator[list[bytes]]:
 
 
 __all__ = [
-    "BATCH_BYTES_MAX", "BATCH_EVENTS_MAX", "RESEND_AFTER_S", "RESEND_BYTES_MAX", "Batch", "Inbox", "Key",
-    "Outbox", "RunLog", "encode_event", "groups", "join_many",
+    "BATCH_BYTES_MAX", "BATCH_EVENTS_MAX", "FRAME_BYTES", "RESEND_AFTER_S", "RESEND_BYTES_MAX", "Batch",
+    "Inbox", "Key", "Outbox", "RunLog", "encode_event", "groups", "join_many",
 ]

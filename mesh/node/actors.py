@@ -49,6 +49,8 @@ class Actors:
                 self.on_welcome(message[1])
             case mailbox.ROUTER, "roster":
                 self._on_roster({row[0]: RunnerEntry(*row[1:]) for row in message[1]}, writable)
+            case mailbox.RUNNER, "frame" if writable:
+                self._frame(index, incarnation, message)
             case mailbox.RUNNER, "batch" if writable:
                 self._answer(index, incarnation, self.runners.on_batch(index, incarnation, message))
             case mailbox.RUNNER, "take" if writable:
@@ -68,6 +70,24 @@ class Actors:
                 self.questions.take(index, incarnation, message)
             case mailbox.RUNNER, "catalogue":
                 self.news |= self.partition.ops.on_catalogue(index, message[1], message[2])
+
+    def _frame(self, index: int, incarnation: int, message: list[Any]) -> None:
+        """Batches of many runs: one answer says which of them are not stored."""
+        _, number, batches = message
+        take = self.runners.on_batch
+        mark = self.state.mark()
+        try:
+            answers = [take(index, incarnation, batch) for batch in batches]
+        except Exception:  # noqa: BLE001 - one of them is to blame: each by itself
+            self.state.back_to(mark)
+            answers = [
+                self.guarded(lambda batch=batch: take(index, incarnation, batch))  # type: ignore[misc]
+                for batch in batches
+            ]
+        missing = [place for place, answer in enumerate(answers) if answer is None or answer[0] != "stored"]
+        for place in missing:
+            self._answer(index, incarnation, answers[place])
+        self._answer(index, incarnation, ["frame", number, missing])
 
     def _answer(self, index: int, incarnation: int, message: list[Any] | None) -> None:
         if message is not None:

@@ -20,7 +20,7 @@ from mesh.core.approval import APPROVED_TOOLS, NODE, ONCE
 from mesh.core.policy import Policy, provider_options
 from mesh.core.prices import Prices
 from mesh.core.run import COMPACT
-from mesh.core.runner import Key
+from mesh.core.runner import Key, RunLog
 from mesh.errors import MeshError, RunError
 from mesh.node.asking import Tag
 from mesh.node.by_hand import Questions
@@ -55,8 +55,8 @@ class Host(Sink, Protocol):
     def partitions(self) -> int:
         """How many the node has."""
 
-    async def room(self) -> None:
-        """Return when there is room for more unconfirmed events."""
+    async def room(self, log: RunLog) -> None:
+        """Return when there is room for more unconfirmed events of this log."""
 
     def ask(
         self, key: Key, tag: Tag, partition: int, make: Callable[[], list[Any]],
@@ -140,7 +140,8 @@ class Drive:
         opening = self.workspace is not None and self.workspace.opening
         guard = self.pieces.guard
         asking = guard is not None and guard.questions.waiting
-        if self._host.outbox.full or self.context.paused or opening or asking:
+        waits = not self._host.outbox.has_room(self.pieces.log)
+        if waits or self.context.paused or opening or asking:
             self._heard_s = self._loop.time()
         elif guard is not None:
             self._heard_s = max(self._heard_s, guard.questions.over_s)
@@ -280,7 +281,7 @@ class Drive:
 
     async def pull(self, stream: AsyncIterator[Piece], held: Sequence[Piece]) -> None:
         """Take every piece the provider yields, ``held`` first, as fast as they are stored elsewhere."""
-        outbox, guard = self._host.outbox, self.pieces.guard
+        has_room, log, guard = self._host.outbox.has_room, self.pieces.log, self.pieces.guard
         count = 0
         try:
             if guard is not None:
@@ -303,8 +304,8 @@ class Drive:
                 count += 1
                 if count % PIECES_PER_TURN == 0:
                     await asyncio.sleep(0)
-                if outbox.full:
-                    await self._host.room()
+                if not has_room(log):
+                    await self._host.room(log)
                 if self._idle_s is not None:
                     self._heard_s = self._loop.time()
             if guard is not None:

@@ -5,6 +5,7 @@ Rules of this file:
 1. The first news leaves at once. What comes then leaves when the partition has answered, or after ``HOLD_S``:
    a partition commits once for each frame, so a busy one gets fewer and fuller ones.
 2. Nothing is lost by waiting: logs keep what is new, and commands that are not acknowledged come again.
+3. What gathers is bounded by ``core/frames.py``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from collections.abc import Callable
 
 from mesh.core.runner import Key, RunLog
 
-#: A commit of a busy partition takes some ms; a partition that is not there is told of by the router.
-HOLD_S = 0.008
+#: A commit of a busy partition takes some ten ms; an answer may be lost with its partition.
+HOLD_S = 0.1
 
 
 class Holding:

@@ -40,6 +40,7 @@ _EVENT_KEYS = frozenset(("type", "data", "metadata", "correlation_id", "ts"))
 _NOTHING: tuple[dict[str, Any] | None, str | None, float | None] = (None, None, None)
 #: Parts of ``routing`` that may hold the words of an agent.
 _SAID = frozenset(("tried", "inner"))
+_PIECE = TYPE_CODE["message_streamed"]
 _TOOL_ENDS = frozenset(("tool_call_completed", "tool_call_failed"))
 
 
@@ -141,6 +142,9 @@ class Pieces:
 
     def _say(self, text: str) -> None:
         """One ``message_streamed`` per piece of text; one that is very long becomes several."""
+        if len(text) <= TEXT_CHARS_MAX and text.isascii():
+            self._speech.say(text)
+            return
         for i in range(0, len(text), TEXT_CHARS_MAX):
             part = text[i:i + TEXT_CHARS_MAX] if len(text) > TEXT_CHARS_MAX else text
             self._speech.say(part if part.isascii() else part.encode(errors="replace").decode())
@@ -153,6 +157,13 @@ class Pieces:
             self._keep(text)
         meta, correlation_id, ts = self._about
         self._write("message_streamed", data, meta, correlation_id, ts)
+
+    def spoke(self, text: str) -> None:
+        """Write a piece of the answer, as it may be shown."""
+        if not self.settled:
+            self._keep(text)
+            ts = time.time()
+            self._add(encode_event(_PIECE, ts, self._encoder.piece(text, ts)))
 
     def waits(self) -> None:
         """Words are held back that the runner should release soon."""
@@ -248,9 +259,11 @@ class Pieces:
         """Encode an event, once and for all its readers."""
         if ts is None:
             ts = time.time()
-        event = encode_event(
+        self._add(encode_event(
             TYPE_CODE[event_type], ts, self._encoder.encode(event_type, data, ts, metadata, correlation_id)
-        )
+        ))
+
+    def _add(self, event: bytes) -> None:
         if len(event) > (most := self._sink.event_bytes_max):
             raise _too_large(f"an event of {len(event)} bytes", len(event), most, "limits.event_bytes")
         self._sink.outbox.add(self.log, event)

@@ -116,7 +116,8 @@ class Runner:
         self.ask = self._asking.ask
         self._inboxes: dict[int, Inbox] = {}
         self._holding = Holding(self._link.wake)
-        self._waiting: list[asyncio.Future[None]] = []
+        self.changed = self._holding.changed
+        self._waiting: list[tuple[RunLog, asyncio.Future[None]]] = []
         self._reloads: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
         self._boot: int | None = None
@@ -126,8 +127,8 @@ class Runner:
         self._told_s = 0.0
         self._states_max = child.config.sessions.max_live
         self._messages: dict[str, Callable[..., None]] = {
-            "commands": self._on_commands, "stored": self._on_stored, "expected": self._on_expected,
-            "fenced": self._on_fenced, **self._asking.messages,
+            "commands": self._on_commands, "frame": self._on_frame, "stored": self._on_stored,
+            "expected": self._on_expected, "fenced": self._on_fenced, **self._asking.messages,
             "answer": lambda _, token, body: self._log_reads.answered(token, body),
         }
         self._commands: dict[str, Callable[..., None]] = {
@@ -177,15 +178,11 @@ class Runner:
 
     # --- what a drive needs ---
 
-    def changed(self, log: RunLog) -> None:
-        """Send a log's new events at the end of this turn."""
-        self._holding.changed(log)
-
-    async def room(self) -> None:
-        """Return when the partitions stored enough for more to be produced."""
-        while self.outbox.full:
+    async def room(self, log: RunLog) -> None:
+        """Return when enough was stored for this log to take more."""
+        while not self.outbox.has_room(log):
             waiter = self._loop.create_future()
-            self._waiting.append(waiter)
+            self._waiting.append((log, waiter))
             await waiter
 
     def ended(self, drive: Drive) -> None:
@@ -210,9 +207,8 @@ class Runner:
         for partition in self._asking.partitions():
             self._holding.release(partition)
         for partition, logs, acks in self._holding.due():
-            for key, log in logs.items():
-                for message in self.outbox.close(log, now_s) if key in self.outbox.logs else ():
-                    self._link.post(partition, message)
+            for frame in self.outbox.frame(partition, logs, now_s):
+                self._link.post(partition, frame)
             if acks:
                 inbox = self._inboxes[partition]
                 self._post(partition, ["acks", inbox.epoch, inbox.done])
@@ -325,20 +321,31 @@ class Runner:
                 self._log.write("a command was refused", command=str(name)[:40], why=why)
         self._holding.acknowledge(partition)  # behind the runs just begun: what they say leaves with it
 
+    def _on_frame(self, partition: int, number: int, missing: list[int]) -> None:
+        for run_id, attempt in self.outbox.framed(partition, number, missing, time.monotonic()):
+            self._over(run_id, attempt)
+        self._make_room()
+
     def _on_stored(self, partition: int, run_id: str, attempt: int, n: int) -> None:  # noqa: ARG002
         if self.outbox.stored((run_id, attempt), n):
-            drive = self._runs.get(run_id)
-            if drive is not None and drive.key[1] == attempt:
-                del self._runs[run_id]
+            self._over(run_id, attempt)
         self._make_room()
+
+    def _over(self, run_id: str, attempt: int) -> None:
+        """The end of an attempt is stored."""
+        drive = self._runs.get(run_id)
+        if drive is not None and drive.key[1] == attempt:
+            del self._runs[run_id]
 
     def _make_room(self) -> None:
         self._check_quiet()
         if self._waiting and not self.outbox.full:
-            for waiter in self._waiting:
-                if not waiter.done():
+            waiting, self._waiting = self._waiting, []
+            for log, waiter in waiting:
+                if not self.outbox.has_room(log):
+                    self._waiting.append((log, waiter))
+                elif not waiter.done():
                     waiter.set_result(None)
-            self._waiting.clear()
 
     def _on_expected(self, partition: int, run_id: str, attempt: int, n: int) -> None:
         log = self.outbox.logs.get((run_id, attempt))

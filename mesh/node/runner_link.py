@@ -12,14 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.core import mailbox, wire
-from mesh.core.runner import groups, join_many
+from mesh.core.runner import FRAME_BYTES, groups, join_many
 from mesh.errors import ProtocolError
 from mesh.log import Log
 from mesh.net import sockets
 from mesh.node.child import Child
 
-#: Frames of several messages are at most so large.
-FRAME_BYTES = 2 * 1024 * 1024
 #: Frames taken in one turn; then the runs get theirs.
 FRAMES_PER_TURN = 256
 RETRY_S = 0.02

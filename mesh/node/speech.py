@@ -28,6 +28,9 @@ class Says(Protocol):
     def said(self, text: str, data: dict[str, Any]) -> None:
         """Write a ``message_streamed``; ``text`` is what of it belongs to the answer."""
 
+    def spoke(self, text: str) -> None:
+        """Write a ``message_streamed`` that is a piece of the answer and nothing else."""
+
     def waits(self) -> None:
         """Something is held that ``release`` may show after ``HOLD_S``."""
 
@@ -58,11 +61,11 @@ class Speech:
         if voice is None:
             voice = self._answer = self._voice("", "content")
             if voice is None:
-                self._says.said(text, {"content": text})
+                self._says.spoke(text)
                 return
         shown = voice.text.feed(text)
         if shown:
-            self._says.said(shown, {"content": shown})
+            self._says.spoke(shown)
         if voice.text.weak:
             self._says.waits()
 

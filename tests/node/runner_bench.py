@@ -154,7 +154,8 @@ class RunnerBench:
         kind, index, _ = wire.parse_actor_id(frame[:16])
         message = wire.unpack(frame[16:])
         for one in message[1] if message[0] == "many" else [message]:
-            self.inbox.append((-1 if kind == b"X" else index, one))
+            for said in one[2] if one[0] == "frame" else [one]:
+                self.inbox.append((-1 if kind == b"X" else index, said))
 
     def expect(self, kind: str, *, partition: int = 0, where: Any = lambda message: True) -> list[Any]:
         """The next message of a kind, from what came already or what comes; it is taken out."""

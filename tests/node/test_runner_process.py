@@ -14,6 +14,7 @@ import pytest
 from runner_bench import INCARNATION, RunnerBench, decode, gone, types, wait_until
 
 from mesh.core import wire
+from mesh.core.frames import LEAST_BYTES
 from mesh.core.slots import run_id_for
 
 GOOD = ["run_started", "message_streamed", "message_received", "run_completed"]
@@ -265,7 +266,7 @@ def test_reload_takes_the_changed_file_and_answers_its_token(bench: RunnerBench,
 def test_unconfirmed_bytes_stop_the_provider(bench: RunnerBench) -> None:
     """If nothing is stored, then a flooding agent is not pulled any more, and goes on when something is."""
     run_id = bench.run("x", agent="flood")
-    level = bench.expect("ready", partition=-1, where=lambda m: m[5]["unacked_bytes"] > 200_000)[5][
+    level = bench.expect("ready", partition=-1, where=lambda m: m[5]["unacked_bytes"] > LEAST_BYTES)[5][
         "unacked_bytes"
     ]
     assert level < 400_000

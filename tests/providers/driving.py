@@ -86,8 +86,8 @@ class Bench:
     def holds(self, run: Shows) -> None:
         asyncio.get_running_loop().call_later(HOLD_S, run.release)
 
-    async def room(self) -> None:
-        while self.outbox.full:
+    async def room(self, log: RunLog) -> None:
+        while not self.outbox.has_room(log):
             self.store()
             await asyncio.sleep(0)
 
