@@ -17,6 +17,7 @@ from typing import Any, get_origin
 import msgspec
 
 from mesh.core.events import TYPE_CODE
+from mesh.core.hosting import OWN_MAX, SHARED_MAX, Hosting, check_word
 from mesh.core.prices import Prices
 from mesh.core.records import SessionStatus
 from mesh.core.redact import MARKER, Redactor
@@ -36,7 +37,7 @@ class NodeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     port: int = 7400  #: requests; the feed is on port + 1; 0 picks two free ones
     data_dir: str = ""  #: "" means $XDG_STATE_HOME/mesh/<name>
     partitions: int = 2
-    runners: int = 1
+    runners: int = 1  #: shared ones; an agent with isolation = "process" has one more
 
 
 class RoutesSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -153,6 +154,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     mcp: dict[str, dict[str, Any]] = {}  #: MCP server -> how it is reached
     source: str = ""  #: the TOML file this came from; ``agents.reload`` reads its agents again
 
+    def hosting(self) -> Hosting:
+        """The runners, and whose they are."""
+        return Hosting(self.node.runners, self.agents)
+
     def to_map(self) -> dict[str, Any]:
         """Plain maps in the shape of the TOML file, as ``mesh config show`` prints them."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
@@ -169,7 +174,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 _RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("node", "port"): (0, 65534),
     ("node", "partitions"): (1, PARTITIONS_MAX),
-    ("node", "runners"): (1, 64),
+    ("node", "runners"): (1, SHARED_MAX),
     ("sessions", "idle_timeout_s"): (0, 10**9),
     ("sessions", "native_idle_timeout_s"): (0, 10**9),
     ("sessions", "queue_max"): (0, 10**6),
@@ -339,6 +344,10 @@ _TYPE_NAMES: dict[Any, str] = {
 def _agent(name: str, table: Any, origin: str) -> dict[str, Any]:
     if not isinstance(table, Mapping) or not isinstance(table.get("provider"), str):
         raise ConfigError(f'{origin}: [agents.{name}] needs provider = "..." (such as "shell" or "python")')
+    try:
+        check_word(table)
+    except ConfigError as exc:
+        raise ConfigError(f"{origin}: agents.{name}: {exc.message}") from exc
     return dict(table)
 
 
@@ -403,8 +412,10 @@ def _build(merged: dict[str, dict[str, Any]], source: str) -> NodeConfig:
     sections: dict[str, Any] = {name: cls(**merged.get(name, {})) for name, cls in _sections().items()}
     _proven(sections["redaction"], source)
     agents = {"echo": {"provider": "echo"}, "shell": {"provider": "shell"}} | merged.get("agents", {})
-    running, runners = sections["limits"].running, sections["node"].runners
-    if running < runners:
+    running, hosting = sections["limits"].running, Hosting(sections["node"].runners, agents)
+    if len(hosting.own) > OWN_MAX:
+        raise ConfigError(f'{len(hosting.own)} agents have isolation = "process"; at most {OWN_MAX} can')
+    if running < (runners := hosting.count):
         raise ConfigError(f"limits.running = {running}: the node has {runners} runners, one run for each")
     return NodeConfig(**sections, agents=agents, prices=merged.get("prices", {}), mcp=merged.get("mcp", {}),
                       source=source)

@@ -93,6 +93,7 @@ def checks(config_file: str | None) -> Iterator[Check]:
     yield runtime_folder(runtime_root())
     yield _open_files()
     yield _guarded("ports", lambda: _ports(settings))
+    yield _guarded("runners", lambda: _runners(settings))
     yield from programs(settings.agents)
     yield _guarded("round trip", _round_trip)
 
@@ -208,6 +209,17 @@ def runtime_folder(folder: Path) -> Check:
             "set MESH_RUNTIME_DIR to a folder of your own",
         )
     return Check("runtime folder", "ok", str(folder))
+
+
+def _runners(settings: NodeConfig) -> Check:
+    """The processes that host agents, and whose they are."""
+    from mesh.core.hosting import check_apart
+
+    hosting = settings.hosting()
+    for name in settings.agents:
+        check_apart(name, settings.agents)
+    own = "".join(f"; one of {agent} alone" for agent in hosting.own)
+    return Check("runners", "ok", f"{hosting.shared} shared{own}")
 
 
 def _open_files() -> Check:

@@ -113,9 +113,8 @@ def status_rows(state: dict[str, Any]) -> list[tuple[Any, ...]]:
     rows = []
     for child in state.get("children") or ():
         own = counted.pop(f"{child.get('kind')}-{child.get('index')}", {})
-        rows.append(
-            _status_row(str(child.get("name")), {**child, **{k: v for k, v in own.items() if v is not None}})
-        )
+        name = str(child.get("name")) + (f" (agent {child['agent']})" if child.get("agent") else "")
+        rows.append(_status_row(name, {**child, **{k: v for k, v in own.items() if v is not None}}))
     return rows + [_status_row(name, own) for name, own in counted.items()]
 
 
@@ -217,7 +216,7 @@ def _start_detached(settings: NodeConfig, folder: Path) -> None:
     except MeshError as exc:
         exc.details.setdefault("hint", f"its log: {spawned.log}")
         raise
-    info = {"partitions": settings.node.partitions, "runners": settings.node.runners} | info
+    info = {"partitions": settings.node.partitions, "runners": settings.hosting().count} | info
     if shell().json:
         return render.emit_json(info)
     return click.echo(banner(info, program()), nl=False)

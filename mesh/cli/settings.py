@@ -105,12 +105,16 @@ def check(file: str | None, config_file: str | None) -> None:
         raise ConfigError(f"{path or 'environment'}: {missing[0]}")
     if shell().json:
         return render.emit_json(
-            {"ok": True, "file": str(path) if path else None, "agents": sorted(settings.agents)}
+            {"ok": True, "file": str(path) if path else None, "agents": sorted(settings.agents),
+             "isolated": sorted(settings.hosting().own)}
         )
-    return click.echo(f"ok: {path or 'defaults and environment'} ({len(settings.agents)} agents)")
+    own = settings.hosting().own
+    apart = f", with a runner of their own: {', '.join(own)}" if own else ""
+    return click.echo(f"ok: {path or 'defaults and environment'} ({len(settings.agents)} agents{apart})")
 
 
 def _missing_targets(agents: dict[str, dict[str, Any]]) -> list[str]:
+    from mesh.core.hosting import check_apart
     from mesh.core.routing_rules import ROUTER
     from mesh.errors import ConfigError, shown
     from mesh.providers.base import nearest_name
@@ -123,11 +127,12 @@ def _missing_targets(agents: dict[str, dict[str, Any]]) -> list[str]:
         if provider not in PROVIDERS:
             near = nearest_name(str(provider), PROVIDERS)
             problems.append(f"agents.{name}: unknown provider {shown(provider)}{near}")
-        elif provider == ROUTER:
-            try:
+        try:
+            check_apart(name, agents)
+            if provider == ROUTER:
                 Router(name, agents, lambda _: None)
-            except ConfigError as exc:
-                problems.append(f"agents.{name}: {exc.message}")
+        except ConfigError as exc:
+            problems.append(f"agents.{name}: {exc.message}")
         target = table.get("target")
         if table.get("provider") == "python" and not (isinstance(target, str) and ":" in target):
             problems.append(

@@ -105,12 +105,19 @@ class Agents:
 
     def rows(self) -> list[dict[str, Any]]:
         """The agents of the node, sorted by name; with routers, how each runner finds their agents."""
-        empty = {"capabilities": [], "problem": "loading"}
-        rows = self.catalogue or {
-            name: {"name": name, "provider": table.get("provider", ""), **empty}
+        rows = self.catalogue or self._untold()
+        return [self._row(name, row) for name, row in sorted(rows.items())]
+
+    def _untold(self) -> dict[str, dict[str, Any]]:
+        """What is known while no runner said anything."""
+        return {
+            name: {
+                "name": name, "provider": table.get("provider", ""), "capabilities": [], "problem": "loading",
+                "idempotent": table.get("idempotent") is True,
+                "native_process": table.get("native_process") is True,
+            }
             for name, table in self.configured.items()
         }
-        return [self._row(name, row) for name, row in sorted(rows.items())]
 
     def _row(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
         if row.get("provider") != ROUTER:
@@ -138,10 +145,16 @@ class Agents:
         self.state.commands.extend((runner, ["reload", token]) for runner in ready)
 
     def on_catalogue(self, runner: int, token: str | None, entries: Sequence[dict[str, Any]]) -> bool:
-        """A runner says what it can run (all of it); whether that is news."""
+        """A runner says what it can run (all that it hosts); whether that is news."""
         # What changes with every run is kept apart: it is no news for calls that wait for an agent.
         self.routing[runner] = {e["name"]: e.pop("routing") for e in entries if "routing" in e}
         former, self.catalogue = self.catalogue, {entry["name"]: entry for entry in entries}
+        hosting = self.state.hosting
+        if hosting.own:
+            host = hosting.agent_of(runner)
+            others = former or self._untold()
+            kept = {name: row for name, row in others.items() if hosting.host_of(name) != host}
+            self.catalogue = kept | self.catalogue
         waiting = self.reloads.get(token) if token is not None else None
         if waiting is not None and token is not None:
             waiting.missing.pop(runner, None)

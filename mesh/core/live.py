@@ -43,7 +43,7 @@ class Live:
         """Make the session live if it is not: a new incarnation on a runner, announced.
 
         Raises:
-            NoRunner: no runner is ready.
+            NoRunner: no runner that may host it is ready.
             Overloaded: ``max_sessions_exceeded``.
         """
         if session.live:
@@ -60,6 +60,8 @@ class Live:
 
     def _choose(self, session: SessionState) -> int:
         ready = self.state.ready_runners()
+        if self.state.hosting.own:
+            ready = self.state.hosting.among(ready, session.agent)
         if not ready:
             raise NoRunner
         return ready[session.n % len(ready)]

@@ -14,8 +14,9 @@ Three conversations, none of them visible to a client:
     supervisor -> child   stop {again}              drain and exit (to be started again?); SIGTERM too
                           roster {children: [...]}  to the router, the whole truth at each change
 
-    a roster entry: {name, kind, index, state, pid, incarnation, epoch, restarts, cause}; state is one of
-    ChildState; cause is None or {exit_status, signal, stderr, at, reason} of the last death.
+    a roster entry: {name, kind, index, agent, state, pid, incarnation, epoch, restarts, cause}; agent: of a
+    runner, whose alone it is; state is one of ChildState; cause is None or {exit_status, signal, stderr, at,
+    reason} of the last death.
 
 **Router and actors**, bodies of messages with peer ROUTER_ID, msgpack arrays ``[kind, ...]``.
 
@@ -59,6 +60,7 @@ incarnation) from 1 and resent until acknowledged; batches are numbered per (run
                                                               on; resent until held
                           ["read", token, op, args]           asked again until it is answered
                           ["catalogue", token or nil, [{name, provider, capabilities, problem, ...}, ...]]
+                                                              all that it hosts
                           ["lost", [[run_id, attempt], ...]]  answer to "known": I do not have these
                           ["left", [[run_id, attempt], ...]]  the last word of one that was told to stop:
                                                               nothing but these ever began here

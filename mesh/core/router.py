@@ -387,9 +387,9 @@ class Router:
     def runner_rows(self) -> list[dict[str, Any]]:
         """The same for the runners."""
         return [
-            {**a.stats, "index": a.index, "state": "ready" if a.identity is not None else a.roster["state"],
-             "pid": a.pid, "incarnation": a.incarnation, "restarts": a.roster["restarts"],
-             "cause": a.roster["cause"]}
+            {**a.stats, "index": a.index, "agent": a.roster.get("agent"),
+             "state": "ready" if a.identity is not None else a.roster["state"], "pid": a.pid,
+             "incarnation": a.incarnation, "restarts": a.roster["restarts"], "cause": a.roster["cause"]}
             for a in self.runners
         ]
 

@@ -75,6 +75,8 @@ class RunOps:
         run = self.queue.add_run(self._run_id(run_id, session.id), session, value, options, once=once)
         agent = runs.agent_of(run, session.agent)
         self.agents.check(agent)
+        if agent != session.agent:
+            self.state.hosting.check_together(session.agent, agent)
         self.agents.check_capabilities(agent, run.options)
         return run
 
@@ -82,6 +84,8 @@ class RunOps:
         """Queue a stored run; it starts at once when the session is free."""
         sessions.require_active(session)
         agent = runs.agent_of(run, session.agent)
+        if agent != session.agent:
+            self.state.hosting.check_together(session.agent, agent)
         self.agents.check(agent, ready=True)
         self.agents.check_capabilities(agent, run.options)
         check_tags(run.options.get("policies"), session.tags)

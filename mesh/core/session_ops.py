@@ -211,8 +211,9 @@ class SessionOps:
     def on_catalogue(self, runner: int, token: str | None, entries: list[dict[str, Any]]) -> bool:
         """A runner says what it can run; whether that is news."""
         news = self.agents.on_catalogue(runner, token, entries)
-        self.runners.idempotent = {entry["name"] for entry in entries if entry.get("idempotent")}
-        self.live.native = {entry["name"] for entry in entries if entry.get("native_process")}
+        known = self.agents.catalogue.values()
+        self.runners.idempotent = {entry["name"] for entry in known if entry.get("idempotent")}
+        self.live.native = {entry["name"] for entry in known if entry.get("native_process")}
         return news
 
 

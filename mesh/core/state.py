@@ -23,6 +23,7 @@ from mesh.core import events as ev
 from mesh.core import wire
 from mesh.core.access import NOBODY, Credentials
 from mesh.core.audit import Entry
+from mesh.core.hosting import Hosting
 from mesh.core.newest import Newest
 from mesh.core.redact import Redactor
 from mesh.core.run import RunState, agent_of
@@ -112,7 +113,8 @@ class State:
     """Caches, counters and the open batch of one partition."""
 
     def __init__(
-        self, loader: Loader, *, partition: int, epoch: int, node: str, redactor: Redactor | None = None
+        self, loader: Loader, *, partition: int, epoch: int, node: str, redactor: Redactor | None = None,
+        hosting: Hosting | None = None,
     ) -> None:
         self.loader = loader
         self.redactor = redactor or Redactor()
@@ -125,6 +127,7 @@ class State:
         self.work: dict[str, Work] = {}
         self.live: OrderedDict[str, float] = OrderedDict()
         self.runners: dict[int, RunnerEntry] = {}
+        self.hosting = hosting or Hosting()
         self.leases: dict[str, float] = {}  #: session -> until when its driver has it, on the monotonic clock
         self.presented: Credentials = NOBODY  #: what the caller shows whose call is being decided
         self.pos = self.lseq = 0

@@ -38,6 +38,7 @@ class ChildSpec:
     kind: str
     index: int
     order: int
+    agent: str | None = None  #: of a runner: whose alone it is
 
 
 class RestartPolicy(NamedTuple):
@@ -256,6 +257,7 @@ class Supervision:
         return [
             {
                 "name": child.spec.name, "kind": child.spec.kind, "index": child.spec.index,
+                "agent": child.spec.agent,
                 "state": str(child.state), "pid": child.pid, "incarnation": child.incarnation,
                 "epoch": child.epoch, "restarts": child.restarts, "cause": child.cause,
             }

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
 def _foreground(launch: dict[str, Any], config: NodeConfig, data_dir: Path) -> int:
     """On a terminal the status line has the screen, and the log goes to its file."""
     terminal = sys.stdout.isatty()
-    facts = {"partitions": config.node.partitions, "runners": config.node.runners}
+    facts = {"partitions": config.node.partitions, "runners": config.hosting().count}
     screen = Screen(sys.stdout, line=terminal, facts=facts, program=os.environ.get("_MESH_PROGRAM", "mesh"))
     status = run(
         config,

@@ -111,6 +111,12 @@ class Child:
     control: Control
     address: str = ""  #: (router) the tcp endpoint of its predecessor in this life: bind there again,
     feed: str = ""  #: and the feed's, so that remote clients find the new one where the old one was
+    agent: str | None = None  #: of a runner: whose alone it is
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.name if self.agent is None else f"{self.name} (agent {self.agent})"
 
     @property
     def back_endpoint(self) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 from mesh.log import redacted
 from mesh.node.child import Child
 from mesh.node.reaper import become_subreaper, set_death_signal
+from mesh.node.title import set_title
 
 #: Children make next to no cycles, and keep tens of thousands of objects: with Python's own (700, 10, 10) the
 #: collector took 7 % of a partition's time under run_once, in pauses of the whole heap.
@@ -129,6 +130,7 @@ def _live(child: Child, main: Main, errors: int, supervisor: int) -> None:
 
 def _become_independent(child: Child, errors: int, supervisor: int) -> None:
     os.setsid()
+    set_title(f"mesh {child.title}")
     gc.set_threshold(*GC_THRESHOLDS)
     _redirect(errors)
     _close_others(child.control.fileno())

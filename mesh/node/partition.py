@@ -74,7 +74,7 @@ class PartitionProcess:
                              starts=child.incarnation % INCARNATIONS_PER_BOOT)
         self.epoch = self.health.acquire()
         self.state = State(self.store, partition=child.index, epoch=self.epoch, node=config.node.name,
-                           redactor=config.redaction.redactor())
+                           redactor=config.redaction.redactor(), hosting=config.hosting())
         mine = share(config.sessions.max_live, child.index, config.node.partitions)
         self.live = Live(self.state, max_live=max(1, mine))
         queue = Queue(self.live, queue_max=config.sessions.queue_max, slots=config.sessions.slots)

@@ -37,7 +37,7 @@ class RouterProcess:
             slot_map=child.slot_map,
             map_version=child.map_version,
             boot=child.incarnation,
-            runners=child.config.node.runners,
+            runners=child.config.hosting().count,
             inflight_max=limits.inflight_per_partition,
             inflight_bytes_max=limits.inflight_bytes_per_partition,
             waits_max=limits.waiters_per_partition,
@@ -405,6 +405,7 @@ class RouterProcess:
                 epoch=actor.incarnation,
                 cause=now["cause"],
                 restarts=now["restarts"],
+                agent=now.get("agent"),
             )
 
     def _publish(self, topic: str, **fields: Any) -> None:

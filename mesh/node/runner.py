@@ -87,6 +87,7 @@ class Runner:
         self.registry = Registry(
             child.config.agents, processes=self.processes, on_change=self._tell_catalogue,
             source=child.config.source, mcp=child.config.mcp, redactor=child.config.redaction.redactor(),
+            hosting=child.config.hosting(), runner=child.index,
         )
         self.workspaces = Workspaces(child.data_dir, limits, self.processes, Log(child.name))
         self.states: dict[str, dict[str, Any]] = {}
@@ -110,7 +111,7 @@ class Runner:
         self._runs: dict[str, Drive] = {}  # until the settlement is stored
         # Until the provider is done, also those that were dropped.
         self._admission: Admission[Drive] = Admission(
-            share(limits.running, child.index, child.config.node.runners)
+            share(limits.running, child.index, child.config.hosting().count)
         )
         self._asking = Asking(self._post, self._link.wake)
         self.ask = self._asking.ask

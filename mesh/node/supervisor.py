@@ -238,9 +238,10 @@ class Supervisor:
     def _child(self, spec: ChildSpec, incarnation: int, control: Control) -> Child:
         ground, life = self._ground, self._ground.life
         return Child(
-            name=spec.name, kind=spec.kind, index=spec.index, incarnation=incarnation, node_boot=life.boot,
-            config=self._config, data_dir=ground.data_dir, runtime_dir=ground.runtime_dir,
-            slot_map=life.slot_map, map_version=life.map_version, control=control, **self._endpoints,
+            name=spec.name, kind=spec.kind, index=spec.index, agent=spec.agent, incarnation=incarnation,
+            node_boot=life.boot, config=self._config, data_dir=ground.data_dir,
+            runtime_dir=ground.runtime_dir, slot_map=life.slot_map, map_version=life.map_version,
+            control=control, **self._endpoints,
         )
 
     def _announce(self, name: str, state: ChildState) -> None:
@@ -338,7 +339,8 @@ class Supervisor:
 def child_specs(config: NodeConfig) -> list[ChildSpec]:
     """The children of a node. Runners stop first, then partitions, the router last."""
     partitions = [ChildSpec(f"partition-{i}", "partition", i, 1) for i in range(config.node.partitions)]
-    runners = [ChildSpec(f"runner-{i}", "runner", i, 2) for i in range(config.node.runners)]
+    hosting = config.hosting()
+    runners = [ChildSpec(f"runner-{i}", "runner", i, 2, hosting.agent_of(i)) for i in range(hosting.count)]
     return [ChildSpec(ROUTER, "router", 0, 0), *partitions, *runners]
 
 

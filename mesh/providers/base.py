@@ -323,7 +323,7 @@ def continuation_of(table: Mapping[str, Any]) -> tuple[str | None, Mapping[str, 
 #: Keys of an agent's table that any provider accepts.
 COMMON_KEYS = (
     "provider", "capabilities", "idempotent", "description", "usage_mode", "continuation",
-    "continuation_opts", "native_process",
+    "continuation_opts", "native_process", "isolation",
 )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh.config import load_agents
+from mesh.core.hosting import Hosting, check_apart
 from mesh.core.redact import Redactor
 from mesh.errors import ConfigError, MeshError, RunError
 from mesh.providers.base import Provider, checked, continuation_of, nearest_name
@@ -32,13 +33,15 @@ PROBLEM_CHARS_MAX = 4_000
 
 
 class Registry:
-    """All agents of one runner, on its loop."""
+    """The agents that one runner hosts, on its loop. It knows the tables of the others, too."""
 
     def __init__(
         self, agents: Mapping[str, Mapping[str, Any]], *, processes: Processes,
         on_change: Callable[[], None] = lambda: None, source: str = "",
         mcp: Mapping[str, Mapping[str, Any]] | None = None, redactor: Redactor | None = None,
+        hosting: Hosting | None = None, runner: int = 0,
     ) -> None:
+        self._hosting, self._runner = hosting or Hosting(), runner
         self._processes = processes
         self._on_change = on_change
         self._tables = dict(agents)
@@ -62,8 +65,11 @@ class Registry:
         """
         if self._source:
             self._read_source()
-        for name in self._tables:
+        for name in self._ours():
             self._build(name, fresh=False)
+
+    def _ours(self) -> set[str]:
+        return self._hosting.loaded(self._runner, self._tables)
 
     async def reload(self) -> None:
         """Read the config file's agents and every agent's module anew.
@@ -74,7 +80,7 @@ class Registry:
         await self.loaded()
         if self._source:
             self._read_source()
-        for name in self._tables:
+        for name in self._ours():
             self._build(name, fresh=True)
         await self.loaded()
 
@@ -85,9 +91,9 @@ class Registry:
             self._source_problem = exc.message
             return
         self._source_problem = None
-        for name in self._tables.keys() - tables.keys():
+        former, self._tables = self._ours(), dict(tables)
+        for name in former - self._ours():
             self._set(name, None)
-        self._tables = dict(tables)
 
     async def loaded(self, agents: Iterable[str] | None = None) -> None:
         """Return when nothing is being loaded, or none of these agents is."""
@@ -145,8 +151,9 @@ class Registry:
     def catalogue(self) -> list[dict[str, Any]]:
         """One entry per agent: {name, provider, capabilities, problem, idempotent}; a router's says how its
         agents are."""
-        entries = [self._entry(name, table) for name, table in sorted(self._tables.items())]
-        if self._source_problem is not None:
+        listed = self._hosting.listed(self._runner, self._tables)
+        entries = [self._entry(name, self._tables[name]) for name in listed]
+        if self._source_problem is not None and self._hosting.agent_of(self._runner) is None:
             entries.append({
                 "name": self._source, "provider": "config", "capabilities": [],
                 "problem": self._source_problem, "idempotent": False,
@@ -171,6 +178,8 @@ class Registry:
     def _build(self, name: str, *, fresh: bool) -> None:
         table = self._tables[name]
         try:
+            self._hosting.check_unchanged(name, self._tables)
+            check_apart(name, self._tables)
             self._prove_recorded(name)
             self._continuations[name] = continuation_of(self._with_recorded(table))
             checked(table, "native_process", (bool,), False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import apsw
 from mesh.config import RoutesSection
 from mesh.core import events as ev
 from mesh.core import wire
+from mesh.core.hosting import Hosting
 from mesh.core.live import Live
 from mesh.core.partition import Partition
 from mesh.core.pending import Pending
@@ -122,9 +123,14 @@ class Runner:
 class Bench:
     """Feeds one partition and keeps what it sends."""
 
-    def __init__(self, folder: Path, *, runners: int = 1, queue_max: int = 5, max_live: int = 100) -> None:
+    def __init__(
+        self, folder: Path, *, runners: int = 1, queue_max: int = 5, max_live: int = 100,
+        isolated: Iterable[str] = (),
+    ) -> None:
         self.path = folder / "partition-0.db"
         self.queue_max, self.max_live = queue_max, max_live
+        self.tables = {name: {**AGENTS[name], "isolation": "process"} for name in isolated}
+        self.hosting = Hosting(runners, self.tables)
         self.node_boot = 1
         self.now = 1_000_000.0
         self.mono = 1_000.0
@@ -137,7 +143,7 @@ class Bench:
         self.sent: dict[int, deque[list[Any]]] = {}
         self.runners: dict[int, Runner | None] = {}
         self.states: dict[int, tuple[int, str]] = {}  # place -> incarnation, roster state
-        for index in range(runners):
+        for index in range(self.hosting.count):
             self.spawn(index)
         self.open()
         self.roster()
@@ -149,9 +155,9 @@ class Bench:
         """A new incarnation of the partition, recovered from the file."""
         self.store = FlakyStore(self.path)
         epoch = self.store.acquire(boot_id="boot", offset_ms=0)
-        self.state = State(self.store, partition=0, epoch=epoch, node="mesh")
+        self.state = State(self.store, partition=0, epoch=epoch, node="mesh", hosting=self.hosting)
         runners = Runners(Queue(Live(self.state, max_live=self.max_live), queue_max=self.queue_max))
-        self.ops = SessionOps(runners, agents=AGENTS, input_bytes_max=1 << 20)
+        self.ops = SessionOps(runners, agents={**AGENTS, **self.tables}, input_bytes_max=1 << 20)
         self.receipts = Receipts(self.store.receipts, open_max=4096)
         self.partition = Partition(
             self.state, RouteTable(RoutesSection(), route_bytes_max=65536, partition=0), self.ops,
@@ -208,7 +214,8 @@ class Bench:
     def catalogue(self) -> None:
         for runner in self.runners.values():
             if runner is not None:
-                self.say(runner, ["catalogue", None, CATALOGUE])
+                listed = self.hosting.listed(runner.index, {**AGENTS, **self.tables})
+                self.say(runner, ["catalogue", None, [row for row in CATALOGUE if row["name"] in listed]])
 
     def say(self, runner: Runner, message: list[Any]) -> None:
         self._actor(wire.actor_id(b"R", runner.index, runner.incarnation), message)

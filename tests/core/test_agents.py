@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mesh.core.agents import Agents
+from mesh.core.hosting import Hosting
 from mesh.core.live import NoRunner
 from mesh.errors import InvalidArgument
 
@@ -18,7 +19,7 @@ def row(problem: str | None, *names: str) -> dict[str, Any]:
 
 
 def agents(*rows: dict[str, Any]) -> Agents:
-    state: Any = SimpleNamespace()
+    state: Any = SimpleNamespace(hosting=Hosting())
     known = Agents(state, {"a": {"provider": "python"}})
     if rows:
         known.on_catalogue(0, None, rows)
