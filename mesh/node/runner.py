@@ -435,6 +435,7 @@ class Runner:
     async def _reload(self, partition: int, token: str) -> None:
         async with self._reloading:
             await self.registry.reload()
+        self._tell_catalogue()  # the others know it before whoever asked does
         self._post(partition, ["catalogue", token, self._catalogue()])
 
     # --- agents that block ---
