@@ -71,6 +71,7 @@ def test_the_numbers_of_kinds_and_flags_never_change() -> None:
         "STALE_MAP": 4,
         "AGAIN": 8,
         "MORE": 16,
+        "MOVED": 32,
     }
 
 
