@@ -7,11 +7,13 @@ Rules of this file:
    In ZeroMQ's pipes and in the kernel's buffers everybody stands in one line: it is kept short.
 2. A client with little in flight does not wait for room: it stands behind one window at most, and the
    partition takes turns between those that it was given (``node/inbox.py``).
-3. The partition says what it took, in steps of ``TOLD_COST``, behind the answers to it: so what is answered
-   and not yet read by the router is bounded, too. Nothing is said for less: a single call costs none.
-4. A request may be larger than the window: it is sent when there is any room.
-5. Work is counted as in ``core/fair.py``, on both sides: nothing is kept of a request. A word about requests
-   that an earlier router sent makes room that is not there, once; never less than there is.
+3. The partition says how much it took since it began, in steps of ``TOLD_COST``, behind the answers to it: so
+   what is answered and not yet read by the router is bounded, too. Nothing is said for less: a single call
+   costs none. Each READY says it again, so a word that was lost is made good.
+4. A partition that took nothing between two READYs has nothing: what was sent before the first is lost.
+5. A request may be larger than the window: it is sent when there is any room.
+6. Work is counted as in ``core/fair.py``, on both sides: nothing is kept of a request. A new router begins
+   with what the partition says, as if nothing were on its way.
 
 Counting answers instead was rejected: a call like ``run_once`` is answered when its run is over. So was a
 window for each client: many floods together are as long a line as one large one.
@@ -33,10 +35,12 @@ LITTLE_BYTES = 2 * 1024
 class Credit:
     """The requests of one partition's present incarnation that it has not taken."""
 
-    __slots__ = ("_sent", "_waiting")
+    __slots__ = ("_ready", "_sent", "_took", "_waiting")
 
     def __init__(self, *, frames_max: int, bytes_max: int) -> None:
-        self._sent = 0
+        self._sent = 0  #: all the work that it was given and that is not known to be lost
+        self._took = 0  #: all that it took, by its word
+        self._ready = (-1, 0)  #: both, at its last READY
         self._waiting = Fair(frames_max=frames_max, bytes_max=bytes_max)
 
     def __len__(self) -> int:
@@ -46,7 +50,7 @@ class Credit:
     def send(self, frame: bytes, inflight: InFlight) -> bool:
         """Whether to send a frame, which is counted as in flight, now. Else it is kept for its turn."""
         waiting = self._waiting
-        if self._sent >= WINDOW_COST or waiting:
+        if self._sent - self._took >= WINDOW_COST or waiting:
             client = frame[: wire.CLIENT_ID_BYTES]
             if max(inflight.bytes_of(client), len(frame)) > LITTLE_BYTES or waiting.holds(client):
                 waiting.add(frame)
@@ -54,13 +58,26 @@ class Credit:
         self._sent += FRAME_COST + len(frame)
         return True
 
-    def took(self, cost: int) -> None:
-        """The partition took so much."""
-        self._sent = max(0, self._sent - cost)
+    def took(self, total: int) -> None:
+        """The partition took so much since it began."""
+        self._took = max(self._took, total)
+        self._sent = max(self._sent, self._took)
+
+    def ready(self, total: int) -> None:
+        """The same, with its READY."""
+        self.took(total)
+        took, sent = self._ready
+        if took == self._took < sent:
+            self._sent -= sent - took
+        self._ready = self._took, self._sent
+
+    def unsent(self, frame: bytes) -> None:
+        """A frame could not be sent."""
+        self._sent -= cost(frame)
 
     def next(self) -> bytes | None:
         """The frame to be sent next, if there is one and room for it."""
-        if self._sent >= WINDOW_COST:
+        if self._sent - self._took >= WINDOW_COST:
             return None
         frame = self._waiting.take()
         if frame is not None:
@@ -69,7 +86,7 @@ class Credit:
 
     def clear(self) -> list[bytes]:
         """A new incarnation was given nothing; the frames that waited for the old one."""
-        self._sent = 0
+        self._sent, self._took, self._ready = 0, 0, (-1, 0)
         return list(iter(self._waiting.take, None))
 
 

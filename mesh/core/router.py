@@ -20,7 +20,6 @@ from typing import Any
 
 from mesh.core import mailbox, wire
 from mesh.core.credit import Credit
-from mesh.core.fair import cost
 from mesh.core.inflight import InFlight
 from mesh.core.mailbox import ChildState
 from mesh.core.moved import heir
@@ -139,7 +138,7 @@ class Router:
         """The answer when ZeroMQ could not take a forwarded request; what it counted is taken back."""
         client, payload = frame[: wire.CLIENT_ID_BYTES], frame[wire.ACTOR_PREFIX_BYTES :]
         actor.inflight.release(client, payload[3], len(payload))
-        actor.credit.took(cost(frame))
+        actor.credit.unsent(frame)
         return self.overloaded(client, payload, actor) if full else self.unavailable(payload, actor)
 
     def refusal(self, payload: bytes, error: MeshError, flags: int = 0) -> bytes:
@@ -261,6 +260,9 @@ class Router:
             actor.welcomed = False
             self.by_identity[identity] = actor
         actor.stats = stats
+        taken = stats.get("taken")
+        if type(taken) is int:
+            actor.credit.ready(taken)
         return actor
 
     def on_gone(self, actor: Actor) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from mesh.config import LimitsSection
+from mesh.core.credit import TOLD_COST
 from mesh.core.fair import FRAME_COST, Fair
 from mesh.net import sockets
 
@@ -26,7 +27,8 @@ class Inbox:
 
     def __init__(self, socket: Any, limits: LimitsSection) -> None:
         self.crowded = False  #: something waits for its turn already: do not sleep
-        self.taken = 0  #: the work of clients' requests, since ``told``
+        self.taken = 0  #: the work of clients' requests since the beginning
+        self._told = 0
         self._socket = socket
         self._cost_max = limits.batch_bytes
         self._cost = self._cost_max
@@ -83,10 +85,12 @@ class Inbox:
             self.taken += cost
         return cost
 
-    def told(self) -> int:
-        """What was taken, to be told the router."""
-        taken, self.taken = self.taken, 0
-        return taken
+    def to_be_told(self) -> int:
+        """What was taken when the router is to know it now, else 0."""
+        if self.taken - self._told < TOLD_COST:
+            return 0
+        self._told = self.taken
+        return self.taken
 
     def _adapt(self) -> None:
         """Some calls cost a hundred times as much as others: measure what the last full turn took."""

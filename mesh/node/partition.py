@@ -14,7 +14,6 @@ from typing import Any
 from mesh.core import mailbox, wire
 from mesh.core.admission import share
 from mesh.core.audit import own_entry
-from mesh.core.credit import TOLD_COST
 from mesh.core.live import Live
 from mesh.core.partition import Partition
 from mesh.core.pending import Pending
@@ -211,8 +210,8 @@ class PartitionProcess:
                 self.actor_frames.append(frame)
             if self.replies.full:
                 break
-        if self.inbox.taken >= TOLD_COST:
-            self.replies.took(self.inbox.told())
+        if taken := self.inbox.to_be_told():
+            self.replies.took(taken)
         self._decide()
         self._commit()
         self.parking.take_in()
@@ -395,7 +394,8 @@ class PartitionProcess:
         self.health.unless_refused(self.upkeep.step)
 
     def _ready(self) -> None:
-        message = ["ready", mailbox.PARTITION.decode(), self.index, self.epoch, os.getpid(), self._last_stats]
+        stats = {**self._last_stats, "taken": self.inbox.taken}
+        message = ["ready", mailbox.PARTITION.decode(), self.index, self.epoch, os.getpid(), stats]
         self.replies.send(wire.ROUTER_ID + wire.pack(message))
 
     def _shut_down(self) -> None:

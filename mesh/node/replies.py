@@ -56,9 +56,9 @@ class Replies:
             self._epoch,
         )
 
-    def took(self, cost: int) -> None:
+    def took(self, total: int) -> None:
         """Tell the router that there is room for more requests (``core/credit.py``)."""
-        self.send(wire.ROUTER_ID + wire.pack(["took", cost]))
+        self.send(wire.ROUTER_ID + wire.pack(["took", total]))
 
     def send(self, frame: bytes) -> None:
         """Send what is complete with its address."""

@@ -135,9 +135,8 @@ class RouterProcess:
             answer = self.core.undelivered(actor, frame, full=isinstance(exc, sockets.Again))
             self._reply(frame[: wire.CLIENT_ID_BYTES], answer)
 
-    def _on_took(self, actor: Actor, cost: int) -> None:
-        """There is room: the next ones, of all clients in turn."""
-        actor.credit.took(cost)
+    def _fill(self, actor: Actor) -> None:
+        """Send what waits, of all clients in turn, while there is room."""
         while actor.identity is not None and (frame := actor.credit.next()) is not None:
             self._forward(actor.identity, frame, actor)
 
@@ -325,20 +324,27 @@ class RouterProcess:
             case "ready":
                 assert message is not None
                 actor = self.core.on_ready(identity, message)
-                if actor is not None and not actor.welcomed:
-                    welcome = ["welcome", self.core.boot, self.core.map_version, self.core.slot_map]
-                    actor.welcomed = self._tell(actor, welcome) and self._tell(
-                        actor, ["roster", self.core.runner_roster()]
-                    )
-                    if actor.kind == mailbox.RUNNER:
-                        self._tell_partitions()
+                if actor is not None:
+                    self._fill(actor)
+                    if not actor.welcomed:
+                        self._welcome(actor)
             case "took" if identity in self.core.by_identity:
                 assert message is not None
-                self._on_took(self.core.by_identity[identity], message[1])
+                actor = self.core.by_identity[identity]
+                actor.credit.took(message[1])
+                self._fill(actor)
             case "bye":
                 actor = self.core.by_identity.get(identity)
                 if actor is not None:
                     self._lost(actor)
+
+    def _welcome(self, actor: Actor) -> None:
+        welcome = ["welcome", self.core.boot, self.core.map_version, self.core.slot_map]
+        actor.welcomed = self._tell(actor, welcome) and self._tell(
+            actor, ["roster", self.core.runner_roster()]
+        )
+        if actor.kind == mailbox.RUNNER:
+            self._tell_partitions()
 
     def _tell(self, actor: Actor, message: list[Any]) -> bool:
         if actor.identity is None:

@@ -26,6 +26,7 @@ class Way:
         self.pipe: deque[bytes] = deque()
         self.serial = 0
         self.taken = 0
+        self.told = 0
 
     def ask(self, client: bytes, size: int = LARGE) -> bytes:
         self.serial += 1
@@ -41,12 +42,21 @@ class Way:
         for frame in took:
             self.counts.release(frame[:16], READ, len(frame))
             self.taken += cost(frame)
-        if self.taken >= TOLD_COST:
+        if self.taken - self.told >= TOLD_COST:
+            self.told = self.taken
             self.credit.took(self.taken)
-            self.taken = 0
-            while (frame := self.credit.next()) is not None:
-                self.pipe.append(frame)
+            self.fill()
         return took
+
+    def fill(self) -> None:
+        """The router sends what there is room for."""
+        while (frame := self.credit.next()) is not None:
+            self.pipe.append(frame)
+
+    def ready(self) -> None:
+        """The partition says READY."""
+        self.credit.ready(self.taken)
+        self.fill()
 
     @property
     def on_its_way(self) -> int:
@@ -122,15 +132,55 @@ def test_a_request_larger_than_the_window_is_sent(way: Way) -> None:
     assert len(way.pipe) == 1
 
 
-def test_a_new_incarnation_has_room_and_its_predecessors_words_make_no_more(way: Way) -> None:
-    """If a partition is replaced, then what waited comes back, and the next begins with a whole window, also
-    when a word about the former's work comes late."""
+def test_a_new_incarnation_has_room(way: Way) -> None:
+    """If a partition is replaced, then what waited comes back, and the next begins with a whole window."""
     asked = flood(way, b"a")
     assert way.credit.clear() == asked[len(way.pipe) :]
-    way.credit.took(10 * WINDOW_COST)
     way.pipe.clear()
     flood(way, b"a")
     assert WINDOW_COST <= way.on_its_way < WINDOW_COST + cost(asked[0])
+
+
+def test_a_new_router_has_room_whatever_its_predecessor_sent(way: Way) -> None:
+    """If a router meets a partition that worked before, then it gives it a window, and more as it takes it."""
+    way.taken = way.told = 7 * WINDOW_COST
+    way.ready()
+    asked, seen = flood(way, b"a"), []
+    while took := way.take():
+        seen += took
+        assert way.on_its_way < WINDOW_COST + cost(asked[0])
+    assert seen == asked
+
+
+def test_words_that_were_lost_are_made_good(way: Way) -> None:
+    """If no word about what was taken arrives, then the next READY brings the room."""
+    asked = flood(way, b"a")
+    way.taken = way.told = sum(map(cost, way.pipe))
+    first = len(way.pipe)
+    way.pipe.clear()
+    way.ready()
+    assert list(way.pipe) == asked[first : first + len(way.pipe)] and way.on_its_way >= WINDOW_COST
+
+
+def test_requests_that_were_lost_take_no_room_for_ever(way: Way) -> None:
+    """If a window of requests is lost on its way, then there is room again at the second READY, not before."""
+    flood(way, b"a")
+    way.pipe.clear()
+    way.ready()
+    assert not way.pipe
+    way.ready()
+    assert WINDOW_COST <= way.on_its_way < WINDOW_COST + 2 * LARGE
+    way.ready()
+    assert way.on_its_way < WINDOW_COST + 2 * LARGE
+
+
+def test_what_was_sent_since_a_ready_is_not_taken_for_lost(way: Way) -> None:
+    """If a partition takes nothing between two READYs and was sent something since, then that counts."""
+    way.ready()
+    flood(way, b"a")
+    before = len(way.pipe)
+    way.ready()
+    assert len(way.pipe) == before
 
 
 Steps = st.lists(
@@ -154,7 +204,7 @@ def test_all_arrive_in_each_ones_order_and_little_is_on_its_way(steps: list[tupl
             for frame in way.take(step):
                 seen[frame[:1]].append(frame)
         assert way.on_its_way <= most
-        assert not len(way.credit) or way.on_its_way + way.taken >= WINDOW_COST
+        assert not len(way.credit) or way.on_its_way + way.taken - way.told >= WINDOW_COST
     while took := way.take():
         for frame in took:
             seen[frame[:1]].append(frame)

@@ -7,6 +7,7 @@ from collections import deque
 import pytest
 
 from mesh.config import LimitsSection
+from mesh.core.credit import TOLD_COST
 from mesh.core.fair import cost
 from mesh.net import sockets
 from mesh.node.inbox import FEW_COST, Inbox
@@ -83,8 +84,10 @@ def test_a_turn_ends(pipe: Pipe, inbox: Inbox) -> None:
 
 
 def test_what_clients_sent_is_told_as_taken_and_nothing_else(pipe: Pipe, inbox: Inbox) -> None:
-    """If requests and words of actors are taken, then the requests' work alone is told, once."""
-    sent = [*frames(b"a", 20), *frames(b"\0", 5), *frames(b"b", 1)]
-    pipe.frames.extend(sent)
-    assert len(list(inbox.turn())) == len(sent)
-    assert inbox.told() == sum(cost(frame) for frame in sent if frame[0]) and inbox.told() == 0
+    """If requests and words of actors are taken, then the requests' work alone is told, when it is enough."""
+    clients = frames(b"a", TOLD_COST // cost(frames(b"a", 1)[0]) + 1)
+    for sent, told in ((clients[:1], 0), ([*clients[1:], *frames(b"\0", 5)], sum(map(cost, clients)))):
+        pipe.frames.extend(sent)
+        assert len(list(inbox.turn())) == len(sent)
+        assert inbox.to_be_told() == told
+    assert inbox.to_be_told() == 0
