@@ -142,7 +142,7 @@ def test_a_new_incarnation_has_room(way: Way) -> None:
 
 
 def test_a_new_router_has_room_whatever_its_predecessor_sent(way: Way) -> None:
-    """If a router meets a partition that worked before, then it gives it a window, and more as it takes it."""
+    """If a router meets a partition that worked before, then it gives it a window, then what it takes."""
     way.taken = way.told = 7 * WINDOW_COST
     way.ready()
     asked, seen = flood(way, b"a"), []
@@ -163,7 +163,7 @@ def test_words_that_were_lost_are_made_good(way: Way) -> None:
 
 
 def test_requests_that_were_lost_take_no_room_for_ever(way: Way) -> None:
-    """If a window of requests is lost on its way, then there is room again at the second READY, not before."""
+    """If a window of requests is lost on its way, then the second READY brings the room, not the first."""
     flood(way, b"a")
     way.pipe.clear()
     way.ready()
