@@ -28,6 +28,7 @@ from mesh.providers.base import (
 )
 from mesh.providers.channel import Channel
 from mesh.providers.cli import Table, one_of, prompt_of
+from mesh.providers.images import data_of, images_of, refuse_images
 from mesh.providers.kinds import Place, library
 from mesh.providers.program import Facts, Program
 
@@ -98,12 +99,13 @@ class AcpProvider:
         session_id, about = "", None
         try:
             about = await agent.initialize(acp.PROTOCOL_VERSION, client_capabilities=_abilities(acp))
+            shown = self._images(run, about)
             session_id = await self._session(run, agent, about, cwd)
             if self._mode is not None:
                 await agent.set_session_mode(session_id=session_id, mode_id=self._mode)
             await channel.put({"type": "run_started", "data": {"provider_session_id": session_id}})
             client.listening = True
-            answer = await agent.prompt(session_id=session_id, prompt=[acp.text_block(prompt)])
+            answer = await agent.prompt(session_id=session_id, prompt=[acp.text_block(prompt), *shown])
             said["stop_reason"] = answer.stop_reason
             await channel.put(*_used(answer.usage), {"type": "turn_completed", "data": {}})
         except asyncio.CancelledError:
@@ -131,6 +133,14 @@ class AcpProvider:
         else:
             raise ProviderFailure("the agent can neither resume nor load a session")
         return run.resume
+
+    def _images(self, run: RunContext, about: Any) -> list[Any]:
+        """The input's images, for an agent that says that it takes any."""
+        can = getattr(about.agent_capabilities, "prompt_capabilities", None)
+        if not getattr(can, "image", False):
+            refuse_images(run, f"{self._facts.name}, by its own word,")
+        return [self._acp.image_block(data, media_type)
+                for media_type, data in data_of(images_of(run), self.name)]
 
     def _failure(self, exc: Exception, about: Any, program: Program) -> ProviderFailure:
         """What the agent answered, or that it is gone."""

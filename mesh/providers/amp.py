@@ -24,6 +24,7 @@ from mesh.providers.base import (
 from mesh.providers.claude_talk import Talk
 from mesh.providers.cli import Table, one_of, prompt_of
 from mesh.providers.execution import Command
+from mesh.providers.images import refuse_images
 from mesh.providers.kinds import Place
 from mesh.providers.program import Facts, Program
 
@@ -64,6 +65,7 @@ class AmpProvider:
 
     async def run(self, run: RunContext) -> AsyncIterator[Piece]:
         """Yield what the thread says; at the end, or when closed, nothing of it is left."""
+        refuse_images(run, self.name)
         prompt = prompt_of(run)
         talk = Talk(input_holds_cached=True)
         program = Program(self._processes, run.run_id, self.name, FACTS)

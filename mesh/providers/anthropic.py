@@ -17,7 +17,7 @@ from mesh.errors import ConfigError
 from mesh.providers.api import ApiProvider, Asked, Request, Turn
 from mesh.providers.api_errors import Refused
 from mesh.providers.base import Piece, checked
-from mesh.providers.conversation import Block, Call, Called, Conversation, Result, Said
+from mesh.providers.conversation import Block, Call, Called, Conversation, Result, Said, image_of
 from mesh.providers.tools import Tool
 
 #: Tokens of thinking that the API accepts, at least.
@@ -125,12 +125,7 @@ def _result(result: Result) -> dict[str, Any]:
 
 
 def _block(block: Block) -> dict[str, Any]:
-    if block["type"] == "text":
-        return block
-    if "url" in block:
-        return {"type": "image", "source": {"type": "url", "url": block["url"]}}
-    return {"type": "image", "source": {"type": "base64", "media_type": block["media_type"],
-                                        "data": block["data"]}}
+    return block if block["type"] == "text" else image_of(block)
 
 
 class Answer:

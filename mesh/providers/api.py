@@ -40,6 +40,7 @@ from mesh.providers.base import (
     usage_mode_of,
 )
 from mesh.providers.conversation import Call, Conversation, Result, conversation_of
+from mesh.providers.images import VISION
 from mesh.providers.sse import Events
 from mesh.providers.tools import TOOL_KEYS, Tool, Toolbox, ToolResult, check_tools
 
@@ -57,7 +58,6 @@ RETRY_AFTER_MAX_S = 300.0
 TIMEOUT_S = 600.0
 CONNECT_S = 10.0
 TOOL_USE = {"name": "tool_use", "type": "tool"}
-VISION = {"name": "vision", "type": "resource"}
 SYSTEM_PROMPTS = {"name": "system_prompts", "type": "prompt"}
 #: What a call may say too, by ``provider_opts``.
 CALL_KEYS = ("model", "system_prompt", "max_tokens", "max_turns")
@@ -380,6 +380,6 @@ def _number(table: Mapping[str, Any], key: str, default: float, lowest: float, h
 
 __all__ = [
     "BACKOFF_MAX_S", "BACKOFF_S", "CALL_KEYS", "CONNECT_S", "KEYS", "MAX_TOKENS", "RETRIES",
-    "RETRY_AFTER_MAX_S", "SYSTEM_PROMPTS", "TIMEOUT_S", "TOOL_USE", "TURNS_MAX", "VISION", "ApiProvider",
+    "RETRY_AFTER_MAX_S", "SYSTEM_PROMPTS", "TIMEOUT_S", "TOOL_USE", "TURNS_MAX", "ApiProvider",
     "Asked", "Request", "Turn", "pause",
 ]

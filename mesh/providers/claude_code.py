@@ -34,7 +34,9 @@ from mesh.providers.base import (
 from mesh.providers.channel import Channel
 from mesh.providers.claude_talk import Talk
 from mesh.providers.cli import Table, one_of, prompt_of, texts, used_before
+from mesh.providers.conversation import Block, image_of
 from mesh.providers.execution import Command
+from mesh.providers.images import VISION, images_of
 from mesh.providers.kinds import Place, library
 from mesh.providers.program import Facts, Program
 
@@ -62,7 +64,7 @@ class ClaudeCodeProvider:
 
     name = "claude_code"
     CAPABILITIES = (
-        STREAMING, SESSION_RESUME, {"name": "system_prompts", "type": "prompt"},
+        STREAMING, SESSION_RESUME, VISION, {"name": "system_prompts", "type": "prompt"},
         *({"name": name, "type": "tool"} for name in ("tool_use", "bash", "file_operations", "mcp")),
     )
     enforces = frozenset(("tools_before", "tools_observed", "approvals", "budget"))
@@ -93,7 +95,7 @@ class ClaudeCodeProvider:
 
     async def run(self, run: RunContext) -> AsyncIterator[Piece]:
         """Yield what the query says; at the end, or when closed, nothing of it is left."""
-        prompt = prompt_of(run, system=False)
+        prompt = [{"type": "text", "text": prompt_of(run, system=False)}, *map(image_of, images_of(run))]
         program = Program(self._processes, run.run_id, self.name, FACTS)
         channel = Channel()
         talk = Talk(guarded=run.guard is not None, used_before=used_before(run, self.name))
@@ -106,7 +108,7 @@ class ClaudeCodeProvider:
         yield talk.output()
 
     async def _query(
-        self, run: RunContext, prompt: str, program: Program, channel: Channel, talk: Talk
+        self, run: RunContext, prompt: list[Block], program: Program, channel: Channel, talk: Talk
     ) -> None:
         async def hear(message: dict[str, Any]) -> None:
             await channel.put(*talk.pieces(message))
@@ -185,9 +187,10 @@ def _told(exc: Exception) -> str:
     return str(exc).removeprefix("Claude Code returned an error result: ")
 
 
-async def _prompts(prompt: str) -> AsyncIterator[dict[str, Any]]:
+async def _prompts(prompt: list[Block]) -> AsyncIterator[dict[str, Any]]:
+    content = prompt if len(prompt) > 1 else prompt[0]["text"]
     yield {
-        "type": "user", "message": {"role": "user", "content": prompt}, "parent_tool_use_id": None,
+        "type": "user", "message": {"role": "user", "content": content}, "parent_tool_use_id": None,
         "session_id": "",
     }
 

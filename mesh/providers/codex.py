@@ -28,6 +28,7 @@ from mesh.providers.base import (
 )
 from mesh.providers.cli import Table, one_of, prompt_of, used_before
 from mesh.providers.execution import Command
+from mesh.providers.images import VISION, image_files, images_of
 from mesh.providers.kinds import Place
 from mesh.providers.program import Facts, Program
 
@@ -36,6 +37,8 @@ FACTS = Facts(
 )
 SANDBOXES = ("read-only", "workspace-write", "danger-full-access")
 APPROVALS = ("never", "on-request", "untrusted")
+#: What would undo the two modes, by an argument or by the config. Codex takes the last word for the truth, so
+#: such a one, hidden in ``args``, would hold against what the run's first event says.
 _SAID_ELSEWHERE = frozenset((
     "-s", "--sandbox", "--full-auto", "--yolo", "--approve-for-me", "sandbox_mode", "approval_policy",
     "--dangerously-bypass-approvals-and-sandbox",
@@ -49,7 +52,7 @@ class CodexProvider:
     enforces = frozenset({"tools_observed", "budget"})
 
     CAPABILITIES = (
-        SESSION_RESUME,
+        SESSION_RESUME, VISION,
         *({"name": name, "type": "tool"} for name in ("bash", "file_operations", "mcp")),
     )
     tested = "recorded output, and the real program against a scripted server where it is on PATH"
@@ -78,20 +81,21 @@ class CodexProvider:
         prompt = prompt_of(run)
         turn = _Turn(used_before(run, self.name))
         program = Program(self._processes, run.run_id, self.name, FACTS)
-        try:
-            await program.start(self._command(run), prompt.encode(errors="replace"))
-            async for message in program.messages():
-                for piece in turn.pieces(message):
-                    yield piece
-                if turn.over:
-                    program.leave()
-        finally:
-            await program.end()
+        with image_files(images_of(run), self.name) as images:
+            try:
+                await program.start(self._command(run, images), prompt.encode(errors="replace"))
+                async for message in program.messages():
+                    for piece in turn.pieces(message):
+                        yield piece
+                    if turn.over:
+                        program.leave()
+            finally:
+                await program.end()
         if turn.failed is not None or not turn.over:
             raise program.failure(turn.failed or turn.error)
         yield turn.output()
 
-    def _command(self, run: RunContext) -> Command:
+    def _command(self, run: RunContext, images: list[str]) -> Command:
         settings = self._table.of(run)
         args = ["exec"] if run.resume is None else ["exec", "resume"]
         # As config in both cases: ``resume`` has no --sandbox, and what is not said is taken from the thread.
@@ -100,6 +104,7 @@ class CodexProvider:
             args += ["-c", line]
         if settings.get("model"):
             args += ["-m", settings["model"]]
+        args += (f"--image={path}" for path in images)
         args += ["--json", "--skip-git-repo-check", *self._table.args]
         if run.resume is not None:
             args += ["--", run.resume]

@@ -224,7 +224,15 @@ def data_url(block: Block) -> str:
     return str(block["url"]) if "url" in block else f"data:{block['media_type']};base64,{block['data']}"
 
 
+def image_of(block: Block) -> Block:
+    """An image as Anthropic's API has it, and who speaks like it."""
+    if "url" in block:
+        return {"type": "image", "source": {"type": "url", "url": block["url"]}}
+    return {"type": "image", "source": {"type": "base64", "media_type": block["media_type"],
+                                        "data": block["data"]}}
+
+
 __all__ = [
     "Block", "Call", "Called", "Conversation", "Result", "Said", "blocks_of", "conversation_of", "data_url",
-    "plain_id", "plain_name", "text_of",
+    "image_of", "plain_id", "plain_name", "text_of",
 ]

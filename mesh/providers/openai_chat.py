@@ -48,13 +48,13 @@ def opening(items: list[Said | Called]) -> list[Any]:
             messages.append({"role": item.role, "content": _content(item.blocks)})
         else:
             messages.append(_calling("", item.calls))
-            messages += map(_result, item.results)
+            messages += _results(item.results)
     return messages
 
 
 def answers(results: list[Result], steering: list[str]) -> list[Any]:
     """What the tools gave, and what was said meanwhile."""
-    return [*map(_result, results), *({"role": "user", "content": text} for text in steering)]
+    return [*_results(results), *({"role": "user", "content": text} for text in steering)]
 
 
 def _calling(text: str, calls: list[Call]) -> dict[str, Any]:
@@ -66,8 +66,16 @@ def _calling(text: str, calls: list[Call]) -> dict[str, Any]:
     ]}
 
 
-def _result(result: Result) -> dict[str, Any]:
-    return {"role": "tool", "tool_call_id": result.id, "content": result.text}
+def _results(results: list[Result]) -> list[dict[str, Any]]:
+    """A tool's message is text in this API: images follow behind all of them, as a user's."""
+    told: list[dict[str, Any]] = [
+        {"role": "tool", "tool_call_id": result.id, "content": result.text} for result in results]
+    shown: list[Block] = []
+    for result in results:
+        images = [block for block in result.blocks if block["type"] == "image"]
+        if images:
+            shown += [{"type": "text", "text": f"Images that the tool call {result.id} gave:"}, *images]
+    return [*told, {"role": "user", "content": _content(shown)}] if shown else told
 
 
 def _content(blocks: list[Block]) -> Any:

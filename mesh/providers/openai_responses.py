@@ -62,7 +62,8 @@ def answers(results: list[Result], steering: list[str]) -> list[Any]:
 
 
 def _result(result: Result) -> dict[str, Any]:
-    return {"type": "function_call_output", "call_id": result.id, "output": result.text}
+    output = list(map(_block, result.blocks)) or result.text
+    return {"type": "function_call_output", "call_id": result.id, "output": output}
 
 
 def _content(said: Said) -> Any:

@@ -27,7 +27,8 @@ class Agent:
 
     async def initialize(self, protocol_version: int, **_: Any) -> Any:
         return acp.InitializeResponse.model_validate({
-            "protocolVersion": protocol_version, "agentCapabilities": {"loadSession": True},
+            "protocolVersion": protocol_version, "agentCapabilities": {
+                "loadSession": True, "promptCapabilities": {"image": "IMAGES" in os.environ}},
             "authMethods": [{"id": "x", "name": "Log in with X"}],
         })
 
@@ -54,6 +55,8 @@ class Agent:
     async def prompt(self, session_id: str, prompt: list[Any], **_: Any) -> Any:
         text = prompt[0].text
         note("heard", text)
+        for block in prompt[1:]:
+            note("images", f"{block.type} {block.mime_type} {block.data}\n")
         word, _, rest = text.rpartition("DO ")[2].partition(" ")
         usage = None
         try:

@@ -16,7 +16,12 @@ import pytest
 from driving import Result, run
 from scripted import Step, Threaded, call, end, text, use
 
+from mesh.core.message import Message, Role
+
 COMMAND = "echo written > made.txt"
+#: One red dot.
+IMAGE = {"type": "image", "media_type": "image/png", "data":
+         "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="}
 CODEX = "@openai/codex@^0.169"
 
 
@@ -69,8 +74,10 @@ def test_real_claude_runs_no_tool_that_a_policy_forbids(
 
 
 def test_real_claude_runs_a_tool_that_a_policy_allows(server: Threaded, tmp_path: Path) -> None:
-    """If a policy allows a tool that Claude would ask a human for, then it runs."""
-    result = run(claude(server, tmp_path), "go", policies=policy("allow"))
+    """If a policy allows a tool that Claude would ask a human for, then it runs. An image is shown to it."""
+    shown = {"messages": [{"role": "user", "content": [{"type": "text", "text": "go"}, IMAGE]}]}
+    result = run(claude(server, tmp_path), shown, policies=policy("allow"))
+    assert IMAGE["data"] in json.dumps(server.requests[-1].body["messages"])
     assert result.types.count("tool_call_completed") == 1
     assert (tmp_path / "made.txt").read_text() == "written\n"
     assert result.output["content"] == "done"
@@ -90,18 +97,25 @@ def codex(tmp_path: Path) -> str:
     return found
 
 
+def codex_of(server: Threaded, folder: Path, program: str) -> dict[str, Any]:
+    provider = {"name": "m", "base_url": f"{server.url}/v1", "wire_api": "responses"}
+    return {"provider": "codex", "program": program, "model": "gpt-5", "cwd": str(folder),
+            "env": {"HOME": str(folder / "home")},
+            "config": {"model_provider": "m", "model_providers": {"m": provider}}}
+
+
 def test_real_codex_keeps_its_sandbox_and_counts_apart_when_resumed(
     server: Threaded, tmp_path: Path, codex: str
 ) -> None:
-    """If a Codex thread is resumed, then its sandbox still holds, and the run's usage is its own."""
+    """If a Codex thread is resumed, then its sandbox still holds, and the run's usage is its own. An image of
+    its prompt is shown to the model."""
     home, app = tmp_path / "home", tmp_path / "app"
     home.mkdir()
     app.mkdir()
-    provider = {"name": "m", "base_url": f"{server.url}/v1", "wire_api": "responses"}
-    own = {"provider": "codex", "program": codex, "model": "gpt-5", "cwd": str(app),
-           "env": {"HOME": str(home)},
-           "config": {"model_provider": "m", "model_providers": {"m": provider}}}
-    first = run(own, "go")
+    own = {**codex_of(server, tmp_path, codex), "cwd": str(app)}
+    shown = {"messages": [{"role": "user", "content": [{"type": "text", "text": "go"}, IMAGE]}]}
+    first = run(own, shown)
+    assert IMAGE["data"][:40] in json.dumps(server.requests[0].body["input"])
     kept = {"used_before": first.settle["provider_metadata"]["used_before"]}
     again = run(own, "go on", resume=own_id(first), metadata={"provider_sessions": {"codex": kept}})
     assert own_id(again) == own_id(first)
@@ -110,3 +124,19 @@ def test_real_codex_keeps_its_sandbox_and_counts_apart_when_resumed(
     freed = run({**own, "sandbox": "danger-full-access"}, "go on", resume=own_id(first))
     assert own_id(freed) == own_id(first)
     assert (app / "made.txt").exists()
+
+
+UNKNOWN = "01990000-0000-7000-8000-000000000000"
+
+
+def test_real_programs_that_do_not_know_a_session_are_told_the_past(
+    server: Threaded, tmp_path: Path, codex: str
+) -> None:
+    """If Claude or Codex refuses to resume a session, then the run goes on, and is told the conversation."""
+    past = (Message(Role.USER, "the word is marmalade"),)
+    (tmp_path / "home").mkdir()
+    for own in (claude(server, tmp_path), codex_of(server, tmp_path, codex)):
+        result = run(own, "go", resume=UNKNOWN, past=past)
+        assert result.settle["status"] == "completed", result.settle
+        assert own_id(result) != UNKNOWN
+        assert "marmalade" in json.dumps(server.requests[-1].body)
