@@ -324,7 +324,8 @@ def _refused(policy: Policy, details: dict[str, Any], why: str) -> RunError:
 
 
 def provider_options(policy: Policy) -> dict[str, Any]:
-    """What a provider that can enforce rules itself is told: allowed_tools or denied_tools, and max_tokens.
+    """What a provider that can enforce rules itself is told: allowed_tools or denied_tools, max_tokens, and
+    max_cost_usd where more of it ends the run.
 
     A tool that may be called with some arguments only is allowed here: each call is judged, too.
     """
@@ -344,6 +345,9 @@ def provider_options(policy: Policy) -> dict[str, Any]:
     ]
     if tokens:
         options["max_tokens"] = int(min(tokens))
+    costs = [limit.most for limit in policy.limits if limit.kind == "max_cost_usd"]
+    if costs and policy.action is Action.CANCEL:
+        options["max_cost_usd"] = min(costs)
     return options
 
 

@@ -18,7 +18,6 @@ from mesh.errors import ConfigError
 from mesh.providers.acp_client import Client
 from mesh.providers.base import (
     STREAMING,
-    Output,
     Piece,
     ProviderFailure,
     RunContext,
@@ -88,13 +87,13 @@ class AcpProvider:
         finally:
             await client.end()
             await program.end()
-        yield Output(data={"content": "".join(client.answer)}, completion=said)
+        yield {"type": "run_completed", "data": said}
 
     async def _converse(
         self, run: RunContext, prompt: str, cwd: str, program: Program, channel: Channel, client: Client,
         said: dict[str, Any],
     ) -> None:
-        acp, wire = self._acp, _Wire(program, channel)
+        acp, wire = self._acp, _Wire(program, channel, client)
         agent = acp.connect_to_agent(client, wire)
         session_id, about = "", None
         try:
@@ -106,6 +105,8 @@ class AcpProvider:
             await channel.put({"type": "run_started", "data": {"provider_session_id": session_id}})
             client.listening = True
             answer = await agent.prompt(session_id=session_id, prompt=[acp.text_block(prompt), *shown])
+            if client.failed is not None:
+                raise client.failed
             said["stop_reason"] = answer.stop_reason
             await channel.put(*_used(answer.usage), {"type": "turn_completed", "data": {}})
         except asyncio.CancelledError:
@@ -162,8 +163,9 @@ def facts_of(table: Mapping[str, Any]) -> Facts:
 class _Wire:
     """The package's transport, over a program of ours, which is watched, bounded and reaped."""
 
-    def __init__(self, program: Program, channel: Channel) -> None:
+    def __init__(self, program: Program, channel: Channel, client: Client) -> None:
         self._program = program
+        self._client = client
         self._channel = channel
         self._messages = program.messages()
         self.failed: ProviderFailure | None = None
@@ -176,6 +178,9 @@ class _Wire:
     async def receive(self) -> dict[str, Any] | None:
         """Its next message, when there is room for what it says; None when it ended."""
         await self._channel.room()
+        self.failed = self.failed or self._client.failed
+        if self.failed is not None:
+            return None
         try:
             return await anext(self._messages, None)
         except ProviderFailure as exc:

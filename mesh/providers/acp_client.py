@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh.errors import MeshError
-from mesh.providers.base import Piece, RunContext
+from mesh.providers.base import Piece, ProviderFailure, RunContext
 from mesh.providers.channel import Channel
 from mesh.providers.cli import MARK
 from mesh.providers.execution import Command, Execution, Processes
@@ -26,6 +26,8 @@ from mesh.providers.execution import Command, Execution, Processes
 FILE_BYTES_MAX = 16 * 1024 * 1024
 TERMINALS_MAX = 16
 TERMINAL_BYTES_MAX = 1024 * 1024
+#: Tool calls that were announced and did not end yet.
+CALLS_MAX = 1_000
 _DAY_S = 86_400.0
 _ENDS = {"completed": "tool_call_completed", "failed": "tool_call_failed"}
 
@@ -47,7 +49,7 @@ class Client:
         self._terminals: dict[str, _Terminal] = {}
         self._starting = 0  #: terminals that are asked for, or about to be there
         self.listening = False  #: the history that a loaded session repeats is not this run's
-        self.answer: list[str] = []
+        self.failed: ProviderFailure | None = None  #: what it said passed a bound
 
     # --- what it says ---
 
@@ -57,7 +59,6 @@ class Client:
             return
         match update.session_update:
             case "agent_message_chunk" if getattr(update.content, "type", "") == "text":
-                self.answer.append(update.content.text)
                 await self._channel.put(update.content.text)
             case "tool_call" | "tool_call_update":
                 await self._channel.put(*self._called(update))
@@ -65,6 +66,10 @@ class Client:
     def _called(self, update: Any) -> list[Piece]:
         call_id = update.tool_call_id
         if call_id not in self._begun:
+            if call_id not in self._wanted and len(self._wanted) + len(self._begun) >= CALLS_MAX:
+                why = f"the agent has more than {CALLS_MAX} tool calls open"
+                self.failed = ProviderFailure(why, code="limit_exceeded")
+                return []
             given = {"tool_name": update.kind, "tool_input": update.raw_input, "title": update.title}
             known = self._wanted.setdefault(call_id, {"tool_call_id": call_id, "tool_name": "other"})
             known.update({key: value for key, value in given.items() if value is not None})
@@ -278,4 +283,4 @@ def _output(update: Any) -> Any:
     return "\n".join(text for text in texts if text)
 
 
-__all__ = ["FILE_BYTES_MAX", "TERMINALS_MAX", "TERMINAL_BYTES_MAX", "Client"]
+__all__ = ["CALLS_MAX", "FILE_BYTES_MAX", "TERMINALS_MAX", "TERMINAL_BYTES_MAX", "Client"]

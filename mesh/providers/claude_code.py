@@ -3,7 +3,8 @@
 Keys of the agent's table beside those of ``cli``: ``permission_mode`` (default, accept_edits, plan,
 full_auto, dangerously_skip_permissions), ``max_turns``, ``max_budget_usd``, ``allowed_tools``,
 ``disallowed_tools``, ``setting_sources`` (user, project, local). A call may give ``max_turns`` and
-``max_budget_usd``, too. Without ``program`` it is the one that the SDK brings along.
+``max_budget_usd``, too; of a policy's ``max_cost_usd`` what is left is passed on as the latter. Without
+``program`` it is the one that the SDK brings along.
 
 Under a policy every tool is asked for before it runs, whatever Claude's own rules allow: a hook sends each
 call to the permission callback, and that asks ``run.permit``. Without a policy Claude's own rules hold, and
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh.core.continuation import SESSION_RESUME
+from mesh.core.usage import COST
 from mesh.errors import ConfigError, MeshError
 from mesh.providers.base import (
     STREAMING,
@@ -154,7 +156,7 @@ class ClaudeCodeProvider:
 
     def _command(self, run: RunContext) -> Command:
         settings = self._table.of(run)
-        limits = {**self._limits, **_limits(run.options)}
+        limits = _within(run, {**self._limits, **_limits(run.options)})
         args = [*_ARGS, *self._fixed, *self._table.args]
         if run.options.get("model"):
             args.append(f"--model={run.options['model']}")
@@ -180,6 +182,16 @@ def _limits(table: Mapping[str, Any]) -> dict[str, Any]:
         if not 0 < value <= 10**9:
             raise ConfigError(f"{key} = {value!r:.40}: expected a number more than 0")
     return found
+
+
+def _within(run: RunContext, limits: dict[str, Any]) -> dict[str, Any]:
+    """The limits with what the policy's budgets leave, where that is less. Claude counts a resumed session's
+    cost from its beginning. Where nothing is left the policy decides."""
+    left = run.left("cost_usd") if "max_cost_usd" in run.rules else None
+    if left is None or left <= 0:
+        return limits
+    left += used_before(run, ClaudeCodeProvider.name).get(COST, 0.0)
+    return limits | {"max_budget_usd": min(left, limits.get("max_budget_usd", left))}
 
 
 def _told(exc: Exception) -> str:

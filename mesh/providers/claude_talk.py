@@ -158,8 +158,12 @@ class Talk:
         if isinstance(cost, int | float) and cost > 0:
             self._cost = cost  # of the whole session, runs before this one included
             self._completion[usage.COST] = max(0.0, cost - self._cost_before)
-        if counts := _counts(message.get("usage")):
-            pieces.insert(0, {"type": "token_usage_updated", "data": self._apart(counts)})
+        counts = _counts(message.get("usage"))
+        used: dict[str, Any] = dict(self._apart(counts)) if counts else {}
+        if usage.COST in self._completion:  # for the budgets, however it ended
+            used[usage.COST] = self._completion[usage.COST]
+        if used:
+            pieces.insert(0, {"type": "token_usage_updated", "data": used})
         subtype = str(message.get("subtype"))
         if message.get("is_error") or subtype != "success":
             self.failed = _reason(message) or subtype

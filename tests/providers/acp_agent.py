@@ -122,6 +122,12 @@ class Agent:
         await self.client.release_terminal(session_id=sid, terminal_id=name)
         await self.say(sid, f"{ended.exit_code} {output.output}")
 
+    async def do_flood(self, sid: str, rest: str) -> None:
+        for n in range(int(rest)):
+            await self.client.session_update(session_id=sid, update=acp.start_tool_call(
+                f"call_{n}", "Add", kind="execute", status="in_progress", raw_input={}))
+        await self.do_good(sid, rest)
+
     async def do_leave(self, sid: str, rest: str) -> None:
         await self.client.create_terminal(session_id=sid, command="sleep 1000 & setsid sleep 1000", cwd=None)
         await self.say(sid, "left")

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from driving import Result, run
 
+from mesh.providers import acp_client
+
 pytest.importorskip("acp")
 DENY = {"tool_rules": [["deny", ["write_file"]]], "on_violation": "warn"}
 PROGRAM = Path(__file__).with_name("acp_agent.py")
@@ -69,6 +71,19 @@ def test_session_is_loaded_with_its_mode_and_its_history_is_not_said_again(tmp_p
     assert said(result) == "hello"
     assert (tmp_path / "loaded").read_text() == "acp-1"
     assert (tmp_path / "modes").read_text() == "ask\n"
+
+
+@pytest.mark.parametrize(("calls", "code"), [(3, None), (4, "limit_exceeded"), (40, "limit_exceeded")])
+def test_calls_that_do_not_end_are_bounded(
+    calls: int, code: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If an agent begins more calls than it may have open, then the run fails, and says so."""
+    monkeypatch.setattr(acp_client, "CALLS_MAX", 3)
+    result = played(tmp_path, f"flood {calls}")
+    assert result.types.count("tool_call_started") == 3
+    assert (result.error or {}).get("code") == code, result.settle
+    if code is None:
+        assert said(result) == "hello"
 
 
 def test_without_policy_what_it_asks_a_human_is_refused(tmp_path: Path) -> None:

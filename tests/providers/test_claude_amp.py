@@ -63,6 +63,38 @@ def test_limits_and_modes_are_passed_through_at_each_start(claude: TalkingStandI
     assert "--append-system-prompt=Hi" in first and f"--resume={CLAUDE[0]['session_id']}" in second
 
 
+@pytest.mark.parametrize(("policy", "budget"), [
+    ({"limits": {"max_cost_usd": 0.2}}, "0.2"), ({"limits": {"max_cost_usd": 0.7}}, "0.5"),
+    ({"limits": {"max_cost_usd": 0.2}, "on_violation": "warn"}, "0.5"),
+])
+def test_cost_budget_of_a_policy_is_claudes_own_limit(
+    claude: TalkingStandIn, policy: dict[str, Any], budget: str
+) -> None:
+    """If a policy ends a run that costs too much, then Claude is told to stop there by itself; never later
+    than the table says."""
+    policies = [{"name": "p", "on_violation": "cancel", **policy}]
+    found = run(table(claude, max_budget_usd=0.5), "do it", policies=policies)
+    assert found.settle["status"] == "completed", found.settle
+    assert [word for word in claude.args if "budget" in word] == [f"--max-budget-usd={budget}"]
+
+
+def test_what_a_resumed_session_cost_before_is_no_part_of_the_budget(claude: TalkingStandIn) -> None:
+    """If Claude counts from the session's beginning, then its limit is what is left beyond that."""
+    policies = [{"name": "p", "on_violation": "cancel", "limits": {"max_cost_usd": 0.25}}]
+    metadata = {"provider_sessions": {"claude_code": {"used_before": {"total_cost_usd": 0.5}}}}
+    run(table(claude), "go on", policies=policies, resume=CLAUDE[0]["session_id"], metadata=metadata)
+    assert [word for word in claude.args if "budget" in word] == ["--max-budget-usd=0.75"]
+
+
+def test_cost_of_a_run_that_reached_its_budget_is_known(claude: TalkingStandIn) -> None:
+    """If Claude stops at a policy's budget, then the cost is in the log, and the policy ended the run."""
+    last = result("", subtype="error_max_budget_usd", is_error=True, total_cost_usd=0.21)
+    policies = [{"name": "p", "on_violation": "cancel", "limits": {"max_cost_usd": 0.2}}]
+    found = run(table(claude.plays([INIT, last, {"exit": 1}])), "do it", policies=policies)
+    failed(found, "policy_violation")
+    assert found.data("token_usage_updated")[-1]["total_cost_usd"] == 0.21
+
+
 def test_cost_of_a_resumed_session_is_what_this_run_cost(claude: TalkingStandIn) -> None:
     """If Claude counts the cost from the session's beginning, then a run's cost is what came since."""
     before = {"used_before": {"total_cost_usd": 0.001}}
