@@ -49,8 +49,8 @@ class Lost(httpx2.AsyncByteStream):  # type: ignore[misc]
 
 
 class Torn:
-    """A library's client. The first answer calls a tool, and ends at the byte that the prompt says; the second
-    says ``hello``."""
+    """A library's client. The first answer calls a tool, and ends at the byte that the prompt says; the
+    second says ``hello``."""
 
     def __init__(self, path: str) -> None:
         self.whole = bytes_of(path, text("hé"), call("c1", "add", '{"a": 1, ', '"b": 2}'), end("tool_use"))
