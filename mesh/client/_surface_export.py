@@ -115,15 +115,14 @@ def import_session(source: Any, new_id: Any, timeout_s: float | None) -> Plan:
 
     yield from send({"session": session})
     pieces: dict[str, list[Any]] = {"runs": [], "events": []}
-    size = 0
+    size = runs = 0
     for number, line in numbered:
         kind, value = _decoded(line, number)
         if kind == export.END:
             for name, piece in pieces.items():
                 if piece:
                     yield from send({name: piece})
-            value["lost"] = [place.run(run) for run in value.get("lost") or ()]
-            return Session.from_map((yield from send({"end": value})))
+            return Session.from_map((yield from send({"end": _ended(value, number, runs, place)})))
         name = "runs" if kind == export.RUN else "events"
         if kind == export.HEADER or (name == "runs" and pieces["events"]):
             raise InvalidArgument(f"line {number}: runs stand before events, and one session in an export")
@@ -131,6 +130,7 @@ def import_session(source: Any, new_id: Any, timeout_s: float | None) -> Plan:
             yield from send({"runs": pieces["runs"]})
             pieces["runs"] = []
         pieces[name].append(place.moved(value))
+        runs += kind == export.RUN
         size += len(wire.pack(value))
         if size > PIECE_BYTES:
             yield from send({name: pieces[name]})
@@ -142,6 +142,14 @@ def _decoded(line: Any, number: int) -> tuple[str, dict[str, Any]]:
     if not isinstance(line, str):
         raise InvalidArgument(f"line {number} is a {type(line).__name__}, not a text")
     return export.decode_line(line, number)
+
+
+def _ended(end: dict[str, Any], number: int, runs: int, place: _Place) -> dict[str, Any]:
+    """The last piece, when the runs are those that it counts; the node counts the events."""
+    lost = end.get("lost") or []
+    if end.get("runs") != runs or type(lost) is not list:
+        raise InvalidArgument(f"line {number}: the export is not whole, {runs} runs of {shown(end)}")
+    return {**end, "lost": [place.run(run) for run in lost]}
 
 
 class _Place:

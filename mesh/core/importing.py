@@ -19,7 +19,7 @@ from mesh.core import wire
 from mesh.core.agents import Part
 from mesh.core.keeping import Keeping
 from mesh.core.moved import elsewhere
-from mesh.core.records import TERMINAL, Run, RunStatus, SessionStatus
+from mesh.core.records import TERMINAL, Run, RunStatus, Session, SessionStatus
 from mesh.core.run import RunState
 from mesh.core.session import IMPORTING, SessionState
 from mesh.core.slots import RUN_ID, check_id, run_slot, session_slot
@@ -80,14 +80,14 @@ class Importing:
                 raise InvalidState(f"session {session_id} exists: import it under a new id",
                                    code="already_exists", details={"session_id": session_id})
             self.keeping.erase(former)
-        names = ("agent_id", "context", "metadata", "tags", "parent_session_id")
+        names = ("agent_id", "context", "metadata", "tags", "parent_session_id", "slots")
         fields = {name: values[name] for name in names if values.get(name) is not None}
+        Session.from_map({**values, "id": session_id, "handle": None, "driver": None})  # names a wrong field
         session = sessions.new_session(state.next_session, session_id, values.get("agent"), fields, state.now)
         try:
             session = msgspec.structs.replace(
                 session, status=SessionStatus(values["status"]), created_at=_time(values["created_at"]),
                 error=state.redactor.data(values.get("error")), deleted_at=IMPORTING,
-                slots=_whole(values.get("slots")),
                 pruned=_whole(values.get("pruned")), pruned_to=_whole(values.get("pruned_to")),
                 version=max(1, _whole(values.get("version"))),
             )
@@ -134,8 +134,9 @@ class Importing:
             values["type"], data, sessions.checked_map(metadata, "metadata"))
         ts = _time(values["ts"])
         fragment = ev.encode_fragment(
-            values["type"], session_id, run.id if run else None, data, ts=ts, provider=values.get("provider"),
-            metadata=metadata, correlation_id=values.get("correlation_id"),
+            values["type"], session_id, run.id if run else None, data, ts=ts,
+            provider=_text(values.get("provider")), metadata=metadata,
+            correlation_id=_text(values.get("correlation_id")),
         )
         state.quiet.add(session_id)
         state.undo.append((state.sessions, session_id, session))
@@ -165,6 +166,12 @@ def _time(value: Any) -> float:
     if type(value) not in (int, float) or not abs(value) < 10**12:
         raise ValueError(f"not a time: {shown(value, 40)}")
     return float(value)
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and type(value) is not str:
+        raise ValueError(f"not a text: {shown(value, 40)}")
+    return value
 
 
 def _whole(value: Any) -> int:

@@ -23,7 +23,7 @@ from mesh.core.run import RunState
 from mesh.core.state import EventRow, Work
 from mesh.core.waiting import Group, Waiter, Waiters
 from mesh.errors import InvalidArgument, MeshError, NotFound, RemoteProtocolError
-from mesh.node.reads import Reads, checked_filters, encode_events, encode_rows
+from mesh.node.reads import Reads, checked_filters, encode_events, encode_rows, seen
 from mesh.node.tails import Tails
 from mesh.store.sqlite import StoredEvent
 
@@ -100,7 +100,7 @@ class Parking:
         if len(args) != 2:
             raise InvalidArgument(f"expected 2 arguments, not {len(args)}")
         filters = checked_filters(args[1])
-        session = self.state.session(args[0])
+        session = seen(self.state, args[0])
         waiter.key, waiter.filters, waiter.seen = ("session", session.id), filters, session.seq
         if (filters.get("after") or 0) < session.seq:
             found, complete = self.reads.find(session.id, session.n, filters)

@@ -16,6 +16,7 @@ from mesh.core.session import SessionState
 from mesh.core.state import State
 from mesh.errors import InvalidArgument, StoreError
 from mesh.node.artifacts import Artifacts
+from mesh.node.reads import seen
 from mesh.store import consistency
 from mesh.store.file import DAMAGED
 from mesh.store.query import Found, Search
@@ -97,7 +98,7 @@ class Queries:
         if ids is not None and len(ids) != 1:
             raise InvalidArgument("one session per call: ask for each of them")
         if ids is not None:
-            self.state.session(ids[0])
+            seen(self.state, ids[0])
         if run_ids is None:
             return query
         found = [self.state.run(run_id) for run_id in run_ids]
@@ -143,7 +144,7 @@ class Queries:
         return wire.ok(list(self.search.usage(query)))
 
     def stats(self, args: list[Any], now: int) -> bytes:
-        session = self.state.session(*_exactly(args, 1))
+        session = seen(self.state, *_exactly(args, 1))
         first, last = self.store.ends_of_log(session.n)
         return wire.ok({
             "session_id": session.id, "event_count": session.seq - session.pruned, "last_seq": session.seq,

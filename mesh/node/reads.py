@@ -13,6 +13,7 @@ from mesh.core.access import NOBODY, opens
 from mesh.core.attached import snapshot_of
 from mesh.core.partition import Partition
 from mesh.core.records import SessionStatus
+from mesh.core.session import SessionState
 from mesh.core.session_ops import LIST_MAX
 from mesh.core.state import EventRow, State, topic_id
 from mesh.errors import InvalidArgument, NotFound, shown
@@ -60,11 +61,11 @@ class Reads:
         }
 
     def session_get(self, args: list[Any], now: int) -> bytes:
-        session = self.state.session(*_exactly(args, 1))
+        session = seen(self.state, *_exactly(args, 1))
         return wire.ok(sessions.to_wire(session, self.state.pid_of(session)))
 
     def session_snapshot(self, args: list[Any], now: int) -> bytes:
-        session = self.state.session(*_exactly(args, 1))
+        session = seen(self.state, *_exactly(args, 1))
         ops = self.partition.ops
         return wire.ok(snapshot_of(
             self.state, session, ops.approvals.rows(session.id, LIST_MAX, None, self.page_bytes)[0],
@@ -101,7 +102,7 @@ class Reads:
         return page.encode(following)
 
     def handle(self, args: list[Any], now: int) -> bytes:
-        session = self.state.session(*_exactly(args, 1))
+        session = seen(self.state, *_exactly(args, 1))
         handle = sessions.handle_map(session, self.state.pid_of(session))
         if handle is None:
             raise NotFound(f"session {session.id} is not live: it is {session.status}")
@@ -109,7 +110,7 @@ class Reads:
 
     def id_of(self, args: list[Any], now: int) -> bytes:
         session_id, *_ = _exactly(args, 4)
-        session = self.state.session(session_id)
+        session = seen(self.state, session_id)
         handle = sessions.handle_map(session, self.state.pid_of(session))
         if handle is None or list(handle.values()) != args:
             raise NotFound(f"that handle of session {session.id} is not the live one")
@@ -117,7 +118,7 @@ class Reads:
 
     def session_runs(self, args: list[Any], now: int) -> bytes:
         session_id, limit, after = _exactly(args + [None] * (3 - len(args)), 3)
-        session = self.state.session(session_id)
+        session = seen(self.state, session_id)
         limit = _number(limit, "limit", 1, LIST_MAX, 100)
         after = _number(after, "after", 0, 1 << 62, 0)
         page = _Page(limit, self.page_bytes)
@@ -128,7 +129,7 @@ class Reads:
         return page.encode(found[-1].n if more else None)
 
     def session_queued(self, args: list[Any], now: int) -> bytes:
-        session = self.state.session(*_exactly(args, 1))
+        session = seen(self.state, *_exactly(args, 1))
         return wire.ok(self.partition.ops.prompts.rows(session.id))
 
     def run_get(self, args: list[Any], now: int) -> bytes:
@@ -146,7 +147,7 @@ class Reads:
 
     def session_events(self, args: list[Any], now: int) -> bytes:
         session_id, filters = _exactly(args + [None] * (2 - len(args)), 2)
-        session = self.state.session(session_id)
+        session = seen(self.state, session_id)
         found, complete = self.find(session_id, session.n, checked_filters(filters))
         return wire.OK + encode_events(session_id, found, complete, session.pruned_to)
 
@@ -230,6 +231,18 @@ class Reads:
             parts.append(b"\x92" + wire.pack(event_topic(session_id, event.type)) + ev.encode_published(
                 event.fragment, session_id, event.seq, event.pos, self.state.stamp, STAMP_PAIRS))
         return b"".join(parts)
+
+
+def seen(state: State, session_id: Any) -> SessionState:
+    """The session that a caller names: half an import is none.
+
+    Raises:
+        NotFound: ``session_not_found``.
+    """
+    session = state.session(session_id)
+    if session.deleted_at == sessions.IMPORTING:
+        raise NotFound(f"no session {shown(session_id, 140)}", code="session_not_found")
+    return session
 
 
 class _Page:
@@ -333,4 +346,4 @@ def _number(
 
 
 __all__ = ["EVENTS_PER_PAGE", "STAMP_PAIRS", "Reads", "checked_filters", "encode_events", "encode_rows",
-           "event_topic"]
+           "event_topic", "seen"]

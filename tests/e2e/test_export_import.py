@@ -68,6 +68,8 @@ def test_half_an_import_is_seen_by_nobody_and_can_be_repeated(client: mesh.Clien
         [*lines[:4], lines[3]],
         [lines[0].replace('"created_at":', '"created":'), *lines[1:]], [], [lines[0], lines[-1]],
         [line.replace('"type":"run_started"', '"type":"nothing"') for line in lines], [5], 5, "/nowhere",
+        [*lines[:-1], lines[-1].replace('"lost":[]', '"lost":7')],
+        [*lines[:-1], lines[-1].replace('"runs":', '"was":')],
     ]
     for source in wrong:
         with pytest.raises(mesh.MeshError) as refused:
@@ -75,6 +77,9 @@ def test_half_an_import_is_seen_by_nobody_and_can_be_repeated(client: mesh.Clien
         assert refused.value.code in ("validation_error", "invalid_argument", "invalid_event_type"), source
         assert [s.id for s in client.sessions.search(include_deleted=True)] == [told]
         assert client.events.count() == client.sessions.stats(told).event_count
+        for read in ("get", "events", "runs", "stats"):
+            with pytest.raises(mesh.NotFound):
+                getattr(client.sessions, read)("half")
     with pytest.raises(mesh.MeshError):
         client.sessions.activate("half")
     assert client.sessions.import_(lines, new_id="half").seq == client.sessions.get(told).seq
