@@ -42,6 +42,7 @@ COMMANDS = {
     "workspace": "mesh.cli.workspace:workspace",
     "route": "mesh.cli.route:route",
     "partition": "mesh.cli.partition:partition",
+    "runner": "mesh.cli.runner:runner",
     "agent": "mesh.cli.agent:agent",
     "listen": "mesh.cli.listen:listen",
     "logs": "mesh.cli.logs:logs",

@@ -8,6 +8,7 @@ from typing import Any
 from mesh.client._protocol import RESTART, STATUS, WRITE, Facts
 from mesh.client._surface import FACTS, Ask, Plan, place_route, value_of
 from mesh.client._surface_routes import ask_every
+from mesh.client._traffic import RESTART_RUNNER
 from mesh.core.records import PartitionInfo, PruneResult
 from mesh.core.slots import RUN_ID, check_id, run_slot, session_slot
 from mesh.errors import InvalidArgument, shown
@@ -24,15 +25,15 @@ def slot_of(subject: Any) -> int:
     return place_route(subject)[1]
 
 
-def check_index(index: Any, partitions: int) -> int:
-    """A partition of this node.
+def check_index(index: Any, count: int, what: str = "partition") -> int:
+    """A partition, or a runner, of this node.
 
     Raises:
         InvalidArgument: ``invalid_argument``.
     """
-    if type(index) is not int or not 0 <= index < partitions:
+    if type(index) is not int or not 0 <= index < count:
         raise InvalidArgument(
-            f"no partition {shown(index, 40)}: this node has 0 to {partitions - 1}", code="invalid_argument"
+            f"no {what} {shown(index, 40)}: this node has 0 to {count - 1}", code="invalid_argument"
         )
     return index
 
@@ -85,6 +86,14 @@ def restart(index: Any) -> Plan:
     value_of(answer)
 
 
+def restart_runner(index: Any) -> Plan:
+    """Ask the supervisor to restart a runner."""
+    facts: Facts = yield FACTS
+    runner = check_index(index, facts.values["runners"], "runner")
+    [answer] = yield [Ask(RESTART_RUNNER, ~runner, None)]
+    value_of(answer)
+
+
 def backup(folder: Any, timeout_s: float | None) -> Plan:
     """Have every partition write a consistent copy of its store; returns the files."""
     if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
@@ -110,6 +119,7 @@ __all__ = [
     "partition_pid",
     "prune_one",
     "restart",
+    "restart_runner",
     "slot_of",
     "status",
 ]

@@ -33,7 +33,7 @@ FOREVER = float("inf")
 
 READ, WRITE, WAIT = int(Kind.READ), int(Kind.WRITE), int(Kind.WAIT)
 HELLO, STATUS, RESTART = int(Kind.HELLO), int(Kind.STATUS), int(Kind.RESTART)
-PING, NOTE = int(Kind.PING), int(Kind.NOTE)
+PING, NOTE, RESTART_RUNNER = int(Kind.PING), int(Kind.NOTE), int(Kind.RESTART_RUNNER)
 
 Completion = tuple[Sequence[Any], Iterable[Pair]]
 
@@ -236,6 +236,7 @@ __all__ = [
     "PING",
     "READ",
     "RESTART",
+    "RESTART_RUNNER",
     "SILENCE_S",
     "STATUS",
     "WAIT",

@@ -140,6 +140,13 @@ class AsyncClient:
         files: list[str] = await self._link.drive(plans.backup(folder, timeout_s), timeout_s)
         return files
 
+    async def restart_runner(self, index: int, *, timeout_s: float | None = None) -> None:
+        """Have the supervisor restart a runner, also one that is down. What it executes is cancelled.
+
+        Returns when the request was passed on.
+        """
+        await self._link.drive(plans.restart_runner(index), timeout_s)
+
     async def drain(self, *, timeout_s: float | None = None) -> None:
         """Return when every partition was seen with no run executing or waiting. New work is not refused.
 

@@ -139,6 +139,13 @@ class Client:
         files: list[str] = self._link.drive(plans.backup(folder, timeout_s), timeout_s)
         return files
 
+    def restart_runner(self, index: int, *, timeout_s: float | None = None) -> None:
+        """Have the supervisor restart a runner, also one that is down. What it executes is cancelled.
+
+        Returns when the request was passed on.
+        """
+        self._link.drive(plans.restart_runner(index), timeout_s)
+
     def drain(self, *, timeout_s: float | None = None) -> None:
         """Return when every partition was seen with no run executing or waiting. New work is not refused.
 

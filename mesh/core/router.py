@@ -319,6 +319,15 @@ class Router:
         if index >= len(self.partitions):
             raise RequestError(f"no partition {index}; there are {len(self.partitions)}", code="not_found")
 
+    def check_runner(self, index: int) -> None:
+        """Refuse what is no runner.
+
+        Raises:
+            RequestError: ``not_found``.
+        """
+        if index >= len(self.runners):
+            raise RequestError(f"no runner {index}; there are {len(self.runners)}", code="not_found")
+
     def restarts(self, index: int) -> None:
         """Somebody restarts a partition by hand: from now on calls to one that was down wait for it.
 

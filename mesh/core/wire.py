@@ -19,8 +19,8 @@ Body of a request: an array of calls ``[op, args]`` (args is an array). Body of 
 ``[status, value]`` in the same order; status 0 is success, 1 an error whose value is
 ``{"code", "message", "details"}``. A WAIT of several calls is answered by ``[place, status, value]`` of those
 that have an answer, in any number of replies; all but the last carry Flag.MORE. With Flag.REFUSED the whole
-payload was refused and the body is ONE such error map. HELLO, STATUS, RESTART, PING and NOTE have an empty
-body and are answered by the router.
+payload was refused and the body is ONE such error map. HELLO, STATUS, RESTART, PING, NOTE and RESTART_RUNNER
+have an empty body and are answered by the router.
 
 Inside the node (one frame behind the ZeroMQ identity): ``peer (16 bytes) + deadline_ms (8 bytes) + payload``
 towards an actor, ``peer (16 bytes) + payload`` from an actor. A peer is a client id (first byte not 0)
@@ -77,6 +77,7 @@ class Kind(IntEnum):
     RESTART = 6
     PING = 7
     NOTE = 8
+    RESTART_RUNNER = 9
     REPLY = 16
     GONE = 17
 

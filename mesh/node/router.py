@@ -255,7 +255,7 @@ class RouterProcess:
             raise RemoteProtocolError(
                 f"a client's routing id has {wire.CLIENT_ID_BYTES} bytes, the first not 0; not {len(client)}"
             )
-        if not wire.Kind.HELLO <= header.kind <= wire.Kind.NOTE:
+        if not wire.Kind.HELLO <= header.kind <= wire.Kind.RESTART_RUNNER:
             raise RemoteProtocolError(f"unknown kind of payload {header.kind}")
         match header.kind:
             case wire.Kind.HELLO:
@@ -263,17 +263,17 @@ class RouterProcess:
             case wire.Kind.STATUS:
                 return self.core.answer(payload, wire.pack(self.status()))
             case wire.Kind.RESTART:
-                self._restart(header.address)
+                self.core.restarts(header.address)
+                self.child.control.send("restart", name=f"partition-{header.address}")
+            case wire.Kind.RESTART_RUNNER:
+                self.core.check_runner(header.address)
+                self.child.control.send("restart", name=f"runner-{header.address}")
             case wire.Kind.NOTE:
                 self.core.check_partition(header.address)
                 self._publish(
                     "route.unavailable", partition=header.address, count=1, component="session_manager"
                 )
         return self.core.answer(payload, wire.pack(None))
-
-    def _restart(self, index: int) -> None:
-        self.core.restarts(index)
-        self.child.control.send("restart", name=f"partition-{index}")
 
     def _hello_body(self) -> bytes:
         if not self._hello:

@@ -84,6 +84,8 @@ TRIED: dict[str, str] = {
     "route resolve": "a:b:c",
     "route set": "a:b:d room",
     "run": "echo hello",
+    "runner list": "",
+    "runner restart": "0",
     "search events": "--limit 3",
     "search runs": "",
     "search sessions": "",

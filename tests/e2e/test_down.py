@@ -122,3 +122,21 @@ def test_sessions_of_a_runner_that_is_down_stop_with_crash_and_go_on_elsewhere(
             assert next(iter(feed)).data["reason"] == "crash"
         assert client.runs.wait(client.sessions.prompt("s", "on").run_id).output["content"] == "on"
         assert client.sessions.handle("s").runner != runner
+
+
+def test_runner_that_is_down_is_restarted_by_hand(fragile: mesh.LocalNode) -> None:
+    """If the only runner is down, then runs wait; ``mesh runner restart`` has them executed, and one that
+    serves is another process then."""
+    with fragile.client(timeout_s=20.0) as client:
+        client.sessions.start("echo", id="s")
+        wear_out(client, "runner", 0)
+        assert [row["state"] for row in cli(fragile, "runner", "list")[1]["items"]] == ["down"]
+        assert cli(fragile, "runner", "restart", "7") == (2, {
+            **cli(fragile, "runner", "restart", "7")[1], "code": "invalid_argument"})
+        assert cli(fragile, "runner", "restart", "0")[0] == 0
+        run = client.sessions.prompt("s", "on").run_id
+        assert client.runs.wait(run).output["content"] == "on"
+        former = pids(client, "runner")[0]
+        client.restart_runner(0)
+        wait_for(lambda: pids(client, "runner").get(0, former) != former, "another process")
+        assert client.runs.wait(client.sessions.prompt("s", "again").run_id).output["content"] == "again"
