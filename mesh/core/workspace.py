@@ -126,6 +126,11 @@ def kept_paths(paths: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
     return tuple(kept), {}
 
 
+def patch_key(run_id: str, attempt: int) -> str:
+    """Under which the node's store has what an attempt changed: known also when its runner died over it."""
+    return f"patch_{run_id}_{attempt}"
+
+
 def result_of(metadata: dict[str, Any]) -> dict[str, Any] | None:
     """``RunResult.workspace`` of a run, from what its metadata keep."""
     kept = metadata.get("workspace")
@@ -134,5 +139,5 @@ def result_of(metadata: dict[str, Any]) -> dict[str, Any] | None:
 
 __all__ = [
     "LOCK_WAIT_S", "PATCH_BYTES", "PATCH_BYTES_MAX", "PATHS_CHARS_MAX", "PATHS_MAX", "STRATEGIES", "Diff",
-    "Snapshot", "checked_workspace", "kept_paths", "result_of",
+    "Snapshot", "checked_workspace", "kept_paths", "patch_key", "result_of",
 ]

@@ -7,12 +7,14 @@ Nor does an imported run own a patch: it is the original's, which may be a sessi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mesh.core import wire
 from mesh.core.run import RunState
 from mesh.core.state import State
+from mesh.core.workspace import patch_key
 from mesh.errors import InvalidArgument, MeshError, NotFound
 from mesh.store.sqlite import Store
 
@@ -63,12 +65,12 @@ class Artifacts:
     def _remove(self, run: RunState) -> None:
         from mesh.workspaces.artifacts import FileStore
 
-        key = _diff(run).get("patch_ref")
-        if isinstance(key, str) and (run.options.get("workspace") or {}).get("artifact_store") is True:
-            try:
-                FileStore(self._folder).delete(key)
-            except MeshError:
-                return  # the folder's own trouble; what is stored goes on
+        if (run.options.get("workspace") or {}).get("artifact_store") is not True:
+            return
+        store = FileStore(self._folder)
+        with suppress(MeshError):  # the folder's own trouble; what is stored goes on
+            for attempt in range(1, run.attempt + 1):  # also of those whose runner died before it said so
+                store.delete(patch_key(run.id, attempt))
 
 
 def _diff(run: RunState) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from mesh.core.workspace import PATCH_BYTES, Diff, Snapshot
+from mesh.core.workspace import PATCH_BYTES, Diff, Snapshot, patch_key
 from mesh.errors import InvalidArgument, MeshError, StoreError
 from mesh.workspaces import git
 from mesh.workspaces.base import Backend, Base, overlap
@@ -36,7 +36,7 @@ class Job:
         self.facts: dict[str, Any] = {}  #: for the run's record; one map from the beginning to the end
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.before: Snapshot | None = None
-        self._run_id = run_id
+        self._run_id, self._attempt = run_id, attempt
         self._name = f"{run_id}-{attempt}"
         self._lock: Lock | None = None
         self._record: Record | None = None
@@ -168,7 +168,9 @@ class Job:
             return diff
         place = self.options.get("artifact_store")
         if place:
-            key = f"patch_{diff.from_ref}_{diff.to_ref}_{os.urandom(16).hex()}"
+            key = patch_key(self._run_id, self._attempt)
+            if place is not True:  # a folder of somebody else's: of many nodes, maybe
+                key += f"_{os.urandom(16).hex()}"
             self.base.artifacts(place).put(key, patch)
             return msgspec.structs.replace(diff, patch_ref=key)
         text = patch.decode(errors="replace")

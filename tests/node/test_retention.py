@@ -16,8 +16,10 @@ from bench import Bench, new_run_id, opened
 from mesh.config import RetentionSection
 from mesh.core import wire
 from mesh.core.export import END, EVENT, HEADER, RUN, decode_line
+from mesh.core.workspace import patch_key
 from mesh.errors import StoreError
 from mesh.node.retention import DAY_S, PROTECTED, Retention
+from mesh.workspaces.artifacts import FileStore
 
 
 @pytest.fixture
@@ -207,6 +209,29 @@ def test_a_session_that_is_forgotten_by_hand_meanwhile_leaves_no_file(bench: Ben
     report = sweep(
         bench, archive_dir=str(tmp_path / "a"), batch_size=2, meanwhile=["session.delete", "s", True])
     assert report["sessions_archived"] == 1 and [p.name[0] for p in (tmp_path / "a").iterdir()] == ["t"]
+
+
+def test_patches_of_attempts_that_died_over_them_go_with_their_session(bench: Bench) -> None:
+    """If a runner died behind writing a patch and before it said so, then that goes with the session, too."""
+    run_id = new_run_id("s", 1)
+    bench.call("session.start", "s", "again", {})
+    bench.call("run.submit", run_id, "s", "x", {"workspace": {"path": "/x", "artifact_store": True}})
+    bench.deliver()
+    bench.crash_runner(0)
+    bench.roster()
+    bench.spawn(0)
+    bench.roster()
+    assert bench.state.run(run_id).attempt == 2
+    bench.post(["run.cancel", [run_id]])
+    bench.deliver()
+    bench.tick(30.0)
+    folder = bench.path.parent / "workspaces" / "artifacts"
+    for key in (patch_key(run_id, 1), patch_key(run_id, 2), patch_key(new_run_id("t", 2), 1)):
+        FileStore(folder).put(key, b"patch")
+    bench.call("session.cancel", "s")
+    bench.call("session.delete", "s", True)
+    sweep(bench)
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_a_session_that_is_forgotten_is_a_file_that_can_be_imported(bench: Bench, tmp_path: Path) -> None:
