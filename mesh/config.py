@@ -78,6 +78,7 @@ class RetentionSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         default_factory=lambda: ["message_streamed", "token_usage_updated"])
     batch_size: int = 100  #: rows of one step
     audit_kept: int = 100_000  #: entries of the audit log kept per partition
+    max_tag_age_days: float = 0.0  #: of what a tag used, since a run with it ended last
     archive_dir: str = ""  #: where what goes for good is written before; "": nowhere
 
 
@@ -182,6 +183,7 @@ _RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("retention", "max_session_age_days"): (0, 10**6),
     ("retention", "max_completed_session_age_days"): (0, 10**6),
     ("retention", "hard_delete_after_days"): (0, 10**6),
+    ("retention", "max_tag_age_days"): (0, 10**6),
     ("retention", "max_events_per_session"): (0, 10**12),
     ("retention", "max_total_events"): (0, 10**12),
     ("retention", "batch_size"): (1, 10_000),

@@ -92,6 +92,10 @@ class Spent:
         held = {metric: float(amount) for metric, amount in amounts.items() if amount}
         self.state.put_run(msgspec.structs.replace(run, held=held, holds=number))
 
+    def forget(self, tag: str) -> None:
+        """What the tag used is not stored any more."""
+        self._kept.pop(("tag", tag), None)
+
     # --- reading ---
 
     def read(self, args: list[Any], now: int) -> bytes:  # noqa: ARG002

@@ -45,7 +45,7 @@ class Retention:
 
     def __init__(
         self, store: Store, state: State, keeping: Keeping, policy: RetentionSection, *, share: float,
-        owns: Callable[[str], bool],
+        owns: Callable[[str], bool], forget_tag: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.state = state
         self.keeping = keeping
@@ -56,6 +56,7 @@ class Retention:
             Path(policy.archive_dir).expanduser(), store, state, rows=policy.batch_size)
         self._events_max = ceil(policy.max_total_events * share)
         self._owns = owns
+        self._forget_tag = forget_tag
         self._first = [TYPE_CODE[name] for name in policy.prune_event_types_first]
         self._waiting: list[PartOf] = []
         self._answering: list[PartOf] = []
@@ -281,6 +282,14 @@ class Retention:
     def _trim(self) -> Iterator[None]:
         self.removing.trim_audit(self.policy.audit_kept)
         yield
+        days = self.policy.max_tag_age_days
+        behind = "" if days > 0 else None
+        while behind is not None:
+            before = self.state.now - days * DAY_S
+            gone, behind = self.removing.forget_tags(behind, before, self.policy.batch_size)
+            for tag in gone:
+                self._forget_tag(tag)
+            yield
 
 
 __all__ = ["DAY_S", "IMPORT_S", "PAUSE_S", "PROTECTED", "Retention"]

@@ -31,7 +31,7 @@ class Upkeep:
         self.sweeping = False
         self.retention = Retention(
             store, self.state, partition.ops.keeping, config.retention, share=1 / config.node.partitions,
-            owns=partition.owns_session,
+            owns=partition.owns_session, forget_tag=partition.runners.spent.forget,
         )
         self._next_prune_s = self._next_sweep_s = 0.0
 

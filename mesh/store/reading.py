@@ -18,6 +18,7 @@ from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.errors import StoreError
 from mesh.store.file import DAMAGED, checksum, guard
+from mesh.store.schema import SPENT_AT
 
 T = TypeVar("T")
 #: Different findings that are remembered.
@@ -236,6 +237,13 @@ class StoredRows:
 
     def spent_by_tag(self, tag: str) -> list[dict[str, float]]:
         """What the runs of a tag used: one map per slot."""
+        return [{name: sum_ for name, sum_ in row.items() if name != SPENT_AT} for row in self._spent(tag)]
+
+    def spent_at(self, tag: str) -> float:
+        """When a run with this tag ended last."""
+        return max((row.get(SPENT_AT, 0.0) for row in self._spent(tag)), default=0.0)
+
+    def _spent(self, tag: str) -> list[dict[str, float]]:
         sql = "SELECT record FROM spent WHERE tag = ?"
         return [wire.unpack(row[0]) for row in self.guarded(lambda: self._all(sql, tag), "read a tag's sums")]
 

@@ -161,6 +161,17 @@ class Removing:
         sql = f"DELETE FROM audit WHERE id IN ({old})"
         self.store.small_write(lambda: self._db.execute(sql, (kept, WINDOW_ROWS)), "trim the audit log")
 
+    def forget_tags(self, behind: str, before: float, limit: int) -> tuple[list[str], str | None]:
+        """Forget what tags used with which no run ended since then, of some tags behind one: (those, and
+        where to go on, None at the end)."""
+        rows = self._read("SELECT DISTINCT tag FROM spent WHERE tag > ? ORDER BY tag LIMIT ?", behind, limit)
+        old = [tag for (tag,) in rows if self.store.spent_at(tag) < before]
+        if old:
+            sql = "DELETE FROM spent WHERE tag = ?"
+            self.store.small_write(
+                lambda: self._db.executemany(sql, [(tag,) for tag in old]), "forget what tags used")
+        return old, rows[-1][0] if len(rows) == limit else None
+
     def _read(self, sql: str, *args: Any) -> list[Any]:
         return self.store.guarded(lambda: self._db.execute(sql, args).fetchall(), "look for what may go")
 

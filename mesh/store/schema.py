@@ -56,6 +56,9 @@ CREATE TABLE IF NOT EXISTS audit (
     outcome TEXT NOT NULL);
 """
 
+#: In the record of a row of ``spent``, beside its sums: when something was added last.
+SPENT_AT = "at"
+
 #: Columns that schema 3 added: table -> (name, type).
 ADDED: dict[str, tuple[tuple[str, str], ...]] = {
     "session": (("created", "REAL"), ("updated", "REAL"), ("deleted", "REAL")),
@@ -65,4 +68,4 @@ ADDED: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 
-__all__ = ["ADDED", "META", "SCHEMA_VERSION", "TABLES"]
+__all__ = ["ADDED", "META", "SCHEMA_VERSION", "SPENT_AT", "TABLES"]

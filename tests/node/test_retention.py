@@ -43,7 +43,7 @@ def sweep(
     """One whole sweep, step by step as the partition's loop does it; somebody may call ``meanwhile``."""
     retention = Retention(
         bench.store, bench.state, bench.ops.keeping, RetentionSection(**policy), share=1.0,
-        owns=lambda _: True,
+        owns=lambda _: True, forget_tag=bench.ops.runners.spent.forget,
     )
     asker = Asker()
     retention.ask(asker)  # type: ignore[arg-type]
@@ -209,6 +209,33 @@ def test_a_session_that_is_forgotten_by_hand_meanwhile_leaves_no_file(bench: Ben
     report = sweep(
         bench, archive_dir=str(tmp_path / "a"), batch_size=2, meanwhile=["session.delete", "s", True])
     assert report["sessions_archived"] == 1 and [p.name[0] for p in (tmp_path / "a").iterdir()] == ["t"]
+
+
+def test_what_a_tag_used_is_forgotten_when_no_run_ended_with_it_for_long(bench: Bench) -> None:
+    """If a tag is not used for longer than it may be, then its sums are gone, in memory too; another one's,
+    and those of a tag that is used, stay."""
+    def use(sid: str, tag: str) -> None:
+        bench.call("session.start", sid, "echo", {"tags": [tag]})
+        run_id = new_run_id(sid, 1)
+        bench.call("run.submit", run_id, sid, "x")
+        bench.deliver()
+        message = bench.runners[0].batch(run_id, "completed")
+        message[5]["token_usage"] = {"total_tokens": 7}
+        bench.say(bench.runners[0], message)
+
+    def used(tag: str) -> float:
+        answer = wire.unpack(bench.ops.runners.spent.read([None, [tag], None], 0))
+        return answer[1][f"tag:{tag}"].get("total_tokens", 0)
+
+    for sid, tag in (("a", "old"), ("b", "new")):
+        use(sid, tag)
+        bench.now += 5 * DAY_S
+    assert (used("old"), used("new")) == (7, 7)
+    sweep(bench, max_tag_age_days=8, batch_size=1)
+    assert (used("old"), used("new")) == (0, 7)
+    sweep(bench)
+    bench.kill()
+    assert (used("old"), used("new")) == (0, 7)
 
 
 def test_patches_of_attempts_that_died_over_them_go_with_their_session(bench: Bench) -> None:
