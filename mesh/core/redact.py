@@ -124,6 +124,11 @@ class Redactor:
         """How many secrets were replaced."""
         return sum(self.found.values())
 
+    @property
+    def gave_up(self) -> int:
+        """How often a pattern of one's own took too long for a text, which then may have kept a secret."""
+        return sum(own.gave_up for own in self.own)
+
     def marker(self, category: str) -> str:
         """Count one secret and return what stands in its place."""
         self.found[category] = self.found.get(category, 0) + 1

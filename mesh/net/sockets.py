@@ -45,7 +45,6 @@ EVENTS = int(zmq.EVENTS)
 RCVMORE = int(zmq.RCVMORE)
 #: What a full or vanished peer raises on a DONTWAIT send, and an empty socket on a DONTWAIT recv.
 Again = zmq.Again
-Unroutable = zmq.ZMQError
 ZMQError = zmq.ZMQError
 NotDone = zmq.NotDone
 Socket = zmq.Socket

@@ -259,8 +259,8 @@ class Runner:
             "runs": len(self._runs), "executing": len(self._admission.inside),
             "waiting": len(self._admission.line), "running_max": self._admission.limit,
             "unacked_bytes": self.outbox.bytes, "lag_ms": self._watch.lag_ms, "sessions": len(self.states),
-            "refused": self._link.refused,
-            "late_events": self.late, "redacted": self.redactor.count,
+            "refused": self._link.refused, "late_events": self.late,
+            "redacted": self.redactor.count, "patterns_gave_up": self.redactor.gave_up,
         }
 
     def _catalogue(self) -> Any:

@@ -79,10 +79,6 @@ class FolderBackend:
             "bytes": sum(entry.size for entry in manifest.values()),
         })
 
-    def hashes(self, snapshot: Snapshot) -> dict[str, str]:
-        """Path to digest of each file and link of a snapshot that this object took."""
-        return {path: entry.digest for path, entry in self._seen[snapshot.ref].items() if entry.digest}
-
     def diff(
         self, before: Snapshot, after: Snapshot, *, patch_bytes: int | None = None  # noqa: ARG002
     ) -> tuple[Diff, bytes]:

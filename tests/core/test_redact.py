@@ -201,3 +201,12 @@ def test_no_pattern_reaches_further_than_it_says() -> None:
     name, spaces = "aws_secret_access_key", " " * 32
     assert len(f'{name}\\"{spaces}:{spaces}\\"x') <= REACH
     assert PLAIN.text(f"{name}{spaces}={spaces}x") == MARKER
+
+
+def test_a_pattern_that_takes_too_long_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a pattern of one's own does not come to an end in time, then the text is as it was and that is
+    counted."""
+    monkeypatch.setattr("mesh.core.redact.OWN_TIMEOUT_S", 0.001)
+    redactor = Redactor(patterns=["(x+x+)+y"])
+    text = "x" * 5_000
+    assert redactor.text(text) == text and redactor.gave_up > 0
