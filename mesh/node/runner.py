@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from mesh.core import mailbox, wire
@@ -134,8 +135,9 @@ class Runner:
         }
         self._commands: dict[str, Callable[..., None]] = {
             "run": self._do_run, "cancel": self._do_cancel, "close": self._do_close, "known": self._do_known,
-            "reload": self._do_reload, "pause": self._do_pause, "resume": self._do_resume,
-            "steer": self._do_steer, "decided": self._asking.messages["decided"],
+            "reload": self._do_reload, "pause": partial(self._do_turn, True),
+            "resume": partial(self._do_turn, False), "steer": self._do_steer,
+            "decided": self._asking.messages["decided"],
         }
 
     def start(self) -> None:
@@ -401,13 +403,9 @@ class Runner:
         else:
             drive.stop(cancelled(reason))
 
-    def _do_pause(self, partition: int, run_id: str, attempt: int) -> None:  # noqa: ARG002
+    def _do_turn(self, paused: bool, _partition: int, run_id: str, attempt: int) -> None:
         for drive in self._drives(run_id, attempt):
-            drive.context.paused.turn(True)
-
-    def _do_resume(self, partition: int, run_id: str, attempt: int) -> None:  # noqa: ARG002
-        for drive in self._drives(run_id, attempt):
-            drive.context.paused.turn(False)
+            drive.context.paused.turn(paused)
 
     def _do_steer(self, partition: int, run_id: str, attempt: int) -> None:  # noqa: ARG002
         for drive in self._drives(run_id, attempt):
