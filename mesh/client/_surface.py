@@ -307,6 +307,18 @@ def decode_cursor(text: Any, kind: str) -> Any:
     return values
 
 
+def cursor_places(places: Any, partitions: int, cursor: Any) -> dict[int, Any]:
+    """What a cursor says of each partition where there is more. It comes from the caller, so from anywhere.
+
+    Raises:
+        InvalidArgument: ``invalid_cursor``.
+    """
+    fits = type(places) is dict and all(type(place) is int and 0 <= place < partitions for place in places)
+    if not places or not fits:
+        raise InvalidArgument(f"this cursor is of no such search: {shown(cursor, 60)}", code="invalid_cursor")
+    return dict(places)
+
+
 def park_limit(deadline_s: float | None, what: str, details: dict[str, Any]) -> float:
     """How long the next waiting read may be parked.
 
@@ -362,6 +374,7 @@ __all__ = [
     "check_route",
     "check_timeout",
     "check_ttl",
+    "cursor_places",
     "decode_cursor",
     "encode_cursor",
     "encode_place",

@@ -14,7 +14,16 @@ from typing import Any
 
 from mesh.client._answers import event_of
 from mesh.client._protocol import READ, WRITE, Facts
-from mesh.client._surface import EVERY_S, FACTS, Ask, Plan, decode_cursor, encode_cursor, value_of
+from mesh.client._surface import (
+    EVERY_S,
+    FACTS,
+    Ask,
+    Plan,
+    cursor_places,
+    decode_cursor,
+    encode_cursor,
+    value_of,
+)
 from mesh.client._surface_routes import Linked, ask_every
 from mesh.client._surface_sessions import session_call
 from mesh.core import query as q
@@ -178,9 +187,8 @@ class _Stream:
 
 def _merged(hunt: _Hunt, place: Any) -> Plan:
     """Rows of all partitions in one order."""
-    if place is not None and type(place) is not dict:
-        raise InvalidArgument("this cursor is of another kind of search", code="invalid_cursor")
-    places = dict.fromkeys(range(hunt.partitions)) if place is None else place
+    everywhere = dict.fromkeys(range(hunt.partitions))
+    places = everywhere if place is None else cursor_places(place, hunt.partitions, place)
     streams = [_Stream(hunt, partition, places[partition]) for partition in sorted(places)]
     taken: list[Any] = []
     while len(taken) < hunt.limit:
@@ -219,7 +227,9 @@ def _take(stream: _Stream, answer: Any) -> None:
 
 def _one_by_one(hunt: _Hunt, place: Any) -> Plan:
     """Events of named sessions or runs, one after another, each by seq."""
-    if place is not None and (type(place) is not list or len(place) != 2):
+    if place is not None and not (
+        type(place) is list and len(place) == 2 and type(place[0]) is int and place[0] >= 0
+    ):
         raise InvalidArgument("this cursor is of another kind of search", code="invalid_cursor")
     at, reached = place or [0, 0]
     taken: list[Any] = []
@@ -237,7 +247,9 @@ def _one_by_one(hunt: _Hunt, place: Any) -> Plan:
 
 def _best_of(hunt: _Hunt, place: Any) -> Plan:
     """The first rows of an order without an index, behind a key: (sort value, partition, row)."""
-    if place is not None and (type(place) is not list or len(place) != 3):
+    if place is not None and (
+        type(place) is not list or len(place) != 3 or any(type(one) not in (int, float) for one in place)
+    ):
         raise InvalidArgument("this cursor is of another kind of search", code="invalid_cursor")
     slots = hunt.units or [(~partition, hunt.filters) for partition in range(hunt.partitions)]
     if "session_id" in hunt.filters:

@@ -19,6 +19,7 @@ from mesh.client._surface import (
     Plan,
     check_route,
     check_ttl,
+    cursor_places,
     decode_cursor,
     encode_cursor,
     failure,
@@ -362,11 +363,11 @@ def _cursor_places(kind: str, cursor: str | None, partitions: int) -> dict[int, 
     if cursor is None:
         return dict.fromkeys(range(partitions))
     position = decode_cursor(cursor, kind)
-    if len(position) != 3 or position[1] != partitions or type(position[2]) is not dict:
+    if len(position) != 3 or position[1] != partitions:
         raise InvalidArgument(
             "this cursor is of another number of partitions; begin anew", code="invalid_cursor"
         )
-    return dict(position[2])
+    return cursor_places(position[2], partitions, cursor)
 
 
 def list_routes(

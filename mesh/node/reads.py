@@ -86,7 +86,7 @@ class Reads:
             raise InvalidArgument(f"tags must be a list of strs, not {shown(tags, 40)}")
         wanted = set(tags or ())
         limit = _number(limit, "limit", 1, LIST_MAX, 100)
-        after = _number(after, "after", 0, 1 << 62, 0)
+        after = _number(after, "after", 0, 1 << 62, 0, code="invalid_cursor")
         page = _Page(limit, self.page_bytes)
         # A bounded number of rows is looked at per call, so that a rare tag never holds up the loop.
         found, following = self.store.list_sessions(
@@ -120,7 +120,7 @@ class Reads:
         session_id, limit, after = _exactly(args + [None] * (3 - len(args)), 3)
         session = seen(self.state, session_id)
         limit = _number(limit, "limit", 1, LIST_MAX, 100)
-        after = _number(after, "after", 0, 1 << 62, 0)
+        after = _number(after, "after", 0, 1 << 62, 0, code="invalid_cursor")
         page = _Page(limit, self.page_bytes)
         found, more = self.store.list_runs(session.n, after=after, limit=limit, bytes_max=self.page_bytes)
         for run in found:
