@@ -7,7 +7,7 @@ import click
 from mesh.cli import render
 from mesh.cli.app import group, shell
 
-COLUMNS = ("runner", "state", "pid", "restarts", "last death")
+COLUMNS = ("runner", "agent", "state", "pid", "restarts", "last death")
 
 
 @group()
@@ -23,7 +23,7 @@ def runner() -> None:
 
 @runner.command("list")
 def list_runners() -> None:
-    """List the runners, dead ones too.
+    """List the runners, dead ones too: first those that agents share, then the isolated agents' own.
 
     Example: mesh runner list -o json
     """
@@ -31,7 +31,10 @@ def list_runners() -> None:
         found = [child for child in client.status()["children"] if child["kind"] == "runner"]
     if shell().json:
         return render.emit_json({"items": found})
-    rows = ((c["index"], c["state"], c["pid"], c["restarts"], render.cause(c["cause"])) for c in found)
+    rows = (
+        (c["index"], c.get("agent"), c["state"], c["pid"], c["restarts"], render.cause(c["cause"]))
+        for c in found
+    )
     return render.table(COLUMNS, rows)
 
 

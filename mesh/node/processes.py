@@ -9,7 +9,9 @@ a command's group, or a process seen as part of a run. Any other is left alone u
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +24,12 @@ from mesh.proc import Stat, process_table, read_stat
 REMEMBERED_MAX = 4_096
 STRANGER_S = 60.0
 MARK = "MESH_RUN"
+
+
+def watch_children() -> None:
+    """Python 3.11 waits for each subprocess in a thread of its own unless it is told of pidfds."""
+    if sys.version_info < (3, 12) and hasattr(os, "pidfd_open"):
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
 
 
 class RunProcesses:
@@ -90,4 +98,4 @@ def _below(leader: int | None, table: Sequence[Stat]) -> set[int]:
     return found
 
 
-__all__ = ["MARK", "REMEMBERED_MAX", "STRANGER_S", "RunProcesses"]
+__all__ = ["MARK", "REMEMBERED_MAX", "STRANGER_S", "RunProcesses", "watch_children"]

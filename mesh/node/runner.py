@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,7 +29,7 @@ from mesh.node.drive import Drive
 from mesh.node.ending import cancelled, unstored
 from mesh.node.holding import Holding
 from mesh.node.printing import Marked, install
-from mesh.node.processes import RunProcesses
+from mesh.node.processes import RunProcesses, watch_children
 from mesh.node.questions import Asker
 from mesh.node.runner_link import Link
 from mesh.node.speech import Held
@@ -50,7 +49,7 @@ RETRY_S = 0.02
 def main(child: Child) -> None:
     """Serve until told to stop; whatever the runs started is gone afterwards."""
     streams = install(child.config.redaction.redactor())
-    _watch_children()
+    watch_children()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     serving = loop.create_task(_serve(child, streams))
@@ -63,12 +62,6 @@ def main(child: Child) -> None:
     finally:
         reaper.kill_tree()
     serving.result()
-
-
-def _watch_children() -> None:
-    """Python 3.11 waits for each subprocess in a thread of its own unless it is told of pidfds."""
-    if sys.version_info < (3, 12) and hasattr(os, "pidfd_open"):
-        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
 
 
 async def _serve(child: Child, streams: tuple[Marked, Marked]) -> None:

@@ -140,3 +140,26 @@ def test_runner_that_is_down_is_restarted_by_hand(fragile: mesh.LocalNode) -> No
         client.restart_runner(0)
         wait_for(lambda: pids(client, "runner").get(0, former) != former, "another process")
         assert client.runs.wait(client.sessions.prompt("s", "again").run_id).output["content"] == "again"
+
+
+def test_isolated_runner_that_is_down_stops_nobody_else_and_is_restarted_by_hand(
+    tmp_path: Path, node_config: dict[str, Any]
+) -> None:
+    """If an isolated agent's runner is down, then its sessions stop (crash) and its prompts are refused in
+    time, the others run on; ``mesh runner restart`` brings it back, and its sessions with it."""
+    config = {**node_config, "supervision": {"intensity": 2, "heartbeat_s": 0.2}}
+    config["agents"]["counter"]["isolation"] = "process"
+    with mesh.LocalNode(tmp_path / "data", config=config) as node, node.client(timeout_s=20.0) as client:
+        client.sessions.start("counter", id="s")
+        with client.listen("lifecycle.stopped.s", "node.runner_down") as feed:
+            wear_out(client, "runner", client.sessions.handle("s").runner)
+            told = {n.topic: n.data for n in (next(iter(feed)), next(iter(feed)))}
+        assert told["lifecycle.stopped.s"]["reason"] == "crash"
+        assert (told["node.runner_down"]["index"], told["node.runner_down"]["agent"]) == (1, "counter")
+        with pytest.raises(mesh.MeshError):
+            client.sessions.prompt("s", "3", timeout_s=0.3)
+        assert client.run_once("echo", "on").output["content"] == "on"
+        client.restart_runner(1)
+        assert client.runs.wait(client.sessions.prompt("s", "2").run_id).output["content"] == "0 1 "
+        assert [(row["agent"], row["state"]) for row in cli(node, "runner", "list")[1]["items"]] == [
+            (None, "ready"), ("counter", "ready")]
