@@ -9,10 +9,12 @@ Two questions, a node of two partitions, every generator a process of its own (`
    counts.
 2. A modest client asks 400 times a second. How does its latency change beside a flood (4 000 calls of one
    client in flight; payloads of 500 calls over the bare wire; thousands of single calls), beside a client
-   that never reads, and when the other partition stands still or is slow? Beside it is measured what four
-   processes that only burn the CPU do to it (a flood keeps four busy: its own, router, two partitions): on a
-   machine with few cores that alone is much of it, and no server can give back the core that a flood's own
-   process takes. Both ratios are printed, to the calm runs and to the burners.
+   that never reads, and when the other partition stands still or is slow? Each is compared with the calm
+   runs (``x calm``). A flood keeps four processes busy, its own, the router and two partitions, and no server
+   gives back the cores that these use: on a machine with few of them that alone is much of it. So beside each
+   flood stands its control (``control.py``): the same payloads through a bare star of ZeroMQ sockets, as many
+   processes, which burn for each payload the CPU that was just measured here, while the modest client asks a
+   mesh that nobody else asks. ``x control`` is what mesh adds to that: its queues, and its own wake-ups.
 
 ``late`` is the generator's own lateness in issuing (timers, its share of the CPU): the floor of the run. The
 modest client runs with priority where it may (``nice``), since it is the instrument.
@@ -25,13 +27,14 @@ import contextlib
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from traffic import ROUTE, SHARES, Child, keys
+from traffic import ROUTE, SHARES, Child, cpu_us, keys
 
 import mesh
 
@@ -56,6 +59,9 @@ BESIDE: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "partition 1 is slow": [],
     "calm again": [],
 }
+FLOODS = [name for name in BESIDE if name.startswith("flood")]
+#: What a call of these floods has in its payload, and its answer in the reply: about so many bytes.
+CALL_BYTES, ANSWER_BYTES = 35, 110
 #: These are judged by what partition 0 answers: the other one is what is broken.
 BROKEN = {"partition 1 stands still", "partition 1 is slow"}
 
@@ -66,7 +72,9 @@ class Bench:
     def __init__(self, node: mesh.LocalNode, client: mesh.Client, seconds: float) -> None:
         self.common = {"address": node.address, "partitions": 2}
         self.seconds = seconds
+        self.client = client
         self.pids = [partition.pid for partition in client.partitions.list()]
+        self.router_pid = client.status()["router"]["pid"]
 
     def together(self, roles: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
         """Run some roles at the same time; their results."""
@@ -92,12 +100,36 @@ class Bench:
         measured: tuple[str, dict[str, Any]] = ("paced", {"rate": MODEST_PER_S, "nice": NICE})
         stop = threading.Event()
         broken = {"partition 1 stands still": self._still, "partition 1 is slow": self._slow}.get(name)
+        before = self._used()
         with self._beside(broken, stop):
             found, *others = self.together([measured, *BESIDE[name]])
         found["others"] = others
+        found["used"] = {what: after - before[what] for what, after in self._used().items()}
         if name in BROKEN:
             found["all"] = max((found["groups"][g] for g in ("get 0", "set 0")), key=lambda g: g["p99"])
         return found
+
+    def _used(self) -> dict[str, float]:
+        """So far: microseconds of CPU of the router and of all partitions, and payloads."""
+        return {"router": cpu_us(self.router_pid)[0], "worker": sum(cpu_us(pid)[0] for pid in self.pids),
+                "payloads": self.client.status()["router"]["requests"]}
+
+    def control(self, name: str, flood: dict[str, Any], calm: dict[str, Any]) -> dict[str, Any]:
+        """The modest client beside processes that do as much as a flood that was measured, without mesh."""
+        spec, (own,) = BESIDE[name][0][1], flood["others"]
+        used = flood["used"]
+        payloads = max(1.0, used["payloads"] - calm["used"]["payloads"])
+        calls = max(1.0, own["calls"] / payloads)
+        inflight = spec["inflight"] if "calls" in spec else max(2, round(spec["inflight"] / calls))
+        us = {"router": used["router"] / payloads, "worker": used["worker"] / payloads,
+              "load": own["cpu_us"] / payloads}
+        with tempfile.TemporaryDirectory() as folder:
+            same = {"script": str(Path(__file__).parent / "control.py"), "endpoint": f"ipc://{folder}/",
+                    "inflight": inflight, "bytes": 40 + round(CALL_BYTES * calls), "us": us,
+                    "reply_bytes": 40 + round(ANSWER_BYTES * calls)}
+            measured: tuple[str, dict[str, Any]] = ("paced", {"rate": MODEST_PER_S, "nice": NICE})
+            found, _, own = self.together([measured, ("star", same), ("flood", same)])
+        return {**found, "us": us, "payloads": own["payloads"], "flood_payloads": payloads}
 
     @contextlib.contextmanager
     def _beside(
@@ -145,12 +177,18 @@ def run(seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
         for name in BESIDE:
             say(f"modest client: {name}")
             modest[name] = bench.modest(name)
+        controls = {}
+        for name in FLOODS:
+            say(f"modest client: the control of {name}")
+            controls[name] = bench.control(name, modest[name], modest["calm"])
     calm = (modest["calm"]["all"]["p99"] + modest["calm again"]["all"]["p99"]) / 2
-    burnt = modest["4 CPU burners"]["all"]["p99"]
-    for found in modest.values():
+    for name, found in modest.items():
         found["p99_to_calm"] = round(found["all"]["p99"] / calm, 2)
-        found["p99_to_burners"] = round(found["all"]["p99"] / burnt, 2)
-    return {"maximum": round(maximum), "cores": os.cpu_count(), "loads": loads, "modest": modest}
+        if name in controls:
+            controls[name]["p99_to_calm"] = round(controls[name]["all"]["p99"] / calm, 2)
+            found["p99_to_control"] = round(found["all"]["p99"] / controls[name]["all"]["p99"], 2)
+    return {"maximum": round(maximum), "cores": os.cpu_count(), "loads": loads, "modest": modest,
+            "controls": controls}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -162,10 +200,13 @@ def table(found: dict[str, Any]) -> str:
              f"{'open loop, ms':30}{'calls/s':>10}{heads}"]
     for share, row in found["loads"].items():
         lines.append(_line(share + " of the maximum", row, GENERATORS * row["rate"], columns))
-    lines += ["", f"{'modest client, ms':30}{'calls/s':>10}{heads}{'x calm':>8}{'x burners':>10}"]
+    lines += ["", f"{'modest client, ms':30}{'calls/s':>10}{heads}{'x calm':>8}{'x control':>10}"]
     for name, row in found["modest"].items():
-        ratios = f"{row['p99_to_calm']:>8.2f}{row['p99_to_burners']:>10.2f}"
-        lines.append(_line(name, row, row["rate"], columns) + ratios)
+        lines.append(_line(name, row, row["rate"], columns) + f"{row['p99_to_calm']:>8.2f}")
+        if control := found["controls"].get(name):
+            lines[-1] += f"{row['p99_to_control']:>10.2f}"
+            lines.append(_line("  its control, without mesh", control, control["rate"], columns)
+                         + f"{control['p99_to_calm']:>8.2f}")
     return "\n".join(lines)
 
 

@@ -78,6 +78,13 @@ class Child:
         return found
 
 
+def cpu_us(pid: int) -> tuple[float, float]:
+    """(all threads, all but the main one): microseconds on a CPU since the process began."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    run = {thread.name: int((thread / "schedstat").read_text().split()[0]) / 1e3 for thread in threads}
+    return sum(run.values()), sum(run.values()) - run[str(pid)]
+
+
 def percentile(ordered: Any, share: float) -> float:
     """The value below which that share of the ordered values lies."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else float("nan")
@@ -225,7 +232,7 @@ async def flood(spec: dict[str, Any]) -> dict[str, Any]:
                     await asyncio.sleep(0.01)
 
         await asyncio.gather(*(work(n) for n in range(spec.get("inflight", 4_000))))
-        return {"calls": done, "rate": round(done / spec["seconds"], 1)}
+        return {"calls": done, "rate": round(done / spec["seconds"], 1), "cpu_us": _cpu_us()}
 
 
 def raw(spec: dict[str, Any]) -> dict[str, Any]:
@@ -261,7 +268,7 @@ def raw(spec: dict[str, Any]) -> dict[str, Any]:
                 refused += 1
             else:
                 done += count
-    return {"calls": done, "refused": refused, "rate": round(done / spec["seconds"], 1)}
+    return {"calls": done, "refused": refused, "rate": round(done / spec["seconds"], 1), "cpu_us": _cpu_us()}
 
 
 def burn(spec: dict[str, Any]) -> dict[str, Any]:
@@ -273,12 +280,21 @@ def burn(spec: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _cpu_us() -> float:
+    """What this process used since it was warm."""
+    return (time.process_time() - warm_s) * 1e6
+
+
 def _sleep_until(spec: dict[str, Any]) -> None:
+    global warm_s
     time.sleep(max(0.0, spec.get("at", 0.0) - time.monotonic()))
+    warm_s = time.process_time()
 
 
 async def _at(spec: dict[str, Any]) -> None:
+    global warm_s
     await asyncio.sleep(max(0.0, spec.get("at", 0.0) - time.monotonic()))
+    warm_s = time.process_time()
 
 
 def main() -> None:
@@ -298,5 +314,6 @@ def main() -> None:
 
 
 BEGAN = time.perf_counter()
+warm_s = 0.0
 if __name__ == "__main__":
     main()

@@ -12,12 +12,12 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import mesh
 from mesh.cli.measure import COROUTINES, MANY, ROUTE, concurrent, fill, keys
 from tests.bench.floors import asyncio_floor
+from tests.bench.traffic import cpu_us
 
 KEYS = 2_000
 Call = Callable[[int], Awaitable[Any]]
@@ -31,13 +31,6 @@ class Shape(NamedTuple):
     count: int
     coroutines: int = COROUTINES
     per_call: int = 1
-
-
-def cpu_us(pid: int) -> tuple[float, float]:
-    """(all threads, all but the main one): microseconds on a CPU since the process began."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    run = {thread.name: int((thread / "schedstat").read_text().split()[0]) / 1e3 for thread in threads}
-    return sum(run.values()), sum(run.values()) - run[str(pid)]
 
 
 def get(client: mesh.AsyncClient, names: list[str]) -> Call:
