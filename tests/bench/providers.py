@@ -101,16 +101,15 @@ class Timed:
         began, cpu = time.perf_counter(), time.process_time()
         drive = bench.begin(api, "hello")
         first, first_cpu = 0.0, 0.0
-        emit = drive.pieces._write
+        keep = drive.pieces._keep
 
-        def wrote(event_type: str, *rest: Any) -> None:
+        def kept(text: str) -> None:
             nonlocal first, first_cpu
-            if event_type == "message_streamed":
-                first = first or time.perf_counter() - began
-                first_cpu = first_cpu or time.process_time() - cpu
-            emit(event_type, *rest)
+            first = first or time.perf_counter() - began
+            first_cpu = first_cpu or time.process_time() - cpu
+            keep(text)
 
-        drive.pieces._write = wrote  # type: ignore[method-assign]
+        drive.pieces._keep = kept  # type: ignore[method-assign]
         await bench.done[drive.key[0]].wait()
         self.first_cpu.append(first_cpu)
         self._note(first, began, cpu)
@@ -163,6 +162,33 @@ def row_stream(url: str) -> None:
         print(f"1 000 tokens as fast as they come, {api}: bare {rate:.0f}/s, mesh {own:.0f}/s")
 
 
+async def crowd_bare(api: str, url: str, model: str, runs: int) -> tuple[float, list[float]]:
+    """The library alone doing the same: CPU, and how late its loop's timers were, in ms."""
+    bare, late = Bare(api, url), []
+
+    async def read() -> None:
+        async for _ in bare.text(model):
+            pass
+
+    async def look() -> None:
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(0.05)
+            late.append((time.perf_counter() - began - 0.05) * 1000)
+
+    await read_one(bare)
+    cpu, looking = time.process_time(), asyncio.create_task(look())
+    await asyncio.gather(*(read() for _ in range(runs)))
+    looking.cancel()
+    await bare.client.close()
+    return time.process_time() - cpu, late
+
+
+async def read_one(bare: Bare) -> None:
+    async for _ in bare.text("tokens-1-0"):
+        pass
+
+
 def row_crowd(url: str, runs: int = 200, rate: int = 30, seconds: int = 10) -> None:
     tokens = rate * seconds
     for api in APIS:
@@ -183,6 +209,10 @@ def row_crowd(url: str, runs: int = 200, rate: int = 30, seconds: int = 10) -> N
                 run = client.runs.get(run_id)
                 took.append(run.ended_at - run.started_at)
             used = _cpu_s(pid) - cpu
+        alone, late = asyncio.run(crowd_bare(api, url, f"tokens-{tokens}-{rate}", runs))
+        each = alone / (runs * tokens) * 1e6
+        print(f"the same by the bare library, {api}: CPU {alone:.1f} s, {each:.0f} us per token; its "
+              f"loop late by {middle(late):.0f} ms, p99 {sorted(late)[int(len(late) * 0.99)]:.0f}")
         print(f"{runs} runs of {tokens} tokens at {rate}/s in one runner, {api}: each {min(took):.1f} to "
               f"{max(took):.1f} s (the script: {seconds} s), lag of the loop {middle(lags):.0f} ms, at most "
               f"{max(lags):.0f}; runner's CPU {used:.1f} s, {used / (runs * tokens) * 1e6:.0f} us per token")
