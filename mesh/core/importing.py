@@ -19,6 +19,7 @@ from mesh.core import wire
 from mesh.core.agents import Part
 from mesh.core.keeping import Keeping
 from mesh.core.moved import elsewhere
+from mesh.core.plain import SECONDS_MAX
 from mesh.core.records import TERMINAL, Run, RunStatus, Session, SessionStatus
 from mesh.core.run import RunState
 from mesh.core.session import IMPORTING, SessionState
@@ -28,6 +29,10 @@ from mesh.errors import InvalidArgument, InvalidState, Overloaded, shown
 _LOST = {
     "code": "outcome_unknown", "message": "it executed when its session was exported", "details": {},
 }
+#: From the year 1 to 1970: what a ``datetime`` can say.
+SECONDS_BEFORE = 62_135_596_800
+#: More than any run costs; sums of it stay exact to the cent.
+USD_MAX = 1e12
 _RUN_FIELDS = [name for name in Run.__struct_fields__ if name != "session_id"]
 #: What agents said in a run; secrets go out of it on the way in.
 _SAID = ("output", "error", "provider_metadata")
@@ -108,6 +113,11 @@ class Importing:
                                  details={"retry_after_ms": 100})
             raise InvalidState(f"run {run_id} exists", code="already_exists", details={"run_id": run_id})
         run = Run.from_map({**values, "session_id": session.id})
+        for at in (run.created_at, run.started_at, run.ended_at):
+            if at is not None:
+                _time(at)
+        if run.cost_usd is not None and not 0 <= run.cost_usd < USD_MAX:
+            raise ValueError(f"not a cost: {run.cost_usd}")
         kept = {name: getattr(run, name) for name in _RUN_FIELDS}
         kept |= {name: state.redactor.data(kept[name]) for name in _SAID}
         found = RunState(n=state.next_run, session_id=session.id, options={}, **kept)
@@ -163,7 +173,7 @@ class Importing:
 
 
 def _time(value: Any) -> float:
-    if type(value) not in (int, float) or not abs(value) < 10**12:
+    if type(value) not in (int, float) or not -SECONDS_BEFORE <= value < SECONDS_MAX:
         raise ValueError(f"not a time: {shown(value, 40)}")
     return float(value)
 
