@@ -62,7 +62,7 @@ def so_far(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, A
 
 def settled(run: RunState, report: dict[str, Any], prices: Prices) -> dict[str, Any]:
     """The fields of a run that its settlement sets."""
-    fields = {**so_far(run, report, prices), **checked_result(report)}
+    fields = so_far(run, report, prices) | checked_result(report)
     if type(report.get("policy")) is dict:
         fields["metadata"] = {**fields["metadata"], "policy": report["policy"]}
     if workspace := _map(report.get("workspace")):

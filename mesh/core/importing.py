@@ -151,7 +151,7 @@ class Importing:
         state.quiet.add(session_id)
         state.undo.append((state.sessions, session_id, session))
         state.sessions[session_id] = msgspec.structs.replace(session, seq=seq - 1)
-        state.append_fragment(session_id, code, ts, fragment, run)
+        state.append_rows(session_id, ((code, ts, fragment),), run)
 
     def _end(self, session_id: str, piece: dict[str, Any]) -> bytes:
         state = self.state

@@ -46,25 +46,44 @@ class Live:
             NoRunner: no runner that may host it is ready.
             Overloaded: ``max_sessions_exceeded``.
         """
-        if session.live:
+        if session.runner is not None:
             return session
-        runner = self._choose(session)
-        if len(self.state.live) >= self.max_live:
-            self._evict()
-        session = self.state.put_session(msgspec.structs.replace(
-            session, runner=runner, runner_incarnation=self.state.runners[runner].incarnation,
-            incarnation=session.incarnation + 1,
-        ))
+        session = self.state.put_session(self._hosted(session))
         self.state.announce("started", session)
         return session
 
-    def _choose(self, session: SessionState) -> int:
+    def enter(self, session: SessionState, created: dict[str, Any]) -> SessionState:
+        """Store a new session that is active and live at once: one record for its creation, activation and
+        first incarnation, with the events and messages of each of them.
+
+        Raises as ``bring_up``.
+        """
+        state = self.state
+        active = sessions.step(session, "activate", state.now)
+        hosted = self._hosted(active)
+        provider = created["provider"]
+        hosted = state.put_logged(hosted, (
+            state.own_event(session, "session_created", created, None, provider),
+            state.own_event(session, "session_started", {}, None, provider),
+        ))
+        state.announce("status", active, previous=session.status)
+        state.announce("started", hosted)
+        return hosted
+
+    def _hosted(self, session: SessionState) -> SessionState:
+        """The session in its next incarnation, on a runner that is ready; there is room for it."""
         ready = self.state.ready_runners()
         if self.state.hosting.own:
             ready = self.state.hosting.among(ready, session.agent)
         if not ready:
             raise NoRunner
-        return ready[session.n % len(ready)]
+        if len(self.state.live) >= self.max_live:
+            self._evict()
+        runner = ready[session.n % len(ready)]
+        return msgspec.structs.replace(
+            session, runner=runner, runner_incarnation=self.state.runners[runner].incarnation,
+            incarnation=session.incarnation + 1,
+        )
 
     def _evict(self) -> None:
         for session_id in list(islice(self.state.live, EVICT_STEP)):
@@ -93,19 +112,17 @@ class Live:
         self, session: SessionState, verb: str, data: dict[str, Any] | None = None, **changes: Any
     ) -> SessionState:
         """A step of the status machine with its event and its ``lifecycle.status``."""
-        former = session.status
-        session = self.state.put_session(sessions.step(session, verb, self.state.now, **changes))
-        self.state.append(session.id, sessions.VERBS[verb][2], data or {})
-        session = self.state.sessions[session.id]
-        self.state.announce("status", session, previous=former.value)
+        state, former = self.state, session.status
+        session = sessions.step(session, verb, state.now, **changes)
+        session = state.put_logged(session, [state.own_event(session, sessions.VERBS[verb][2], data or {})])
+        state.announce("status", session, previous=former)
         return session
 
     def close(
         self, session: SessionState, verb: str, data: dict[str, Any] | None = None, **changes: Any
     ) -> SessionState:
         """Complete, cancel or fail: the status, and the live incarnation ends for good."""
-        session = self.verb(session, verb, data, **changes)
-        return self.take_down(session, StopReason.NORMAL)
+        return self.take_down(self.verb(session, verb, data, **changes), StopReason.NORMAL)
 
 
 __all__ = ["EVICT_STEP", "Live", "NoRunner"]

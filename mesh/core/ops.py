@@ -120,7 +120,8 @@ CATALOGUE: tuple[Op, ...] = (
     Op("run.create", "write", "run_id, session_id, input, options?", "run map, pending"),
     Op("run.execute", "write", "run_id, options?, if_version?", "run map, queued or running"),
     Op("run.submit", "write", "run_id, session_id, input, options?", "run map, queued or running"),
-    Op("run.once", "write", "run_id, session_id, agent, input, fields?, options?", "run map"),
+    Op("run.once", "write", "run_id, session_id, agent, input, fields?, options?",
+       "run_id; `run.wait` brings what became of it"),
     Op(
         "run.summarise",
         "write",

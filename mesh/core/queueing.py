@@ -20,7 +20,6 @@ import msgspec
 
 from mesh.core import events as ev
 from mesh.core import run as runs
-from mesh.core import session as sessions
 from mesh.core.account import begin_again
 from mesh.core.asked import carry, close
 from mesh.core.error_map import failure_data
@@ -51,42 +50,37 @@ class Queue:
         self.on_completed: Callable[[RunState], None] = lambda _: None
         self.on_spent: Callable[[RunState], None] = lambda _: None
 
-    def add_run(
+    def new_run(
         self, run_id: str, session: SessionState, run_input: Any, options: Any, *, once: bool = False
     ) -> RunState:
-        """Store a pending run.
+        """A pending run that is not stored yet.
 
         Raises:
             InvalidState: the id is taken.
         """
-        if self.state.has_run(run_id):
+        state = self.state
+        if state.has_run(run_id):
             raise InvalidState(f"run {run_id} exists", code="already_exists")
         run = RunState(
-            n=self.state.next_run,
-            id=run_id,
-            session_id=session.id,
-            status=RunStatus.PENDING,
-            input=run_input,
-            options=runs.checked_options(options),
-            created_at=self.state.now,
-            once=once,
+            n=state.next_run, id=run_id, session_id=session.id, status=RunStatus.PENDING, input=run_input,
+            options=runs.checked_options(options), created_at=state.now, once=once,
         )
-        self.state.next_run += 1
-        return self.state.put_run(run)
+        state.next_run += 1
+        return run
 
-    def has_room(self, session: SessionState) -> bool:
+    def has_room(self, session: SessionState, work: Work | None = None) -> bool:
         """Whether a run of the session would begin at once."""
-        work = self.state.work_of(session.id)
+        work = self.state.work_of(session.id) if work is None else work
         return not work.queue and len(work.running) < (session.slots or self.slots)
 
     def submit(self, run: RunState, session: SessionState, *, first: bool = False) -> RunState:
-        """Queue a pending run (``first``: before those that wait); it starts at once when a slot is free.
+        """Queue a pending run, stored or new, of an active session (``first``: before those that wait); it
+        starts at once when a slot is free, and is then written as what executes.
 
         Raises:
-            InvalidState: the session or the run cannot.
+            InvalidState: the run cannot.
             Overloaded: ``max_runs_exceeded``: the slots are busy and the queue is full.
         """
-        sessions.require_active(session)
         if run.status != RunStatus.PENDING:
             raise InvalidState(
                 f"run {run.id} was executed before: it is {run.status}", code="invalid_transition",
@@ -94,7 +88,8 @@ class Queue:
             )
         work = self.state.work_of(session.id)
         queue_max = max(self.queue_max, 1) if first else self.queue_max
-        if len(work.queue) >= queue_max and not self.has_room(session):
+        room = self.has_room(session, work)
+        if not room and len(work.queue) >= queue_max:
             raise Overloaded(
                 f"session {session.id} has {len(work.running)} runs executing and {len(work.queue)} waiting "
                 "(sessions.queue_max)",
@@ -102,7 +97,11 @@ class Queue:
                 details={"retry_after_ms": 100, "queue_max": self.queue_max},
             )
         session = self.live.bring_up(session)
-        run = self.state.put_run(runs.step(run, RunStatus.QUEUED, queued_at=self._place(work, first)))
+        run = runs.step(run, RunStatus.QUEUED, queued_at=self._place(work, first))
+        if room and not work.steering and self._is_hosted(session):
+            self.state.touch(session.id)
+            return self._dispatch(run, session, work)
+        self.state.put_run(run)
         queue = (run.id, *work.queue) if first else (*work.queue, run.id)
         self.state.put_work(session.id, work._replace(queue=queue))
         self.state.touch(session.id)
@@ -134,27 +133,31 @@ class Queue:
             session = self.live.bring_up(session)
         except (NoRunner, Overloaded):
             return  # tried again when the runners change, and at each tick
-        entry = self.state.runners.get(session.runner or 0)
-        if entry is None or not entry.reachable or entry.incarnation != session.runner_incarnation:
+        if not self._is_hosted(session):
             return
-        if entry.state == STOPPING:
-            return  # the next one takes it
         for run_id in work.queue[: slots - len(work.running)]:
-            self._dispatch(self.state.run(run_id), session)
+            self._dispatch(self.state.run(run_id), session, self.state.work_of(session_id).without(run_id))
 
-    def _dispatch(self, run: RunState, session: SessionState) -> None:
+    def _is_hosted(self, session: SessionState) -> bool:
+        """Whether the runner of a live session takes work; one that stops leaves it to the next."""
+        entry = self.state.runners.get(session.runner or 0)
+        return (entry is not None and entry.reachable and entry.incarnation == session.runner_incarnation
+                and entry.state != STOPPING)
+
+    def _dispatch(self, run: RunState, session: SessionState, others: Work) -> RunState:
+        state = self.state
         if not run.said:
-            for message in runs.messages(run.input):
-                self.state.append(session.id, "message_sent", message, run=run)
-        run = self.state.put_run(runs.step(
+            said = [state.own_event(session, "message_sent", said, run) for said in runs.messages(run.input)]
+            state.append_rows(session.id, said, run)
+        run = state.put_run(runs.step(
             run, RunStatus.RUNNING, attempt=run.attempt + 1, runner=session.runner, batch=0, said=True,
             runner_incarnation=session.runner_incarnation,
         ))
-        work = self.state.work_of(session.id).without(run.id)
-        self.state.put_work(session.id, work._replace(running=(*work.running, run.id)))
-        self.state.commands.append((session.runner or 0, self.run_command(run, session)))
-        if work.steering or run.taken:
+        state.put_work(session.id, Work((*others.running, run.id), others.queue, others.steering))
+        state.commands.append((session.runner or 0, self.run_command(run, session)))
+        if others.steering or run.taken:
             self._hint(run)
+        return run
 
     def _hint(self, run: RunState) -> None:
         self.state.commands.append((run.runner or 0, ["steer", run.id, run.attempt]))
@@ -228,13 +231,14 @@ class Queue:
 
     def _end(self, run: RunState, status: RunStatus, **result: Any) -> RunState:
         """The run is over: its record, and its place in the session's work."""
-        run = self.state.put_run(runs.step(run, status, ended_at=self.state.now, **result))
-        self.state.settled.append(run.id)
+        state = self.state
+        run = state.put_run(runs.step(run, status, ended_at=state.now, **result))
+        state.settled.append(run.id)
         self.on_spent(run)
         if status == RunStatus.COMPLETED:
             self.on_completed(run)
-        self.state.put_work(run.session_id, self.state.work_of(run.session_id).without(run.id))
-        self.state.touch(run.session_id)
+        state.put_work(run.session_id, state.work_of(run.session_id).without(run.id))
+        state.touch(run.session_id)
         self.on_settled(run)
         return run
 

@@ -205,8 +205,12 @@ class Redactor:
 
     def _map(self, value: dict[Any, Any]) -> dict[Any, Any]:
         changed: dict[Any, Any] = {}
-        names, clean = False, self._clean
+        names, clean, keys = False, self._clean, self._keys
         for key, item in value.items():
+            known = type(item) in _PLAIN or (
+                type(item) is str and len(item) <= CLEAN_CHARS_MAX and item in clean)
+            if known and keys.get(key) is False and key in clean:
+                continue  # both were looked at before
             if isinstance(item, str) and item and self._is_secret(key):
                 shown = item if self._is_marker(item) else self.marker(_category(key))
             else:
@@ -252,6 +256,8 @@ class Redactor:
         return _CATEGORIZED.fullmatch(text) is not None
 
 
+#: What holds no text.
+_PLAIN = frozenset((int, float, bool, type(None)))
 _CATEGORIZED = re.compile(r"\[REDACTED:[a-z][a-z0-9_]*\]")
 
 

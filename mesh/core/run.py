@@ -176,8 +176,6 @@ def checked_result(settle: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text_keys(value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
     return {str(key): item for key, item in value.items()} if type(value) is dict else {"content": value}
 
 

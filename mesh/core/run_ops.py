@@ -16,7 +16,7 @@ from mesh.core.queueing import Queue
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.core.settling import Settling
-from mesh.core.slots import RUN_ID, run_slot, session_slot
+from mesh.core.slots import RUN_ID, session_slot
 from mesh.errors import InvalidArgument, shown
 
 
@@ -39,14 +39,12 @@ class RunOps:
         }
 
     def _run_id(self, run_id: Any, session_id: str) -> str:
-        if (
-            type(run_id) is not str
-            or not RUN_ID.match(run_id)
-            or run_slot(run_id) != session_slot(session_id)
-        ):
+        match = RUN_ID.match(run_id) if type(run_id) is str else None
+        if match is None or int(match[1], 16) != session_slot(session_id):
             raise InvalidArgument(
                 f"run id {shown(run_id)} does not carry the slot of {session_id}", code="invalid_id")
-        return run_id
+        known: str = run_id
+        return known
 
     def at(self, run_id: Any, if_version: Any) -> RunState:
         """The run, when it is as the caller saw it."""
@@ -64,31 +62,36 @@ class RunOps:
             raise InvalidArgument(f"{what} {size} bytes; at most {self.input_bytes_max} (limits.input_bytes)",
                                   code="limit_exceeded")
 
-    def add(
+    def new(
         self, run_id: Any, session: SessionState, value: Any, options: Any, *, once: bool = False
     ) -> RunState:
+        """Check the arguments of a new run: pending, not stored. ``queue_up`` looks at its agent."""
+        if options or type(value) is not str or 4 * len(value) > self.input_bytes_max:
+            self.bounded([value, options], "input and options have")
+        return self.queue.new_run(self._run_id(run_id, session.id), session, value, options, once=once)
+
+    def add(self, run_id: Any, session: SessionState, value: Any, options: Any) -> RunState:
         """Check the arguments of a new run and store it, pending."""
         if session.status in sessions.CLOSED or session.deleted_at is not None:
             sessions.require_active(session)
-        if options or type(value) is not str or 4 * len(value) > self.input_bytes_max:
-            self.bounded([value, options], "input and options have")
-        run = self.queue.add_run(self._run_id(run_id, session.id), session, value, options, once=once)
+        run = self.new(run_id, session, value, options)
         agent = runs.agent_of(run, session.agent)
         self.agents.check(agent)
         if agent != session.agent:
             self.state.hosting.check_together(session.agent, agent)
         self.agents.check_capabilities(agent, run.options)
-        return run
+        return self.state.put_run(run)
 
     def queue_up(self, run: RunState, session: SessionState, *, first: bool = False) -> RunState:
-        """Queue a stored run; it starts at once when the session is free."""
+        """Queue a pending run, stored or new; it starts at once when the session is free."""
         sessions.require_active(session)
         agent = runs.agent_of(run, session.agent)
         if agent != session.agent:
             self.state.hosting.check_together(session.agent, agent)
         self.agents.check(agent, ready=True)
         self.agents.check_capabilities(agent, run.options)
-        check_tags(run.options.get("policies"), session.tags)
+        if run.options:
+            check_tags(run.options.get("policies"), session.tags)
         return self.queue.submit(run, session, first=first)
 
     def wire_of(self, run: RunState) -> bytes:
@@ -112,7 +115,7 @@ class RunOps:
         run_id, session_id, value, options = take(args, 3, 4)
         session = self.state.session(session_id)
         sessions.require_active(session)
-        return self.wire_of(self.queue_up(self.add(run_id, session, value, options), session))
+        return self.wire_of(self.queue_up(self.new(run_id, session, value, options), session))
 
     def cancel(self, args: list[Any], part: Part) -> bytes | None:
         return self.settling.cancel(self.at(*take(args, 1, 2)), part)

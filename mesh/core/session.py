@@ -88,7 +88,8 @@ def step(state: SessionState, verb: str, now: float, **changes: Any) -> SessionS
     Raises:
         InvalidState: ``invalid_transition``; details hold the status and the verb.
     """
-    refuse_deleted(state)
+    if state.deleted_at is not None:
+        refuse_deleted(state)
     allowed, target, _ = VERBS[verb]
     if state.status not in allowed:
         raise InvalidState(
@@ -147,7 +148,8 @@ def require_active(state: SessionState) -> None:
     Raises:
         InvalidState: ``session_paused``, ``session_closed`` or ``session_not_active``.
     """
-    refuse_deleted(state)
+    if state.deleted_at is not None:
+        refuse_deleted(state)
     if state.status == _ACTIVE:
         return
     details = {"status": state.status.value, "session_id": state.id}
@@ -170,8 +172,8 @@ def new_session(n: int, session_id: Any, agent: Any, fields: Any, now: float) ->
     fields = {} if fields is None else fields
     if type(fields) is not dict:
         raise InvalidArgument(f"fields must be a map, not {type(fields).__name__}")
-    unknown = set(fields) - _FIELDS
-    if unknown:
+    if not fields.keys() <= _FIELDS:
+        unknown = set(fields) - _FIELDS
         raise InvalidArgument(f"unknown session field {shown(min(map(str, unknown)))}")
     if type(agent) is not str or not agent:
         raise InvalidArgument(f"agent must be a non-empty str, not {shown(agent, 60)}")

@@ -90,33 +90,40 @@ class SessionOps:
         return session
 
     def _create(self, args: list[Any]) -> SessionState:
-        session_id, agent, fields = take(args, 2, 3)
+        session, created = self._new(*take(args, 2, 3))
+        return self.state.put_logged(session, [self.state.own_event(session, "session_created", created)])
+
+    def _enter(self, session_id: Any, agent: Any, fields: Any) -> SessionState:
+        """Create, activate and bring up."""
+        session, created = self._new(session_id, agent, fields, ready=True)
+        return self.live.enter(session, created)
+
+    def _new(
+        self, session_id: Any, agent: Any, fields: Any, *, ready: bool = False
+    ) -> tuple[SessionState, dict[str, Any]]:
+        """A new session, checked and not stored yet, and what its ``session_created`` says."""
         session = sessions.new_session(self.state.next_session, session_id, agent, fields, self.state.now)
         if not self.owns(session.id):
             raise elsewhere()
         self.runs.bounded(fields, "the session's fields have")
-        self.agents.check(agent)
+        self.agents.check(agent, ready=ready)
         if self.state.has_session(session.id):
             raise InvalidState(f"session {session.id} exists", code="already_exists",
                                details={"session_id": session.id})
         self.state.next_session += 1
         self.state.session_count += 1
-        provider = self.agents.provider(agent)
-        metadata, access = {**session.metadata, "provider": provider}, session.access
+        created: dict[str, Any] = {"provider": self.agents.provider(agent)}
+        metadata, access = {**session.metadata, **created}, session.access
         if session.fork_seq is not None and session.parent_session_id is not None:
             access = with_original(access, session.parent_session_id, self.state.presented.token)
-        self.state.put_session(msgspec.structs.replace(session, metadata=metadata, access=access))
-        forked = {} if session.fork_seq is None else {
-            "parent_session_id": session.parent_session_id, "fork_seq": session.fork_seq}
-        self.state.append(session.id, "session_created", {"provider": provider, **forked})
-        return self.state.sessions[session.id]
+            created |= {"parent_session_id": session.parent_session_id, "fork_seq": session.fork_seq}
+        return msgspec.structs.replace(session, metadata=metadata, access=access), created
 
     def create(self, args: list[Any], part: Part) -> bytes | None:
         return self._wire(self._create(args))
 
     def start(self, args: list[Any], part: Part) -> bytes | None:
-        session = self._create(args)
-        return self._wire(self._activate(session))
+        return self._wire(self._enter(*take(args, 2, 3)))
 
     def _activate(self, session: SessionState) -> SessionState:
         self.agents.check(session.agent, ready=True)
@@ -187,9 +194,10 @@ class SessionOps:
 
     def run_once(self, args: list[Any], part: Part) -> bytes | None:
         run_id, session_id, agent, value, fields, options = take(args, 4, 6)
-        session = self._activate(self._create([session_id, agent, fields]))
-        run = self.runs.add(run_id, session, value, options, once=True)
-        return self.runs.wire_of(self.runs.queue_up(run, self.state.sessions[session.id]))
+        session = self._enter(session_id, agent, fields)
+        run = self.runs.new(run_id, session, value, options, once=True)
+        self.runs.queue_up(run, session)
+        return wire.ok(run.id)
 
     def recover(self, run: RunState) -> None:
         """A run that was not over when the partition ended: what it waits for has a time limit again."""

@@ -113,6 +113,8 @@ class Settling:
         return self._wire_of(self.live.close(session, verb))
 
     def _on_settled(self, run: RunState) -> None:
+        if not (self.deadlines or self.cancels or self.closers):
+            return
         self._pop(self.deadlines, run.id, None)
         for part in self._pop(self.cancels, run.id, ()):
             part.resolve(wire.ok(run.id))

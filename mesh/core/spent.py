@@ -67,10 +67,12 @@ class Spent:
 
     def ended(self, run: RunState) -> None:
         """A run is over: what it used goes into the sums, with this batch."""
+        self._active = _NEVER
         session = self.state.session(run.session_id)
+        if not (session.tags or self._kept):
+            return
         tags = list(dict.fromkeys(session.tags))
         kept = [key for key in (_key(session), *(("tag", tag) for tag in tags)) if key in self._kept]
-        self._active = _NEVER
         if not (tags or kept):
             return
         sums, slot = used_by(run, self.state.now), session_slot(run.session_id)

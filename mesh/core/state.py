@@ -60,6 +60,8 @@ class Work(NamedTuple):
 
     def without(self, run_id: str) -> Work:
         """The rest, when a run is over."""
+        if self.running == (run_id,) and not (self.queue or self.steering):
+            return _IDLE
         return Work(*(tuple(r for r in part if r != run_id) if run_id in part else part for part in self))
 
 
@@ -136,16 +138,10 @@ class State:
         self.now = 0.0  #: wall time of this batch, seconds
         self.provider_of: Callable[[str], str] = str  #: agent -> provider, set by the catalogue
         self.mono = 0.0  #: monotonic time of this batch, seconds
-        self.stamp = b"".join(
-            (
-                b"\xa9partition",
-                wire.pack(partition),
-                b"\xa5epoch",
-                wire.pack(epoch),
-                b"\xa4node",
-                wire.pack(node),
-            )
-        )
+        self.stamp = b"".join((
+            b"\xa9partition", wire.pack(partition), b"\xa5epoch", wire.pack(epoch),
+            b"\xa4node", wire.pack(node),
+        ))
         self._reset()
 
     def _reset(self) -> None:
@@ -171,9 +167,9 @@ class State:
             NotFound: ``session_not_found``.
             InvalidArgument: not a text.
         """
-        found = self.sessions.get(_checked_text(session_id, "session id"))
+        found = self.sessions.get(session_id) if type(session_id) is str else None
         if found is None:
-            found = self.loader.session(session_id)
+            found = self.loader.session(_checked_text(session_id, "session id"))
             if found is None:
                 raise NotFound(f"no session {shown(session_id, 140)}", code="session_not_found")
             self.sessions[session_id] = found
@@ -186,9 +182,9 @@ class State:
             NotFound: ``run_not_found``.
             InvalidArgument: not a text.
         """
-        found = self.runs.get(_checked_text(run_id, "run id"))
+        found = self.runs.get(run_id) if type(run_id) is str else None
         if found is None:
-            found = self.loader.run(run_id)
+            found = self.loader.run(_checked_text(run_id, "run id"))
             if found is None:
                 raise NotFound(f"no run {shown(run_id, 60)}", code="run_not_found")
             self.runs[run_id] = found
@@ -230,24 +226,28 @@ class State:
 
     def put_session(self, session: SessionState) -> SessionState:
         """Replace a session; undone with the batch."""
-        session_id = session.id
+        session_id, undo = session.id, self.undo
         former = self.sessions.get(session_id)
-        self._put(self.sessions, session_id, former, session)
+        undo.append((self.sessions, session_id, former))
+        self.sessions[session_id] = session
         if session_id not in self.dirty_sessions:
-            self._put(self.dirty_sessions, session_id, None, True)
+            undo.append((self.dirty_sessions, session_id, None))
+            self.dirty_sessions[session_id] = True
         was_live = former is not None and former.runner is not None
         if was_live != (session.runner is not None):
-            since = self.live.pop(session_id, None)
-            self.undo.append((self.live, session_id, since))
+            undo.append((self.live, session_id, self.live.pop(session_id, None)))
             if not was_live:
                 self.live[session_id] = self.mono
         return session
 
     def put_run(self, run: RunState) -> RunState:
         """Replace a run; undone with the batch."""
-        self._put(self.runs, run.id, self.runs.get(run.id), run)
-        if run.id not in self.dirty_runs:
-            self._put(self.dirty_runs, run.id, None, True)
+        run_id, undo = run.id, self.undo
+        undo.append((self.runs, run_id, self.runs.get(run_id)))
+        self.runs[run_id] = run
+        if run_id not in self.dirty_runs:
+            undo.append((self.dirty_runs, run_id, None))
+            self.dirty_runs[run_id] = True
         return run
 
     def keep_run(self, run: RunState) -> None:
@@ -263,7 +263,10 @@ class State:
     def put_work(self, session_id: str, work: Work) -> None:
         """Replace what a session has to do; undone with the batch."""
         self.undo.append((self.work, session_id, self.work.get(session_id)))
-        _place(self.work, session_id, None if work == _IDLE else work)
+        if work == _IDLE:
+            self.work.pop(session_id, None)
+        else:
+            self.work[session_id] = work
 
     def _put(self, table: dict[Any, Any], key: Any, former: Any, value: Any) -> None:
         self.undo.append((table, key, former))
@@ -280,39 +283,48 @@ class State:
         provider: str | None = None,
     ) -> None:
         """Append an event that the partition itself is the author of."""
-        session = self.sessions[session_id]
-        data, _ = self.redactor.event(event_type, data)
-        fragment = ev.encode_fragment(
-            event_type,
-            session_id,
-            run.id if run else None,
-            data,
-            ts=self.now,
-            provider=provider or (run.provider if run else None)
-            or self.provider_of(agent_of(run, session.agent) if run else session.agent),
-            correlation_id=_text(session.metadata.get("correlation_id")),
-        )
-        self.append_fragment(session_id, ev.TYPE_CODE[event_type], self.now, fragment, run)
+        row = self.own_event(self.sessions[session_id], event_type, data, run, provider)
+        self.append_rows(session_id, (row,), run)
 
-    def append_fragment(
-        self, session_id: str, code: int, ts: float, fragment: bytes, run: RunState | None
-    ) -> None:
-        """Append an encoded event: the next seq of its session, the next pos of this partition."""
-        self.append_rows(session_id, ((code, ts, fragment),), run)
+    def own_event(
+        self, session: SessionState, event_type: str, data: dict[str, Any], run: RunState | None = None,
+        provider: str | None = None,
+    ) -> tuple[int, float, bytes]:
+        """An event that the partition itself is the author of, encoded: a row for ``append_rows``."""
+        if data:
+            data, _ = self.redactor.event(event_type, data)
+        if run is not None:
+            provider = provider or run.provider or self.provider_of(agent_of(run, session.agent))
+        correlation_id = session.metadata.get("correlation_id")
+        return ev.TYPE_CODE[event_type], self.now, ev.encode_fragment(
+            event_type, session.id, None if run is None else run.id, data, ts=self.now,
+            provider=provider or self.provider_of(session.agent),
+            correlation_id=correlation_id if type(correlation_id) is str else None,
+        )
 
     def append_rows(
         self, session_id: str, rows: Sequence[Sequence[Any]], run: RunState | None
     ) -> None:
         """Append encoded events, each ``(type code, ts, fragment)``, in this order."""
         session = self.sessions[session_id]
-        pos, seq, n = self.pos, session.seq, session.n
+        self.undo.append((self.sessions, session_id, session))
+        self.sessions[session_id] = self._grown(session, rows, run)
+
+    def put_logged(self, session: SessionState, rows: Sequence[Sequence[Any]]) -> SessionState:
+        """Replace a session together with the events that tell of it: one change instead of two."""
+        return self.put_session(self._grown(session, rows, None))
+
+    def _grown(
+        self, session: SessionState, rows: Sequence[Sequence[Any]], run: RunState | None
+    ) -> SessionState:
+        pos, seq, n, session_id = self.pos, session.seq, session.n, session.id
         run_n, run_id = (0, None) if run is None else (run.n, run.id)
         for code, ts, fragment in rows:
             pos += 1
             seq += 1
             self.events.append(EventRow(pos, n, session_id, seq, code, run_n, run_id, ts, fragment))
         self.pos = pos
-        self._put(self.sessions, session_id, session, msgspec.structs.replace(session, seq=seq))
+        return msgspec.structs.replace(session, seq=seq)
 
     def announce(self, what: str, session: SessionState, **fields: Any) -> None:
         """A lifecycle message: stored and numbered with the batch, published after the commit."""
@@ -327,8 +339,8 @@ class State:
                 "session_id": session.id,
                 "agent_id": session.agent_id,
                 "agent": session.agent,
-                "status": session.status.value,
-                "handle": handle_map(session, self.pid_of(session)),
+                "status": session.status,
+                "handle": None if session.runner is None else handle_map(session, self.pid_of(session)),
                 **fields,
             }
         )
@@ -354,24 +366,11 @@ class State:
 
     def back_to(self, mark: tuple[int, ...]) -> None:
         """Undo everything since the mark."""
-        (
-            undo,
-            events,
-            lifecycle,
-            commands,
-            settled,
-            resolutions,
-            pos,
-            lseq,
-            next_session,
-            next_run,
-            sessions,
-        ) = mark
+        undo, events, lifecycle, commands, settled, resolutions, *counters = mark
         self.undo_to(undo)
         del self.events[events:], self.lifecycle[lifecycle:], self.commands[commands:], self.settled[settled:]
         del self.resolutions[resolutions:]
-        self.pos, self.lseq, self.next_session, self.next_run = pos, lseq, next_session, next_run
-        self.session_count = sessions
+        self.pos, self.lseq, self.next_session, self.next_run, self.session_count = counters
 
     def undo_to(self, mark: int) -> None:
         """Undo the last changes, down to so many. A change is (table, key, former value), or a function."""
@@ -417,10 +416,6 @@ class State:
 def topic_id(identifier: str) -> str:
     """An id inside a topic: ``.`` separates, so it is written ``%2E`` there."""
     return identifier.replace(".", "%2E")
-
-
-def _text(value: Any) -> str | None:
-    return value if type(value) is str else None
 
 
 def _checked_text(value: Any, what: str) -> str:

@@ -102,9 +102,11 @@ class TranscriptOps:
 
     def _on_completed(self, run: RunState) -> None:
         """What a completed run said is a summary, when it was asked for one; an empty one changes nothing."""
-        up_to = run.options.get(COMPACT)
+        up_to = run.options.get(COMPACT) if run.options else None
+        if up_to is None:
+            return
         summary = (run.output or {}).get("content")
-        if up_to is not None and type(summary) is str and summary.strip():
+        if type(summary) is str and summary.strip():
             self._write(self.state.session(run.session_id), summary, up_to, run.id)
 
 

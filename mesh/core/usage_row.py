@@ -26,8 +26,11 @@ def columns(run: RunState) -> UsageRow:
     started = run.created_at if run.started_at is None else run.started_at
     if run.ended_at is None and not run.token_usage and run.provider is None:
         return UsageRow(started, None, None, None, None, None)
-    counts = {name: value for name, value in run.token_usage.items() if type(value) is int}
     model = run.provider_metadata.get("model") or run.metadata.get("model")
+    if not run.token_usage:
+        model = model if type(model) is str else None
+        return UsageRow(started, run.provider, model, None, run.cost_usd, None)
+    counts = {name: value for name, value in run.token_usage.items() if type(value) is int}
     return UsageRow(
         started,
         run.provider,

@@ -39,7 +39,7 @@ class Actors:
         try:
             message = wire.unpack(frame[wire.ACTOR_PREFIX_BYTES:])
             for one in message[1] if message[0] == "many" else [message]:
-                self.guarded(lambda one=one: self._take(kind, index, incarnation, one, writable))  # type: ignore[misc]
+                self.guarded(self._take, kind, index, incarnation, one, writable)
         except (RemoteProtocolError, LookupError, TypeError) as exc:
             self.log.write("an actor's frame makes no sense", why=str(exc), bytes=len(frame))
 
@@ -81,8 +81,7 @@ class Actors:
         except Exception:  # noqa: BLE001 - one of them is to blame: each by itself
             self.state.back_to(mark)
             answers = [
-                self.guarded(lambda batch=batch: take(index, incarnation, batch))  # type: ignore[misc]
-                for batch in batches
+                self.guarded(take, index, incarnation, batch) for batch in batches
             ]
         missing = [place for place, answer in enumerate(answers) if answer is None or answer[0] != "stored"]
         for place in missing:
@@ -101,11 +100,11 @@ class Actors:
             self.runners.on_roster(entries)
         self.partition.ops.agents.on_roster()
 
-    def guarded(self, work: Callable[[], T]) -> T | None:
+    def guarded(self, work: Callable[..., T], *args: Any) -> T | None:
         """A bug in the handling of one message undoes that message alone."""
         mark = self.state.mark()
         try:
-            return work()
+            return work(*args)
         except Exception:  # noqa: BLE001 - one of the few places that catch broadly
             self.state.back_to(mark)
             self.log.write("a message could not be handled", trace=traceback.format_exc())

@@ -30,7 +30,7 @@ from mesh.core.receipts import Receipt
 from mesh.core.session import ERASED, SessionState
 from mesh.core.slots import route_slot
 from mesh.core.spent import added
-from mesh.core.state import EventRow, State
+from mesh.core.state import State
 from mesh.errors import StoreError
 from mesh.store import migrate, wal
 from mesh.store.file import LOCK_WAIT_MS, checksum, guard, make_private, open_file
@@ -164,9 +164,10 @@ class Store(StoredRows):
             db.executemany("INSERT OR REPLACE INTO progress VALUES (?, ?, ?)",
                            [(run, attempt, batch) for run, (attempt, batch) in state.progress.items()])
         if state.events:
-            db.executemany(
-                "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [_event_row(e) for e in state.events]
-            )
+            db.executemany("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [
+                (pos, session, seq, kind, run, ts, fragment, checksum(fragment))
+                for pos, session, _, seq, kind, run, _, ts, fragment in state.events
+            ])
         if state.lifecycle:
             db.executemany("INSERT INTO lifecycle VALUES (?, ?, ?)", state.lifecycle)
         if state.audit:
@@ -327,11 +328,6 @@ _PUT_ROUTE = (
     "INSERT INTO route VALUES (?, ?, ?, ?, ?) ON CONFLICT(key) "
     "DO UPDATE SET boot = excluded.boot, record = excluded.record, sum = excluded.sum"
 )
-
-
-def _event_row(event: EventRow) -> tuple[Any, ...]:
-    return (event.pos, event.session, event.seq, event.type, event.run, event.ts, event.fragment,
-            checksum(event.fragment))
 
 
 __all__ = ["LOCK_WAIT_MS", "WAL_BYTES_MAX", "Store", "StoredEvent"]

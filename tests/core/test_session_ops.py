@@ -176,7 +176,8 @@ def test_run_once_leaves_the_events_of_a_whole_session(bench: Bench) -> None:
     """If run.once ends, then the log holds the session's life in order and the session is completed."""
     sid = "o"
     run_id = new_run_id(sid, 1)
-    assert bench.call("run.once", run_id, sid, "echo", "hi", None, None)["status"] == "running"
+    assert bench.call("run.once", run_id, sid, "echo", "hi", None, None) == run_id
+    assert bench.state.run(run_id).status == "running"
     bench.deliver()
     runner = bench.runners[0]
     assert runner is not None
