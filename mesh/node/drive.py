@@ -7,6 +7,8 @@ Rules of this file:
 2. A cancelled provider gets ``CANCEL_S`` to clean up. Then the run is settled without it.
 3. Nothing that an agent does or yields harms another run: whatever it raises, ``SystemExit`` included, is
    this run's failure.
+4. What a drive is made of does not point back to it when it is over, so that it is freed at once: left to the
+   collector, the forty objects of each run cost a sixth of the runner's time.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol
 
 from mesh.core.approval import APPROVED_TOOLS, NODE, ONCE
@@ -77,11 +80,11 @@ class Drive:
     ) -> None:
         self.key = key
         self.partition = partition
-        self.steering = Steering(self._ask_steering)
+        self.steering = Steering(partial(_ask_steering, host, key, partition))
         self.info = _info(session)
         self.context = RunContext(
             key[0], self.info, run_input, attempt=key[1], options=options.get("provider_opts"),
-            states=host.states, late=self._late,
+            states=host.states, late=partial(_late, host),
             steering=self.steering,
         )
         self.pieces = Pieces(host, key, partition, self.info)
@@ -172,11 +175,6 @@ class Drive:
         if self.pieces.begun and not self.settled:
             self.pieces.emit(event_type, data)
 
-    def _ask_steering(self) -> None:
-        number, taken = self.steering.open, self.steering.taken
-        self._host.ask(self.key, number, self.partition, lambda: ["take", *self.key, number],
-                       lambda texts: taken(number, texts))
-
     def _ask(
         self, name: str, request: dict[str, Any] | None, answered: Callable[[dict[str, Any]], None]
     ) -> None:
@@ -195,10 +193,6 @@ class Drive:
         if not self.settled:
             log = self.pieces.log
             self._host.ask(self.key, tag, self.partition, lambda: [*make(), log.next_n - 1], answered)
-
-    def _late(self) -> None:
-        """Something came from a provider whose run is over."""
-        self._host.late += 1
 
     # --- from the provider to the log ---
 
@@ -289,13 +283,13 @@ class Drive:
                 await guard.questions.free()
             for piece in held:
                 if self.ending is not None:
-                    self._late()
+                    _late(self._host)
                     return
                 if not self._taken(piece):
                     return
             async for piece in stream:
                 if self.ending is not None or (self.pieces.closed and not is_output(piece)):
-                    self._late()
+                    _late(self._host)
                     return
                 if not self._taken(piece):
                     return
@@ -344,6 +338,17 @@ class Drive:
             self._settle(raised(task.exception()))
         self._settle(cancelled())
         self._host.ended(self)
+
+
+def _ask_steering(host: Host, key: Key, partition: int, steering: Steering) -> None:
+    """Take the steering prompts that wait."""
+    number, taken = steering.open, steering.taken
+    host.ask(key, number, partition, lambda: ["take", *key, number], lambda texts: taken(number, texts))
+
+
+def _late(host: Host) -> None:
+    """Something came from a provider whose run is over."""
+    host.late += 1
 
 
 def _info(session: dict[str, Any]) -> SessionInfo:

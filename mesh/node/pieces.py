@@ -363,6 +363,7 @@ class Pieces:
             self.emit("run_failed", terminal_data(ending))
         self._sink.outbox.settle(self.log, settlement)
         self.settled = True
+        self._speech.over()
 
     def _settlement(self, ending: Ending) -> bytes:
         output = ending.output or Output(data={})
@@ -390,6 +391,7 @@ class Pieces:
     def drop(self) -> None:
         """Say nothing more, not even an end."""
         self.settled = True
+        self._speech.over()
         if self.guard is not None:
             self.guard.end()
         self._sink.outbox.drop(self._key)

@@ -122,6 +122,22 @@ class Speech:
             self._tell(voice, voice.text.release())
 
 
+    def over(self) -> None:
+        """Nothing is said any more, and the run is not held in memory by its words."""
+        self._says = _NOBODY
+
+
+class _Nobody:
+    def said(self, text: str, data: dict[str, Any]) -> None:
+        pass
+
+    def waits(self) -> None:
+        pass
+
+
+_NOBODY = _Nobody()
+
+
 class Shows(Protocol):
     """Whoever holds words back."""
 

@@ -98,7 +98,7 @@ class Steering:
 
     __slots__ = ("_ask", "_news", "_texts", "count", "hinted", "open")
 
-    def __init__(self, ask: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, ask: Callable[[Steering], None] = lambda _: None) -> None:
         self._ask = ask
         self.count = 0  #: how often something was taken
         self._texts: list[str] = []  #: taken, and not given to the agent yet
@@ -111,7 +111,7 @@ class Steering:
         if self.hinted and not self.open:
             self.hinted = False
             self.open = self.count + 1
-            self._ask()
+            self._ask(self)
         while self.open and not self._texts:
             await self._news.wait()
         texts, self._texts = self._texts, []

@@ -10,7 +10,7 @@ from mesh.providers.live import Paused, Steering
 def test_nothing_is_asked_while_nothing_waits() -> None:
     """If the node gave no hint, then taking gives nothing at once."""
     asked: list[int] = []
-    steering = Steering(lambda: asked.append(1))
+    steering = Steering(lambda _: asked.append(1))
     assert asyncio.run(steering()) == [] and asked == []
 
 
@@ -19,7 +19,7 @@ def test_what_waits_is_taken_once() -> None:
 
     async def main() -> None:
         numbers: list[int] = []
-        steering = Steering(lambda: numbers.append(steering.open))
+        steering = Steering(lambda _: numbers.append(steering.open))
         for number, texts in ((1, ["a", "b"]), (2, ["c"])):
             steering.hint()
             asking = asyncio.ensure_future(steering())
