@@ -121,6 +121,7 @@ class RunLog:
         assert self._settle is None, "a second settlement"
         assert self._open, "a settlement without its terminal event"
         self._settle = settle
+        self._note = None  # it says as much
         self.bytes += len(settle)
 
     def close(self, now_s: float) -> list[bytes]:

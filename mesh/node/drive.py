@@ -7,8 +7,8 @@ Rules of this file:
 2. A cancelled provider gets ``CANCEL_S`` to clean up. Then the run is settled without it.
 3. Nothing that an agent does or yields harms another run: whatever it raises, ``SystemExit`` included, is
    this run's failure.
-4. What a drive is made of does not point back to it when it is over, so that it is freed at once: left to the
-   collector, the forty objects of each run cost a sixth of the runner's time.
+4. Without a policy, what a drive is made of does not point back to it when it is over, so that it is freed at
+   once: left to the collector, the forty objects of each run cost a sixth of the runner's time.
 """
 
 from __future__ import annotations
