@@ -151,6 +151,8 @@ class AsyncLink:
         self, asks: list[Ask], limit_s: float | None, work: Callable[[], object] | None = None
     ) -> list[Any]:
         try:
+            if len(asks) == 2 and asks[0].gate and work is None:
+                return await self._ask_behind(asks[0], asks[1], limit_s)
             futures = [self._ask(ask, limit_s) for ask in asks]
         except NodeUnreachable as error:
             return [error] * len(asks)
@@ -168,6 +170,19 @@ class AsyncLink:
             for future in futures[len(results) :]:
                 future.cancel()
         return results
+
+    async def _ask_behind(self, first: Ask, second: Ask, limit_s: float | None) -> list[Any]:
+        """Ask both at once. The second answer stands behind the first, so that the caller is woken once."""
+        assert first.call is not None
+        if not self._flushing:
+            self._begin_turn()
+        gate = _Gate()
+        timeout_s = limit_s if first.timeout_s is None else first.timeout_s
+        self._protocol.add(first.kind, first.slot, first.call, gate, timeout_s)
+        gate.behind = self._ask(second, limit_s)
+        status, value = await gate.behind
+        opened, said = gate.pair or await gate.opened()
+        return [result_of(opened, said)] if opened else [result_of(opened, said), result_of(status, value)]
 
     def _ask(self, ask: Ask, limit_s: float | None) -> asyncio.Future[Pair]:
         timeout_s = limit_s if ask.timeout_s is None else ask.timeout_s
@@ -297,6 +312,30 @@ class AsyncLink:
             _finish(self._protocol.close())
         self._detach()
         self._forget_link()
+
+
+class _Gate:
+    """Takes an answer that nobody waits for while it is good: what stands behind it follows."""
+
+    __slots__ = ("_late", "behind", "pair")
+
+    def __init__(self) -> None:
+        self.pair: Pair | None = None
+        self.behind: asyncio.Future[Pair] | None = None
+        self._late: asyncio.Future[Pair] | None = None
+
+    def set_result(self, pair: Pair) -> None:
+        """The answer is there; when it is an error, nothing stands behind it."""
+        self.pair = pair
+        if pair[0] and self.behind is not None and not self.behind.done():
+            self.behind.set_result(pair)
+        if self._late is not None and not self._late.done():
+            self._late.set_result(pair)
+
+    async def opened(self) -> Pair:
+        """The answer, when what stands behind it came first."""
+        self._late = get_running_loop().create_future()
+        return await self._late
 
 
 def _finish(completions: Iterable[Completion]) -> None:

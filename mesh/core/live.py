@@ -100,13 +100,16 @@ class Live:
         """End the live incarnation, with its one ``stopped``; nothing happens when there is none."""
         if not session.live:
             return session
-        down = msgspec.structs.replace(session, runner=None)
+        down = self.state.put_session(msgspec.structs.replace(session, runner=None))
+        self._stopped(session, reason, **detail)
+        return down
+
+    def _stopped(self, session: SessionState, reason: StopReason, **detail: Any) -> None:
+        """Announce the end of a live incarnation, and have its runner forget it."""
         self.state.announce("stopped", session, reason=reason.value, **detail)
-        self.state.put_session(down)
         entry = self.state.runners.get(session.runner or 0)
         if entry is not None and entry.reachable and entry.incarnation == session.runner_incarnation:
             self.state.commands.append((session.runner or 0, ["close", session.id]))
-        return down
 
     def verb(
         self, session: SessionState, verb: str, data: dict[str, Any] | None = None, **changes: Any
@@ -121,8 +124,17 @@ class Live:
     def close(
         self, session: SessionState, verb: str, data: dict[str, Any] | None = None, **changes: Any
     ) -> SessionState:
-        """Complete, cancel or fail: the status, and the live incarnation ends for good."""
-        return self.take_down(self.verb(session, verb, data, **changes), StopReason.NORMAL)
+        """Complete, cancel or fail: the status, and the live incarnation ends for good; one record for both.
+        """
+        if session.runner is None:
+            return self.verb(session, verb, data, **changes)
+        state, former = self.state, session.status
+        session = sessions.step(session, verb, state.now, **changes)
+        event = state.own_event(session, sessions.VERBS[verb][2], data or {})
+        down = state.put_logged(msgspec.structs.replace(session, runner=None), [event])
+        state.announce("status", session, previous=former)
+        self._stopped(session, StopReason.NORMAL)
+        return down
 
 
 __all__ = ["EVICT_STEP", "Live", "NoRunner"]

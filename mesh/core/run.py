@@ -208,13 +208,13 @@ def _said(content: Any) -> str:
 def to_wire(run: RunState, redactor: Redactor) -> dict[str, Any]:
     """The run map that travels; ``row`` is the cursor of lists. The input alone is stored as it was given."""
     return {
-        "id": run.id, "session_id": run.session_id, "status": run.status.value,
+        "id": run.id, "session_id": run.session_id, "status": str(run.status),
         "input": redactor.view(run.input), "output": run.output, "error": run.error,
         "metadata": run.metadata, "token_usage": run.token_usage, "cost_usd": run.cost_usd,
         "attempt": run.attempt, "created_at": run.created_at, "started_at": run.started_at,
         "ended_at": run.ended_at, "provider": run.provider,
         "provider_metadata": run.provider_metadata, "row": run.n, "version": run.version,
-        "turn_count": run.turn_count, "cost_state": run.cost_state.value,
+        "turn_count": run.turn_count, "cost_state": str(run.cost_state),
     }
 
 

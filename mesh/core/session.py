@@ -177,6 +177,9 @@ def new_session(n: int, session_id: Any, agent: Any, fields: Any, now: float) ->
         raise InvalidArgument(f"unknown session field {shown(min(map(str, unknown)))}")
     if type(agent) is not str or not agent:
         raise InvalidArgument(f"agent must be a non-empty str, not {shown(agent, 60)}")
+    if not fields:
+        return SessionState(n=n, id=check_id(session_id), agent=agent, agent_id=agent, status=_PENDING,
+                            created_at=now, updated_at=now)
     agent_id = fields.get("agent_id")
     if agent_id is None:
         agent_id = agent
@@ -234,7 +237,7 @@ _UNSEEN: dict[str, Any] = {"metadata": {}, "context": {}, "error": None}
 def to_wire(state: SessionState, pid: int | None) -> dict[str, Any]:
     """The session map that travels; ``row`` is the cursor of lists."""
     return {
-        "id": state.id, "agent": state.agent, "agent_id": state.agent_id, "status": state.status.value,
+        "id": state.id, "agent": state.agent, "agent_id": state.agent_id, "status": str(state.status),
         "parent_session_id": state.parent_session_id, "metadata": state.metadata, "context": state.context,
         "tags": state.tags, "created_at": state.created_at, "updated_at": state.updated_at, "seq": state.seq,
         "error": state.error, "handle": handle_map(state, pid), "row": state.n,

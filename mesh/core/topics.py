@@ -8,7 +8,7 @@ the event proxy, which knows them all, drops what nobody asked for.
 
 from __future__ import annotations
 
-_SESSIONS, _ROUTES = b"session.", b"route."
+_SESSIONS, _ROUTES, _LIFECYCLE = b"session.", b"route.", b"lifecycle."
 #: Events of one commit in a message: of all sessions, and of one (``packed.one.<sid>.``).
 PACKED_ALL, PACKED_ONE = b"packed.all", b"packed.one."
 
@@ -16,12 +16,14 @@ PACKED_ALL, PACKED_ONE = b"packed.all", b"packed.one."
 class Topics:
     """The subscriptions of all listeners together."""
 
-    __slots__ = ("_all", "_finer", "_most", "_routes", "_topics", "over", "packed", "sessions")
+    __slots__ = (
+        "_all", "_finer", "_lifecycle", "_most", "_routes", "_topics", "over", "packed", "sessions",
+    )
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._topics: set[bytes] = set()
-        self._all = self._finer = self._routes = 0
+        self._all = self._finer = self._routes = self._lifecycle = 0
         self.sessions: set[bytes] = set()  #: ``session.<sid>.``: whole sessions that somebody follows
         self.packed: set[bytes] = set()  #: ``packed.all`` and ``packed.one.<sid>.``, as subscribed
         self.over = 0  #: topics that are not kept
@@ -38,6 +40,11 @@ class Topics:
     def routes(self) -> bool:
         """Whether somebody wants ``route.*`` messages."""
         return bool(self._routes or self.over)
+
+    @property
+    def lifecycle(self) -> bool:
+        """Whether somebody wants ``lifecycle.*`` messages."""
+        return bool(self._lifecycle or self.over)
 
     def add(self, topic: bytes) -> None:
         """Somebody subscribed."""
@@ -74,6 +81,8 @@ class Topics:
                 self.packed.discard(topic)
         if topic.startswith(_ROUTES) or _ROUTES.startswith(topic):
             self._routes += one
+        if topic.startswith(_LIFECYCLE) or _LIFECYCLE.startswith(topic):
+            self._lifecycle += one
 
 
 __all__ = ["PACKED_ALL", "PACKED_ONE", "Topics"]

@@ -98,7 +98,8 @@ class Waiters:
 
     def of(self, key: Key) -> list[Waiter]:
         """Who waits for this session or run."""
-        return list(self._by_key.get(key, ()))
+        found = self._by_key.get(key)
+        return [] if found is None else found.copy()
 
     def about(self, session_id: str) -> list[Waiter]:
         """Who waits for this session or a run of it. Looks at everybody: for what happens rarely."""

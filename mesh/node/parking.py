@@ -156,17 +156,21 @@ class Parking:
         for event in events:
             if event.type == _ACCESS_CHANGED:
                 self._ask_again(event.session_id)
-            by_session.setdefault(event.session_id, []).append(event)
+            rows = by_session.get(event.session_id)
+            if rows is None:
+                by_session[event.session_id] = [event]
+            else:
+                rows.append(event)
         for session_id, rows in by_session.items():
             for waiter in self.waiters.of(("session", session_id)):
                 found, complete = self.reads.matching(rows, waiter.filters, waiter.seen)
                 if found:
                     self._finish(waiter, wire.OK + encode_events(session_id, found, complete))
             self.tails.extend(session_id, rows)
-        for run_id in settled:
-            self._wake_drained(self.state.run(run_id).session_id)
-            for waiter in self.waiters.of(("run", run_id)):
-                self._finish_run(waiter, self.state.run(run_id))
+        for run in map(self.state.run, settled):
+            self._wake_drained(run.session_id)
+            for waiter in self.waiters.of(("run", run.id)):
+                self._finish_run(waiter, run)
         self.flush()
 
     def _ask_again(self, session_id: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from mesh.config import LimitsSection
 from mesh.core import events as ev
 from mesh.core import wire
@@ -55,7 +57,7 @@ class Publisher:
     def publish_batch(self, routes: RouteTable) -> None:
         """Everything that the committed batch announces."""
         state = self.state
-        for _, topic, payload in state.lifecycle:
+        for _, topic, payload in state.lifecycle if self.topics.lifecycle else ():
             self._send(topic.encode(), payload)
         topics = self.topics
         if state.events and (topics.every_session or topics.sessions or topics.packed):
@@ -85,7 +87,7 @@ class Publisher:
             if event.session_id in quiet:
                 continue
             if (access := known[event.session_id].access) and not opens(access, event.session_id, NOBODY):
-                event = event._replace(fragment=ev.masked(event.fragment))
+                event = replace(event, fragment=ev.masked(event.fragment))
             shown.append(event)
         return shown
 

@@ -165,8 +165,8 @@ class Store(StoredRows):
                            [(run, attempt, batch) for run, (attempt, batch) in state.progress.items()])
         if state.events:
             db.executemany("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [
-                (pos, session, seq, kind, run, ts, fragment, checksum(fragment))
-                for pos, session, _, seq, kind, run, _, ts, fragment in state.events
+                (e.pos, e.session, e.seq, e.type, e.run, e.ts, e.fragment, checksum(e.fragment))
+                for e in state.events
             ])
         if state.lifecycle:
             db.executemany("INSERT INTO lifecycle VALUES (?, ?, ?)", state.lifecycle)

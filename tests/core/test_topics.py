@@ -19,6 +19,8 @@ NAMES = (
     b"rou",
     b"route.set",
     b"node.head",
+    b"lifecycle.",
+    b"life",
     b"lifecycle.started.x",
     b"packed.all",
     b"packed.one.a.",
@@ -40,6 +42,8 @@ def test_counts_are_what_looking_at_every_topic_says(steps: list[tuple[bool, byt
     whole = {t for t in sessions if t.count(b".") == 2 and t.endswith(b".")}
     packed = {t for t in held if t.startswith(b"packed.")}
     routes = any(t.startswith(b"route.") or b"route.".startswith(t) for t in held)
+    lifecycle = any(t.startswith(b"lifecycle.") or b"lifecycle.".startswith(t) for t in held)
+    assert topics.lifecycle == lifecycle or (topics.lifecycle and topics.over)
     if most == 100:
         assert topics.every_session == bool(sessions - whole) and topics.sessions == whole
         assert topics.packed == packed and topics.routes == routes
