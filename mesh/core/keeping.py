@@ -21,7 +21,7 @@ from mesh.core import session as sessions
 from mesh.core import wire
 from mesh.core.agents import Part
 from mesh.core.session import ERASED, SessionState
-from mesh.core.slots import check_id
+from mesh.core.slots import check_id, run_key
 from mesh.core.state import State
 from mesh.errors import InvalidArgument, InvalidState
 
@@ -95,7 +95,7 @@ class Keeping:
             state.announce("deleted", session, hard=True)
         for run_id in [run_id for run_id, run in state.runs.items() if run.session_id == session.id]:
             _drop(state, state.runs, run_id)
-            state.newest_run.left(run_id)  # its row stays until it is removed
+            state.newest_run.left(run_key(run_id))  # its row stays until it is removed
             _drop(state, state.dirty_runs, run_id)
         _drop(state, state.sessions, session.id)
         _drop(state, state.dirty_sessions, session.id)

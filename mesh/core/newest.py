@@ -1,10 +1,12 @@
 """Whether an id was never used, mostly without asking the store: ids that mesh mints grow with the time.
 
+A session's id is looked at as it is, a run's as ``slots.run_key`` turns it.
+
 Rules of this file:
 
 1. An id is new when it is greater than every stored one of its scope that memory does not hold. Scopes are
-   the first SCOPE characters: a run's slot, a session's years. What is not minted by mesh may be asked too;
-   it is only less often seen to be new.
+   the first SCOPE characters: a quarter of an hour of runs, years of sessions. What is not minted by mesh may
+   be asked too; it is only less often seen to be new.
 2. Memory tells when it lets one go (``left``), so the greatest of those is known; the store says at first.
 """
 
@@ -12,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-#: ``run_`` and the slot; ``ses_`` and the first digits of the time.
+#: Of a run's key and of ``ses_`` and what follows: the first digits of the time.
 SCOPE = 7
-#: Scopes that are remembered; a partition has at most so many slots, and callers may invent ids.
+#: Scopes that are remembered: callers may invent ids.
 SCOPES_MAX = 8_192
 
 

@@ -28,6 +28,7 @@ from mesh.core.newest import Newest
 from mesh.core.redact import Redactor
 from mesh.core.run import RunState, agent_of
 from mesh.core.session import SessionState, handle_map
+from mesh.core.slots import run_key
 from mesh.errors import InvalidArgument, NotFound, shown
 
 
@@ -118,7 +119,7 @@ class Loader(Protocol):
         """The greatest stored id that begins so, "" when there is none."""
 
     def newest_run(self, scope: str) -> str:
-        """The greatest stored id that begins so, "" when there is none."""
+        """The greatest stored key (``run_key``) that begins so, "" when there is none."""
 
     def is_left_over(self, run_id: str) -> bool:
         """Whether it is stored, of a session that is being removed."""
@@ -216,7 +217,7 @@ class State:
         """Whether the id was ever used."""
         if run_id in self.runs:
             return True
-        return not self.newest_run.precedes(run_id) and self.loader.has_run(run_id)
+        return not self.newest_run.precedes(run_key(run_id)) and self.loader.has_run(run_id)
 
     def event_type(self, session: SessionState, seq: int) -> int | None:
         """The type's code of an event of the log, this batch included; None when there is none."""
@@ -412,7 +413,7 @@ class State:
                 runs.move_to_end(run_id)
             else:
                 del runs[run_id]
-                self.newest_run.left(run_id)
+                self.newest_run.left(run_key(run_id))
         for _ in range(min(step, len(sessions) - keep_max)):
             session_id, session = next(iter(sessions.items()))
             if session.live or session_id in self.work:

@@ -184,7 +184,10 @@ def pack(value: Any) -> bytes:
     Raises:
         LocalProtocolError: a type, an integer or a depth that cannot travel, or too many bytes.
     """
-    packer = _packer()
+    try:
+        packer = _packers.pop()
+    except IndexError:
+        packer = msgpack.Packer(buf_size=_PACKER_BYTES)
     try:
         packed: bytes = packer.pack(value)
     except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError) as exc:
@@ -196,13 +199,6 @@ def pack(value: Any) -> bytes:
     if len(packed) > FRAME_BYTES_MAX - HEADER_BYTES:
         raise _too_large(len(packed))
     return packed
-
-
-def _packer() -> msgpack.Packer:
-    try:
-        return _packers.pop()
-    except IndexError:
-        return msgpack.Packer(buf_size=_PACKER_BYTES)
 
 
 #: Packers that nobody uses now, one for each thread at most. ``msgpack.packb`` makes one per call, with a

@@ -76,13 +76,12 @@ class Actors:
         _, number, batches = message
         take = self.runners.on_batch
         mark = self.state.mark()
+        answers: list[list[Any] | None]
         try:
             answers = [take(index, incarnation, batch) for batch in batches]
         except Exception:  # noqa: BLE001 - one of them is to blame: each by itself
             self.state.back_to(mark)
-            answers = [
-                self.guarded(take, index, incarnation, batch) for batch in batches
-            ]
+            answers = [self.guarded(take, index, incarnation, batch) for batch in batches]
         missing = [place for place, answer in enumerate(answers) if answer is None or answer[0] != "stored"]
         for place in missing:
             self._answer(index, incarnation, answers[place])

@@ -131,6 +131,9 @@ class _Nobody:
     def said(self, text: str, data: dict[str, Any]) -> None:
         pass
 
+    def spoke(self, text: str) -> None:
+        pass
+
     def waits(self) -> None:
         pass
 

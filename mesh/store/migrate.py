@@ -1,4 +1,5 @@
-"""From an older schema to ours: columns at once, their values in small steps while the partition serves.
+"""From an older schema to ours: columns and keys at once, the values of the columns in small steps while the
+partition serves.
 
 A search waits for the last step (``Filling.active``); everything else does not notice.
 """
@@ -23,8 +24,16 @@ _FILL = {
 }
 
 
+def step(db: apsw.Connection, version: int) -> None:
+    """From an older schema to ours; inside the transaction that raises its version."""
+    if version < 3:
+        add_columns(db)
+    if db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'run'").fetchone():
+        db.execute("UPDATE run SET id = substr(id, 8) || substr(id, 5, 3) WHERE id >= 'run_' AND id < 'run`'")
+
+
 def add_columns(db: apsw.Connection) -> None:
-    """Give an older file the columns of this schema; inside the transaction that raises its version."""
+    """Give a file of schema 1 or 2 the columns of schema 3."""
     for table, columns in ADDED.items():
         present = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
         if not present:
@@ -69,4 +78,4 @@ def _values(table: str, record: bytes, total: int) -> tuple[Any, ...]:
         return (0.0, *[None] * (len(ADDED[table]) - 1))
 
 
-__all__ = ["ROWS_PER_STEP", "add_columns", "fill_step", "unfilled"]
+__all__ = ["ROWS_PER_STEP", "add_columns", "fill_step", "step", "unfilled"]

@@ -16,6 +16,7 @@ from mesh.core import wire
 from mesh.core.receipts import Receipt
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
+from mesh.core.slots import run_key
 from mesh.errors import StoreError
 from mesh.store.file import DAMAGED, checksum, guard
 from mesh.store.schema import SPENT_AT
@@ -124,14 +125,14 @@ class StoredRows:
     def has_run(self, run_id: str) -> bool:
         """Whether a run with this id is stored, damaged or not."""
         sql = "SELECT 1 FROM run WHERE id = ?"
-        return self.guarded(lambda: self._one(sql, run_id), "look for a run") is not None
+        return self.guarded(lambda: self._one(sql, run_key(run_id)), "look for a run") is not None
 
     def newest_session(self, scope: str) -> str:
         """The greatest stored session id that begins so, "" when there is none."""
         return self._newest("session", scope)
 
     def newest_run(self, scope: str) -> str:
-        """The greatest stored run id that begins so, "" when there is none."""
+        """The greatest stored key of a run that begins so, "" when there is none."""
         return self._newest("run", scope)
 
     def _newest(self, table: str, scope: str) -> str:
@@ -142,13 +143,15 @@ class StoredRows:
     def is_left_over(self, run_id: str) -> bool:
         """Whether a run is stored that belongs to a session that is being removed."""
         sql = "SELECT 1 FROM run r JOIN session s ON s.n = r.session WHERE r.id = ? AND s.deleted = ?"
-        return self.guarded(lambda: self._one(sql, run_id, sessions.ERASED), "look for a run") is not None
+        found = self.guarded(lambda: self._one(sql, run_key(run_id), sessions.ERASED), "look for a run")
+        return found is not None
 
     def run(self, run_id: str) -> RunState | None:
         """The stored run."""
 
         def read() -> RunState | None:
-            row = self._db.execute("SELECT record, sum, n FROM run WHERE id = ?", (run_id,)).fetchone()
+            sql = "SELECT record, sum, n FROM run WHERE id = ?"
+            row = self._db.execute(sql, (run_key(run_id),)).fetchone()
             return None if row is None else self._with_progress(row)
 
         return self.guarded(read, "read a run")

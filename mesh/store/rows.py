@@ -9,7 +9,7 @@ from mesh.core import session as sessions
 from mesh.core import usage_row
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
-from mesh.core.slots import session_slot
+from mesh.core.slots import run_key, session_slot
 from mesh.store.file import checksum
 
 #: Not INSERT OR REPLACE, which deletes and inserts, in every index too.
@@ -43,7 +43,7 @@ def run_row(run: RunState, session: int) -> tuple[Any, ...]:
     """The values of ``PUT_RUN``; ``session`` is the row number of its session."""
     record = runs.encode(run)
     return (
-        run.n, run.id, session, runs.STATUS_CODE[run.status], *usage_row.columns(run), record,
+        run.n, run_key(run.id), session, runs.STATUS_CODE[run.status], *usage_row.columns(run), record,
         checksum(record),
     )
 

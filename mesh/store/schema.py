@@ -2,12 +2,12 @@
 
 1: the first. 2: each page of the file has a checksum; ``store/file.py`` rewrites an older file once. 3: what
 searches need stands in columns of ``session`` and ``run``, and there is ``audit``; ``store/migrate.py`` adds
-them to an older file.
+them to an older file. 4: ``run.id`` is the run's key (``slots.run_key``).
 """
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 #: WITHOUT ROWID where the key is the row; ``event.pos`` is the rowid, so appending is O(1) at the end of the
 #: tree. Small columns beside the encoded record are only those that a query needs; they stand before it:

@@ -100,7 +100,7 @@ class Store(StoredRows):
                         code="migration_required",
                     )
                 if version is not None and version < SCHEMA_VERSION:
-                    migrate.add_columns(self._db)
+                    migrate.step(self._db, version)
                 self._db.execute(TABLES)
                 self.unfilled = migrate.unfilled(self._db)
                 self.epoch = max((self.meta("epoch") or 0) + 1, self.epoch)

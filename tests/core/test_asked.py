@@ -18,6 +18,7 @@ from mesh.core import events as ev
 from mesh.core import run as runs
 from mesh.core import wire
 from mesh.core.records import TERMINAL
+from mesh.core.slots import run_key
 
 RUN = new_run_id("s", 0)
 REQUEST = {
@@ -456,7 +457,7 @@ class ApprovalMachine(RuleBasedStateMachine):
         waited = [name for name in opened if run.approvals[name]["attempt"] == run.attempt]
         assert (run.status == "waiting_approval") == bool(waited) or run.status == "paused"
         assert not opened or run.status not in TERMINAL
-        stored = runs.decode(self.bench.rows("SELECT record FROM run WHERE id = ?", RUN)[0][0])
+        stored = runs.decode(self.bench.rows("SELECT record FROM run WHERE id = ?", run_key(RUN))[0][0])
         assert (stored.status, stored.approvals) == (run.status, run.approvals)
         names = [data["tool_call_id"] for data in said(self.bench, "tool_approval_requested")]
         decided = [name for name, _ in answers(self.bench)]

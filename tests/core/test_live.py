@@ -19,6 +19,7 @@ from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core import wire
 from mesh.core.records import TERMINAL, RunStatus, SessionStatus
+from mesh.core.slots import run_key
 
 SESSIONS = [f"s{i}" for i in range(4)]
 LEGAL = {(a.value, target.value) for allowed, target, _ in sessions.VERBS.values() for a in allowed}
@@ -233,7 +234,7 @@ class Steps:
             )
         waiting = {row[0] for row in self.bench.rows("SELECT id FROM run WHERE status BETWEEN 1 AND 3")}
         assert waiting == {
-            r for w in state.work.values() for r in w.running + w.waiting
+            run_key(r) for w in state.work.values() for r in w.running + w.waiting
         }
 
     def bounds_hold(self) -> None:

@@ -23,6 +23,7 @@ from mesh.core.state import State
 from mesh.errors import StoreError
 from mesh.store import file
 from mesh.store.node_db import NodeDb
+from mesh.store.schema import SCHEMA_VERSION
 from mesh.store.sqlite import Store
 
 CLIENTS = [bytes([n]) * 16 for n in range(1, 5)]
@@ -177,7 +178,7 @@ def test_a_file_of_an_older_mesh_gets_checksums_when_it_is_opened(tmp_path: Path
     without_checksums(sound, old)
     assert header(old) == (0, 0)
     store = Store(old)
-    assert store.acquire(boot_id="boot", offset_ms=7) == 2 and store.meta("schema") == 3
+    assert store.acquire(boot_id="boot", offset_ms=7) == 2 and store.meta("schema") == SCHEMA_VERSION
     store.close()
     assert header(old) == (8, file.MARK)
     found = read_all(old)
@@ -225,7 +226,7 @@ def test_without_the_extension_rows_are_still_checked_and_checked_files_refused(
     assert refused.value.code == "migration_required"
     store = Store(old)
     store.acquire(boot_id="boot", offset_ms=7)
-    assert store.meta("schema") == 3 and store.session("s0") is not None
+    assert store.meta("schema") == SCHEMA_VERSION and store.session("s0") is not None
     store.connection.execute("UPDATE session SET record = zeroblob(9) WHERE id = 's0'")
     with pytest.raises(StoreError) as damaged:
         store.session("s0")

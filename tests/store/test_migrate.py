@@ -1,4 +1,4 @@
-"""A file of schema 2 becomes one of schema 3: nothing is lost, and what searches need is filled in steps."""
+"""An older file becomes one of our schema: nothing is lost, and what searches need is filled in steps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import msgspec
 from test_sqlite import commit, fill, opened, state_of
 
 from mesh.core.records import RunStatus
+from mesh.core.slots import run_key
 from mesh.store import migrate
 from mesh.store.schema import ADDED, SCHEMA_VERSION
 from mesh.store.sqlite import Store
@@ -60,6 +61,27 @@ def test_an_older_file_gets_columns_at_once_and_values_in_steps(tmp_path: Path) 
     assert set(db.execute("SELECT created, updated, deleted FROM session")) == {(1.0, 1.0, None)}
     columns = "started, provider, model, tokens, cost"
     assert set(db.execute(f"SELECT {columns} FROM run")) == {(5.0, "echo", "m1", 7, 0.5)}
+    store.close()
+
+
+def test_runs_of_schema_3_are_found_by_their_ids(tmp_path: Path) -> None:
+    """If a file has the ids of its runs where ours has their keys, then each is found, and is not new."""
+    path = tmp_path / "p.db"
+    store = opened(path)
+    state = state_of(store)
+    state.next_run, run_id = 1, "run_abc" + "0123456789" * 2 + "012345678"
+    fill(state, "s0", events=1)
+    [run] = state.runs.values()
+    state.runs = type(state.runs)({run_id: msgspec.structs.replace(run, id=run_id)})
+    state.dirty_runs = {run_id: True}
+    commit(store, state)
+    store.connection.execute("UPDATE run SET id = ?", (run_id,))
+    store.connection.execute("UPDATE meta SET value = 3 WHERE name = 'schema'")
+    store.close()
+    store = opened(path)
+    found = store.run(run_id)
+    assert found is not None and found.id == run_id and store.has_run(run_id) and store.unfilled == []
+    assert store.newest_run("") == run_key(run_id) and not store.has_run(run_key(run_id))
     store.close()
 
 
