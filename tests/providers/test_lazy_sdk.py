@@ -185,3 +185,38 @@ def test_a_real_library_is_whole_for_everybody(name: str, most: int) -> None:
         "threads": [], "kept": "set by an agent", "same client": True, "same errors": True, "missing": [],
         "differing": [], "lazy": [], "pickled": True, "late": [],
     }
+
+
+RUNS = '''
+import asyncio, sys
+from scripted import Threaded, end, text
+from mesh.providers import kinds
+from mesh.providers.base import Output, RunContext, SessionInfo
+
+async def play(table):
+    provider = kinds.build(table, kinds.Place(None, False, "agent", None))
+    pieces = [piece async for piece in provider.run(RunContext("run_1", SessionInfo("ses_1"), "hi"))]
+    await provider.close()
+    return pieces
+
+with Threaded({"m": [text("hello"), end()]}) as server:
+    for provider, api in (("anthropic", None), ("openai", "chat"), ("openai", "responses")):
+        url = server.url if api is None else server.url + "/v1"
+        more = {} if api is None else {"api": api}
+        pieces = asyncio.run(play({"provider": provider, "model": "m", "base_url": url, **more}))
+        assert isinstance(pieces[-1], Output) and pieces[-1].data["content"] == "hello", pieces
+for name in ("anthropic", "openai"):
+    print(name, sum(module.startswith(name + ".") for module in sys.modules))
+'''
+
+
+def test_a_run_imports_no_more_than_the_client() -> None:
+    """If a run asks a model and hears its answer, then of the library no more is imported for it."""
+    pytest.importorskip("anthropic")
+    pytest.importorskip("openai")
+    path = f"{ROOT}:{Path(__file__).parent}"
+    done = subprocess.run([sys.executable, "-c", RUNS], capture_output=True, text=True, timeout=120,
+                          env={"PYTHONPATH": path}, check=False)
+    assert done.returncode == 0, done.stderr
+    counts = {name: int(count) for name, count in map(str.split, done.stdout.splitlines())}
+    assert counts["anthropic"] < 600 and counts["openai"] < 300, counts
