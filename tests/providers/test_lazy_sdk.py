@@ -84,7 +84,7 @@ def test_what_is_set_before_the_first_use_stays() -> None:
     lazy_sdk.client_module(SDK)
     top = importlib.import_module(SDK)
     top.count = 7
-    assert (top.count, top.word) == (7, "said")
+    assert (top.word, top.count) == ("said", 7)
 
 
 def test_another_build_of_it_is_imported_whole(sdk: Path) -> None:
