@@ -1,4 +1,4 @@
-"""``amp``: Sourcegraph's coding agent, by ``amp --execute --stream-json``; a thread is continued by its id.
+"""``amp``: the coding agent Amp, by ``amp --execute --stream-json``; a thread is continued by its id.
 
 Keys of the agent's table beside those of ``cli``: ``permission_mode`` (default, full_auto), ``mode`` (Amp's
 agent mode), ``settings_file``, ``mcp_config``. Amp chooses its model by the mode; ``model`` is only told.
@@ -28,8 +28,9 @@ from mesh.providers.images import refuse_images
 from mesh.providers.kinds import Place
 from mesh.providers.program import Facts, Program
 
-FACTS = Facts("amp", "npm install -g @sourcegraph/amp", "amp login (or set AMP_API_KEY)")
+FACTS = Facts("amp", "npm install -g @ampcode/cli", "amp login (or set AMP_API_KEY)")
 MODES = ("default", "full_auto")
+#: The program's help does not name it any more; it knows it still (0.0.1790142911).
 _ALLOW_ALL = "--dangerously-allow-all"
 _FLAGS = {"mode": "--mode", "settings_file": "--settings-file", "mcp_config": "--mcp-config"}
 
