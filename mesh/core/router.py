@@ -33,6 +33,8 @@ RETRY_AFTER_MS = 20
 _LONG_WAIT = f"a WAIT payload has at most {wire.WAIT_BYTES_MAX} bytes"
 
 READ, WRITE, WAIT = int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)
+#: What the supervisor says of a child that lives and was told to stop: with the node, or to be started again.
+_TOLD_TO_STOP = (ChildState.STOPPED, ChildState.RESTARTING)
 _REPLY, _MORE = int(wire.Kind.REPLY), int(wire.Flag.MORE)
 _PARTITION_FLAG, _MOVED = int(wire.Flag.PARTITION), int(wire.Flag.MOVED)
 
@@ -304,7 +306,7 @@ class Router:
     def _says_dead(actor: Actor, former: dict[str, Any], child: dict[str, Any]) -> bool:
         """Whether the supervisor's word is about the present holder. Its READY may be faster than the word
         of its birth: what is said before that is about its predecessor."""
-        if child["pid"] == actor.pid and child["kind"] == "runner" and child["state"] == ChildState.STOPPED:
+        if child["pid"] == actor.pid and child["kind"] == "runner" and child["state"] in _TOLD_TO_STOP:
             return False  # told to stop, and alive: what it ends now is still to be stored
         if child["pid"] == actor.pid or child["state"] in (ChildState.DOWN, ChildState.STOPPED):
             return child["state"] not in (ChildState.READY, ChildState.STARTING)
@@ -363,7 +365,8 @@ class Router:
         """``stopping`` takes no more work, and is still heard."""
         if actor.identity is None:
             return str(actor.roster["state"])
-        return mailbox.STOPPING if actor.roster["state"] == ChildState.STOPPED else ChildState.READY.value
+        ends = actor.roster["state"] in _TOLD_TO_STOP and actor.roster.get("pid") == actor.pid
+        return mailbox.STOPPING if ends else ChildState.READY.value
 
     def forget_silent(self, now_s: float) -> None:
         """Drop clients not heard for a while from the list of those to be told."""

@@ -258,19 +258,20 @@ def test_calls_wait_for_a_partition_that_was_down_once_it_is_restarted_by_hand()
     assert unknown.value.code == "not_found"
 
 
-def test_runner_that_is_told_to_stop_is_heard_and_gets_no_more_work() -> None:
+@pytest.mark.parametrize("state", ["stopped", "restarting"])
+def test_runner_that_is_told_to_stop_is_heard_and_gets_no_more_work(state: str) -> None:
     """If a runner is told to stop, then partitions hear what it ends, and hear that it takes no more, until
     its process is gone."""
     core = router(runners=1)
     runner, partition = ready(core, "R", pid=60), ready(core)
     core.on_roster([child(kind="runner", pid=60)])
     assert core.runner_roster() == [[0, 5, 60, "ready", True]]
-    core.on_roster([child(kind="runner", pid=60, state="stopped")])
+    core.on_roster([child(kind="runner", pid=60, state=state)])
     assert core.runner_roster() == [[0, 5, 60, "stopping", True]]
     to_partition = wire.actor_id(mailbox.PARTITION, 0) + b"x"
     assert core.on_actor(runner, to_partition)[0] == partition  # type: ignore[index]
-    core.on_roster([child(kind="runner", pid=None, state="stopped")])
-    assert core.runner_roster()[0][3:] == ["stopped", False]
+    core.on_roster([child(kind="runner", pid=None, state=state)])
+    assert core.runner_roster()[0][3:] == [state, False]
     assert core.on_actor(runner, to_partition) is None
 
 

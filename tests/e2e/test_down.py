@@ -137,7 +137,13 @@ def test_runner_that_is_down_is_restarted_by_hand(fragile: mesh.LocalNode) -> No
         run = client.sessions.prompt("s", "on").run_id
         assert client.runs.wait(run).output["content"] == "on"
         former = pids(client, "runner")[0]
+        client.sessions.start("sleeper", id="works")
+        works = client.runs.submit("works", "60").id
+        wait_for(lambda: client.sessions.events("works", type="message_streamed"), "the first piece")
         client.restart_runner(0)
+        with pytest.raises(mesh.MeshError) as ended:
+            client.runs.wait(works)
+        assert ended.value.code == "cancelled" and client.sessions.get("works").status == "active"
         wait_for(lambda: pids(client, "runner").get(0, former) != former, "another process")
         assert client.runs.wait(client.sessions.prompt("s", "again").run_id).output["content"] == "again"
 
