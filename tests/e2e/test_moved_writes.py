@@ -69,7 +69,8 @@ def test_open_writes_happen_once_whatever_the_number_of_partitions(tmp_path: Pat
         os.kill(pids(other, "partition")[1], signal.SIGSTOP)
         asking.start()
         mine = [key for key in keys if other.partitions.of(key) == 0]
-        wait_for(lambda: other.routes.get_many(mine)[0].route, "the half of partition 0: both left together")
+        wait_for(lambda: isinstance(other.routes.get_many(mine)[0], mesh.RouteRecord),
+                 "the half of partition 0: both left together")
         kill(node)
     with node_of(tmp_path, port, 1) as node, node.client() as other:
         asking.join(60.0)
