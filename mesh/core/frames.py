@@ -5,7 +5,8 @@ Rules of this file:
 1. Batches of many runs travel in one frame, and one answer says that they are stored, but for those it names.
    A batch that has to be sent again travels alone.
 2. What was said and is not stored is at most what the partition stores in ``WINDOW_S``, as the frames before
-   were stored. So when there is more to say than can be stored, the agents wait, and not the readers.
+   were stored. So when there is more to say than can be stored, the agents wait, and not the readers. What
+   is sent again does not count: a partition that is not there, or a run that it refuses, holds up nobody.
 3. A frame without an answer is forgotten when its batches are sent again.
 """
 
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from mesh.core.runner import RunLog
 
 #: What is said waits so long at most, half of it here and half of it on its way.
-WINDOW_S = 0.08
+WINDOW_S = 0.05
 #: So much may wait in any case: a frame that is smaller says little about how fast the partition is.
-LEAST_BYTES = 128 * 1024
+LEAST_BYTES = 64 * 1024
 MOST_BYTES = 4 * 1024 * 1024
 _FRAME = array_header(3) + pack("frame")
 

@@ -70,12 +70,13 @@ class Inbox:
 class Batch:
     """One numbered batch, encoded."""
 
-    __slots__ = ("bytes", "made_s", "message", "n", "sent_s")
+    __slots__ = ("bytes", "made_s", "message", "n", "sent_s", "waits")
 
     def __init__(self, n: int, message: bytes, size: int, made_s: float) -> None:
         self.n = n
         self.message = message
         self.bytes = size  #: of its events and its settlement: what is counted
+        self.waits = size  #: what of it counts in the frames of its partition
         self.made_s = self.sent_s = made_s
 
 
@@ -109,8 +110,10 @@ class RunLog:
         """Keep one encoded event for the next batch."""
         assert self._settle is None, "an event after the settlement"
         self._open.append(event)
-        self._open_bytes += len(event)
-        self.bytes += len(event)
+        size = len(event)
+        self._open_bytes += size
+        self.bytes += size
+        self.frames.bytes += size
 
     def note(self, report: Callable[[], bytes]) -> None:
         """Have the next batch carry a report of what the run used so far; it is made when the batch is."""
@@ -123,6 +126,7 @@ class RunLog:
         self._settle = settle
         self._note = None  # it says as much
         self.bytes += len(settle)
+        self.frames.bytes += len(settle)
 
     def close(self, now_s: float) -> list[bytes]:
         """Turn what was added into batches and return their messages, in order."""
@@ -151,7 +155,13 @@ class RunLog:
         """Forget the batches up to ``n``."""
         batches = self.batches
         while batches and batches[0].n <= n:
-            self.bytes -= batches.popleft().bytes
+            batch = batches.popleft()
+            self.bytes -= batch.bytes
+            self.frames.bytes -= batch.waits
+
+    def drop(self) -> None:
+        """Nothing of it waits for its partition any more."""
+        self.frames.bytes -= self.bytes - sum(batch.bytes - batch.waits for batch in self.batches)
 
     @property
     def finished(self) -> bool:
@@ -175,6 +185,8 @@ class RunLog:
             if now_s - batch.sent_s < RESEND_AFTER_S or room <= 0:
                 break
             batch.sent_s = now_s
+            self.frames.bytes -= batch.waits  # its partition is not there, or it alone is refused
+            batch.waits = 0
             again.append(batch.message)
             room -= len(batch.message)
         return again
@@ -221,18 +233,12 @@ class Outbox:
     def add(self, log: RunLog, event: bytes) -> None:
         """Keep an encoded event; it leaves with the next ``close`` of its log."""
         log.add(event)
-        size = len(event)
-        self.bytes += size
-        log.frames.bytes += size
-
-    def _count(self, log: RunLog, more: int) -> None:
-        self.bytes += more
-        log.frames.bytes += more
+        self.bytes += len(event)
 
     def settle(self, log: RunLog, settle: bytes) -> None:
         """Keep the encoded settlement; the event added last must be the terminal one."""
         log.settle(settle)
-        self._count(log, len(settle))
+        self.bytes += len(settle)
 
     def close(self, log: RunLog, now_s: float) -> list[bytes]:
         """The messages of a log's new batches."""
@@ -272,7 +278,7 @@ class Outbox:
     def _stored(self, log: RunLog, n: int) -> bool:
         before = log.bytes
         log.stored(n)
-        self._count(log, log.bytes - before)
+        self.bytes += log.bytes - before
         if log.finished:
             del self.logs[log.key]
             return True
@@ -282,7 +288,8 @@ class Outbox:
         """Forget an attempt that is over elsewhere (fenced, or superseded)."""
         log = self.logs.pop(key, None)
         if log is not None:
-            self._count(log, -log.bytes)
+            self.bytes -= log.bytes
+            log.drop()
 
     def of_partition(self, partition: int | None, now_s: float) -> list[tuple[int, list[bytes]]]:
         """Everything unconfirmed of one partition (None: of all), because its mailbox may have lost it."""

@@ -92,6 +92,25 @@ def test_agents_of_a_partition_wait_when_more_is_said_than_it_stores_in_its_time
     assert log.frames.most <= max(LEAST_BYTES, int(fast / 10.0 * WINDOW_S) + 1)
 
 
+def test_what_is_sent_again_holds_up_nobody_else() -> None:
+    """If a partition refuses one run's batch for ever, then others of its runs go on after a while."""
+    outbox = Outbox(10**9)
+    stuck, other = outbox.begin(KEYS[0], 0), outbox.begin(KEYS[1], 0)
+    outbox.add(stuck, event(1, 2 * LEAST_BYTES))
+    outbox.frame(0, {KEYS[0]: stuck}, 0.0)
+    assert not outbox.has_room(other)
+    assert outbox.overdue(runner.RESEND_AFTER_S) and outbox.has_room(other)
+    outbox.add(stuck, event(2, 10))
+    assert outbox.frames[0].bytes == len(event(2, 10)) and outbox.bytes == stuck.bytes
+    outbox.drop(KEYS[0])
+    assert outbox.frames[0].bytes == outbox.bytes == 0
+    outbox.add(other, event(1))
+    outbox.frame(0, {KEYS[1]: other}, 5.0)
+    outbox.overdue(5.0 + runner.RESEND_AFTER_S)
+    outbox.stored(KEYS[1], 1)
+    assert outbox.frames[0].bytes == outbox.bytes == 0
+
+
 STEPS = ("say", "send", "lose", "store", "store badly", "overdue", "restart")
 
 
