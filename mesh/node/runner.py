@@ -222,6 +222,7 @@ class Runner:
             for partition, messages in self.outbox.overdue(time.monotonic()):
                 for message in messages:
                     self._link.post(partition, message)
+            self._make_room()  # what is sent again holds up nobody
             self._asking.again()
         self._stop_unstored()
         self.processes.collect(time.monotonic())
@@ -231,8 +232,7 @@ class Runner:
         """An agent must not work for hours while nothing of it is kept."""
         limit_s = self._child.config.limits.unstored_s
         for run_id, attempt in self.outbox.unstored(time.monotonic() - limit_s):
-            drive = self._runs.get(run_id)
-            if drive is not None and drive.key[1] == attempt:
+            for drive in self._drives(run_id, attempt):
                 drive.stop(unstored(limit_s))
 
     def _tell_router(self) -> None:
@@ -329,8 +329,7 @@ class Runner:
 
     def _over(self, run_id: str, attempt: int) -> None:
         """The end of an attempt is stored."""
-        drive = self._runs.get(run_id)
-        if drive is not None and drive.key[1] == attempt:
+        for _ in self._drives(run_id, attempt):
             del self._runs[run_id]
 
     def _make_room(self) -> None:
@@ -356,8 +355,7 @@ class Runner:
         self._forget(run_id, attempt)
 
     def _forget(self, run_id: str, attempt: int) -> None:
-        drive = self._runs.get(run_id)
-        if drive is not None and drive.key[1] == attempt:
+        for drive in self._drives(run_id, attempt):
             del self._runs[run_id]
             drive.drop()
         self._make_room()
