@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from contextlib import suppress
 from typing import Any
+
+from traffic import gate
 
 from mesh.net import sockets
 
@@ -44,6 +47,7 @@ def flood(spec: dict[str, Any]) -> dict[str, Any]:
     """``inflight`` payloads open, for ``seconds``."""
     socket = sockets.dealer_socket(sockets.context(), spec["endpoint"] + "front", b"\1" + os.urandom(15))
     socket.poll(2_000, sockets.POLLOUT)
+    gate(spec)
     time.sleep(max(0.0, spec["at"] - time.monotonic()))
     burner, body = Burner(spec["us"]["load"]), bytes(spec["bytes"])
     sent = answered = 0
@@ -62,10 +66,11 @@ def flood(spec: dict[str, Any]) -> dict[str, Any]:
 def star(spec: dict[str, Any]) -> dict[str, Any]:
     """Serve until the flood is over. A session of its own, as a node is."""
     os.setsid()
+    workers = []
     for index in range(WORKERS):
-        if os.fork() == 0:
+        workers.append(os.fork())
+        if not workers[-1]:
             _worker(spec, b"w%d" % index)
-            os._exit(0)
     context = sockets.context(patient=True)
     front, back = (sockets.router_socket(context) for _ in range(2))
     front.bind(spec["endpoint"] + "front")
@@ -73,10 +78,11 @@ def star(spec: dict[str, Any]) -> dict[str, Any]:
     poller = sockets.Poller()
     for socket in (front, back):
         poller.register(socket, sockets.POLLIN)
-    burner, number = Burner(spec["us"]["router"]), 0
-    until_s = _end_s(spec)
-    for _ in range(WORKERS):
+    for _ in workers:
         back.recv_multipart()
+    gate(spec)
+    burner, number = Burner(spec["us"]["router"]), 0
+    until_s = spec["at"] + spec["seconds"] + AFTER_S
     while time.monotonic() < until_s:
         ready = dict(poller.poll(100))
         if back in ready:
@@ -91,8 +97,9 @@ def star(spec: dict[str, Any]) -> dict[str, Any]:
                 back.send(b"w%d" % (number % WORKERS), sockets.MORE)
                 back.send(client + front.recv(sockets.NOWAIT), sockets.NOWAIT)
                 burner.payload()
-    for _ in range(WORKERS):
-        os.wait()
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     return {}
 
 
@@ -113,17 +120,10 @@ def _worker(spec: dict[str, Any], name: bytes) -> None:
     socket.poll(2_000, sockets.POLLOUT)
     socket.send(b"ready")
     burner, answer = Burner(spec["us"]["worker"]), bytes(spec["reply_bytes"])
-    until_s = _end_s(spec) + AFTER_S  # it outlives who passes payloads to it
-    while time.monotonic() < until_s:
-        if socket.poll(100):
-            frame = socket.recv()
-            burner.payload()
-            with suppress(sockets.ZMQError):  # the star is over
-                socket.send(frame[:16] + answer, sockets.NOWAIT)
-
-
-def _end_s(spec: dict[str, Any]) -> float:
-    return float(spec["at"] + spec["seconds"] + AFTER_S)
+    while True:  # until the star ends it
+        frame = socket.recv()
+        burner.payload()
+        socket.send(frame[:16] + answer)
 
 
 def main() -> None:

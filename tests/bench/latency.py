@@ -43,8 +43,8 @@ LOADS = (0.25, 0.5, 0.75)
 MODEST_PER_S = 400
 INFLIGHT = 256
 NICE = -10
-#: A new process needs so long until it is connected and warm.
-WARM_UP_S = 1.5
+#: When all processes are warm, they begin together after so long.
+SOON_S = 0.2
 #: A slow partition stands still for this long, and then runs for as long.
 SLOW_S = 0.02
 #: What changes the life of the modest client: (name, the roles beside it).
@@ -55,14 +55,14 @@ BESIDE: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "flood: 400 x 500 calls, raw": [("raw", {"calls": 500, "inflight": 400})],
     "flood: 3 000 x 1 call, raw": [("raw", {"calls": 1, "inflight": 3_000})],
     "client that never reads": [("raw", {"calls": 50, "inflight": 400, "deaf": True})],
-    "partition 1 stands still": [],
-    "partition 1 is slow": [],
+    "partition 1 stands still": [("paced", {"rate": MODEST_PER_S})],
+    "partition 1 is slow": [("paced", {"rate": MODEST_PER_S})],
     "calm again": [],
 }
 FLOODS = [name for name in BESIDE if name.startswith("flood")]
 #: What a call of these floods has in its payload, and its answer in the reply: about so many bytes.
 CALL_BYTES, ANSWER_BYTES = 35, 110
-#: These are judged by what partition 0 answers: the other one is what is broken.
+#: In these the measured client asks partition 0 alone; the one beside it asks both, and waits for the other.
 BROKEN = {"partition 1 stands still", "partition 1 is slow"}
 
 
@@ -76,14 +76,22 @@ class Bench:
         self.pids = [partition.pid for partition in client.partitions.list()]
         self.router_pid = client.status()["router"]["pid"]
 
-    def together(self, roles: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Run some roles at the same time; their results."""
-        at = time.monotonic() + WARM_UP_S
+    def together(
+        self, roles: list[tuple[str, dict[str, Any]]],
+        beside: Callable[[threading.Event], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Run some roles at the same time, from when all are warm; their results."""
         children = [
-            Child(role, **{**self.common, "seed": n, "seconds": self.seconds, "at": at, **spec})
+            Child(role, **{**self.common, "seed": n, "seconds": self.seconds, "gated": True, **spec})
             for n, (role, spec) in enumerate(roles)
         ]
-        return [child.result() for child in children]
+        for child in children:
+            child.ready()
+        at_s = time.monotonic() + SOON_S
+        for child in children:
+            child.begin(at_s)
+        with self._beside(beside, threading.Event()):
+            return [child.result() for child in children]
 
     def maximum(self) -> float:
         """Calls per second that two clients of 256 calls in flight each get answered."""
@@ -97,16 +105,12 @@ class Bench:
 
     def modest(self, name: str) -> dict[str, Any]:
         """The modest client beside what ``name`` says."""
-        measured: tuple[str, dict[str, Any]] = ("paced", {"rate": MODEST_PER_S, "nice": NICE})
-        stop = threading.Event()
+        spec = {"rate": MODEST_PER_S, "nice": NICE, "only": 0 if name in BROKEN else None}
         broken = {"partition 1 stands still": self._still, "partition 1 is slow": self._slow}.get(name)
         before = self._used()
-        with self._beside(broken, stop):
-            found, *others = self.together([measured, *BESIDE[name]])
+        found, *others = self.together([("paced", spec), *BESIDE[name]], broken)
         found["others"] = others
         found["used"] = {what: after - before[what] for what, after in self._used().items()}
-        if name in BROKEN:
-            found["all"] = max((found["groups"][g] for g in ("get 0", "set 0")), key=lambda g: g["p99"])
         return found
 
     def _used(self) -> dict[str, float]:
@@ -147,7 +151,7 @@ class Bench:
 
     def _still(self, stop: threading.Event) -> None:
         """Freeze partition 1 when the others have begun; shorter than the supervisor's patience."""
-        stop.wait(WARM_UP_S + 0.2)
+        stop.wait(SOON_S + 0.2)
         self._stopped(stop, self.seconds - 0.5)
 
     def _slow(self, stop: threading.Event) -> None:

@@ -56,13 +56,20 @@ class Child:
         env = {**os.environ, "PYTHONPATH": str(root)}
         self.role = role
         self.process = subprocess.Popen(
-            [sys.executable, script, role, json.dumps(spec)], stdout=subprocess.PIPE, env=env
+            [sys.executable, script, role, json.dumps(spec)], env=env,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )
 
     def ready(self) -> None:
         """Wait for the line that says so."""
         assert self.process.stdout is not None
         self.process.stdout.readline()
+
+    def begin(self, at_s: float) -> None:
+        """Tell one that was started ``gated`` and is ready when to begin."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"%f\n" % at_s)
+        self.process.stdin.flush()
 
     def result(self, limit_s: float = 120.0) -> dict[str, Any]:
         """Wait for its end."""
@@ -129,16 +136,19 @@ class Recorder:
 class Calls:
     """The n-th call of the mix, recorded under its kind and partition."""
 
-    def __init__(self, client: mesh.AsyncClient, partitions: int, seed: int) -> None:
+    def __init__(
+        self, client: mesh.AsyncClient, partitions: int, seed: int, only: int | None = None
+    ) -> None:
         self.client = client
         self.record = Recorder()
         names, owners = keys(), slots.even_map(partitions)
         chance = random.Random(seed)
         chance.shuffle(names)
-        self.keys = [(name, owners[slots.route_slot(name)]) for name in names]
+        placed = [(name, owners[slots.route_slot(name)]) for name in names]
+        self.keys = [(name, owner) for name, owner in placed if only in (None, owner)]
 
     async def one(self, n: int, due_s: float) -> None:
-        key, partition = self.keys[n % KEYS]
+        key, partition = self.keys[n % len(self.keys)]
         write = n % WRITE_EVERY == 0
         try:
             if write:
@@ -164,7 +174,7 @@ async def paced(spec: dict[str, Any]) -> dict[str, Any]:
         os.nice(spec.get("nice", 0))
     chance = random.Random(spec["seed"])
     async with mesh.AsyncClient(spec["address"], timeout_s=spec.get("timeout_s", 20.0)) as client:
-        calls = Calls(client, spec["partitions"], spec["seed"])
+        calls = Calls(client, spec["partitions"], spec["seed"], spec.get("only"))
         await _warm(client)
         await _at(spec)
         tasks: set[asyncio.Task[None]] = set()
@@ -285,14 +295,23 @@ def _cpu_us() -> float:
     return (time.process_time() - warm_s) * 1e6
 
 
+def gate(spec: dict[str, Any]) -> None:
+    """If started ``gated``, say that all is warm and hear when to begin."""
+    if spec.get("gated"):
+        print("ready", flush=True)
+        spec["at"] = float(sys.stdin.readline())
+
+
 def _sleep_until(spec: dict[str, Any]) -> None:
     global warm_s
+    gate(spec)
     time.sleep(max(0.0, spec.get("at", 0.0) - time.monotonic()))
     warm_s = time.process_time()
 
 
 async def _at(spec: dict[str, Any]) -> None:
     global warm_s
+    await asyncio.to_thread(gate, spec)
     await asyncio.sleep(max(0.0, spec.get("at", 0.0) - time.monotonic()))
     warm_s = time.process_time()
 

@@ -150,6 +150,23 @@ def _cost(partition: Mailbox) -> int:
     return sum(map(cost, partition.given))
 
 
+def test_what_waits_in_the_router_is_refused_when_its_partition_dies(node: MiniNode) -> None:
+    """If a partition dies while a flood waits in the router, then all but the window that it was given is
+    told to ask again, and the flood's client is told of the death."""
+    body = wire.pack([["route.get", [KEY]]] * 150)
+    with RawClient(node) as flood, RawClient(node) as modest:
+        frozen(node)
+        requests = [flood.send(wire.Kind.READ, body) for _ in range(PAYLOADS)]
+        wait_until_inflight(modest, PAYLOADS)
+        node.kill_partition()
+        given = WINDOW_COST // len(body) + 1
+        for request in requests[given:]:
+            answer = flood.take(request)
+            assert answer.codes == ["partition_unavailable"] and answer.header.flags & wire.Flag.AGAIN
+        assert flood.gone
+        wait_until_inflight(modest, 0)
+
+
 def test_a_client_that_never_reads_its_answers_leaves_room_for_others(tmp_path: Path) -> None:
     """If a client asks on and on and reads nothing, then it holds its own share at most and others are
     served."""
