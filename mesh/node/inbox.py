@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import Any
 
 from mesh.config import LimitsSection
 from mesh.core.credit import TOLD_COST
 from mesh.core.fair import FRAME_COST, Fair
-from mesh.net import sockets
+from mesh.net.dealer import Dealer
 
 #: When more waits than one turn can do, a turn is made to take about so much of the CPU: who has little to
 #: ask waits so long at most. Shorter turns would commit oftener than they have to.
@@ -23,13 +21,13 @@ FEW_COST = 16_384
 
 
 class Inbox:
-    """The receiving side of the socket. Each turn ends with the batch that it feeds."""
+    """The receiving side of the mailbox. Each turn ends with the batch that it feeds."""
 
-    def __init__(self, socket: Any, limits: LimitsSection) -> None:
+    def __init__(self, mailbox: Dealer, limits: LimitsSection) -> None:
         self.crowded = False  #: something waits for its turn already: do not sleep
         self.taken = 0  #: the work of clients' requests since the beginning
         self._told = 0
-        self._socket = socket
+        self._take = mailbox.take
         self._cost_max = limits.batch_bytes
         self._cost = self._cost_max
         self._began_s = 0.0
@@ -46,11 +44,10 @@ class Inbox:
         if crowded:
             self._adapt()
         else:
-            few, recv, nowait = FEW_COST, self._socket.recv, sockets.NOWAIT
+            few, take = FEW_COST, self._take
             while few > 0:
-                try:
-                    frame = recv(nowait)
-                except sockets.Again:
+                frame = take()
+                if frame is None:
                     return
                 few -= self._count(frame)
                 yield frame
@@ -74,10 +71,9 @@ class Inbox:
         self._used_up = True
 
     def _take_in(self) -> None:
-        recv, nowait, fair = self._socket.recv, sockets.NOWAIT, self._fair
-        with suppress(sockets.Again):
-            while not fair.full:
-                fair.add(recv(nowait))
+        take, fair = self._take, self._fair
+        while not fair.full and (frame := take()) is not None:
+            fair.add(frame)
 
     def _count(self, frame: bytes) -> int:
         cost = FRAME_COST + len(frame)
