@@ -9,7 +9,7 @@ from mesh.net.dealer import Dealer
 #: While more than this waits to leave, nothing more is asked of the partition.
 ROOM_BYTES = 16 * 1024 * 1024
 ROOM_WAIT_S = 0.01
-#: Answers leave together up to this size: a turn may be long, and who asked for little has his answer within it.
+#: Answers leave together up to this size: a turn may be long, and who asked for little is answered within it.
 TOGETHER_BYTES = 4 * 1024
 
 REPLY, WAIT = int(wire.Kind.REPLY), int(wire.Kind.WAIT)
