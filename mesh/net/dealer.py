@@ -35,7 +35,7 @@ RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.2
 #: What one look at the connection takes; frames beyond stay with the kernel, and behind it with the ROUTER.
 RECEIVE_BYTES = 64 * 1024
 #: While more than this waits to leave, ``send`` takes nothing. Who may not lose anything sets his own.
-UNSENT_BYTES = 4 * 1024 * 1024
+UNSENT_BYTES = 16 * 1024 * 1024
 #: Frames up to this size are put behind their header; larger ones are not copied.
 COPY_BYTES = 16 * 1024
 #: Pieces given to the kernel at a time.
