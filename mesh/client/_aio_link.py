@@ -1,7 +1,7 @@
 """The asyncio shell: one loop, plain sockets watched with ``add_reader``, one timer for everything.
 
-Calls issued in one loop turn are flushed by one ``call_soon``. What a descriptor does not tell of is taken
-then, too (``waiting``).
+Calls issued in one loop turn are flushed by one ``call_soon``. The socket's descriptor is edge-triggered:
+after every send and receive the events are read until nothing is left.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mesh.client._protocol import HELLO, Completion, Facts, Protocol
 from mesh.client._surface import Ask, Emit, Meanwhile, Pause, Plan, Request, check_timeout, failure, result_of
 from mesh.client._traffic import FOREVER
 from mesh.errors import ClientClosed, InvalidState, MeshError, NodeUnreachable
+from mesh.net import sockets
 
 #: Frames taken in one go before other callbacks of the loop have their turn.
 RECEIVE_MAX = 64
@@ -204,7 +205,7 @@ class AsyncLink:
         self._forget_link()
         self.endpoint = endpoint
         self._protocol = Protocol(_link.new_client_id, endpoint, self.timeout_s)
-        self._sockets = _link.Sockets(endpoint, _Watch(loop, self._receive))
+        self._sockets = _link.Sockets(endpoint)
         self._loop = loop
 
     def _flush(self) -> None:
@@ -212,17 +213,16 @@ class AsyncLink:
         now_s = monotonic()
         _finish(self._protocol.flush(now_s))
         self._send(now_s)
-        if self._down or any(dealer.waiting for dealer in self._watched.values()):
-            self._receive()
-        elif self._protocol.due_s < self._timer_s:
-            self._arm(now_s)
+        self._receive()
 
     def _send(self, now_s: float) -> None:
         protocol = self._protocol
         while (outgoing := protocol.next_frame(now_s)) is not None:
             client_id, frame = outgoing
             dealer = self._watched.get(client_id) or self._watch(client_id)
-            if not dealer.send(frame):
+            try:
+                dealer.send(frame, sockets.NOWAIT)
+            except sockets.Again:
                 protocol.blocked(now_s)
                 self._down = True
                 return
@@ -231,6 +231,7 @@ class AsyncLink:
     def _watch(self, client_id: bytes) -> Any:
         assert self._sockets is not None and self._loop is not None
         dealer = self._watched[client_id] = self._sockets.dealer(client_id)
+        self._loop.add_reader(dealer.fileno(), self._receive)
         return dealer
 
     def _receive(self) -> None:
@@ -257,13 +258,12 @@ class AsyncLink:
         """Take what is there; True when the socket could send again."""
         protocol = self._protocol
         for _ in range(RECEIVE_MAX):
-            frame = dealer.take()
-            if frame is None:
-                if dealer.open:
-                    return True
-                self._down = True
-                protocol.blocked(now_s)
-                return False
+            events = dealer.getsockopt(sockets.EVENTS)
+            if not events & sockets.POLLIN:
+                back = bool(events & sockets.POLLOUT)
+                self._down = self._down or not back
+                return back
+            frame = dealer.recv(sockets.NOWAIT)
             _finish(protocol.on_frame(frame, now_s))
             if protocol.unsent:
                 self._send(now_s)
@@ -289,12 +289,16 @@ class AsyncLink:
         for identity in self._protocol.retired:
             dealer = self._watched.pop(identity.client_id, None)
             if dealer is not None and self._loop is not None and self._sockets is not None:
+                self._loop.remove_reader(dealer.fileno())
                 self._sockets.drop(identity.client_id)
         self._protocol.retired.clear()
 
     def _detach(self) -> None:
-        if self._loop is not None and not self._loop.is_closed() and self._timer is not None:
-            self._timer.cancel()
+        if self._loop is not None and not self._loop.is_closed():
+            if self._timer is not None:
+                self._timer.cancel()
+            for dealer in self._watched.values():
+                self._loop.remove_reader(dealer.fileno())
         if self._sockets is not None:
             self._sockets.close()
             self._sockets = None
@@ -332,31 +336,6 @@ class _Gate:
         """The answer, when what stands behind it came first."""
         self._late = get_running_loop().create_future()
         return await self._late
-
-
-class _Watch:
-    """A loop's eye on the link."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, receive: Callable[[], None]) -> None:
-        self._loop = loop
-        self._receive = receive
-
-    def add(self, descriptor: int) -> None:
-        """Wake up when it can be read."""
-        self._loop.add_reader(descriptor, self._receive)
-
-    def room(self, descriptor: int, wanted: bool) -> None:
-        """Wake up also when it can be written, or no more."""
-        if wanted:
-            self._loop.add_writer(descriptor, self._receive)
-        else:
-            self._loop.remove_writer(descriptor)
-
-    def remove(self, descriptor: int) -> None:
-        """It ends."""
-        if not self._loop.is_closed():
-            self._loop.remove_reader(descriptor)
-            self._loop.remove_writer(descriptor)
 
 
 def _finish(completions: Iterable[Completion]) -> None:

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 from mesh.core.wire import CLIENT_ID_BYTES
 from mesh.errors import ConfigError, NodeUnreachable, shown
 from mesh.net import sockets
-from mesh.net.dealer import Dealer, Remote, Watch, mailbox_of
 
 
 class Forkable(Protocol):
@@ -63,40 +62,35 @@ def register(client: Forkable) -> None:
 def keep(parents: Any) -> None:
     """Never collect these sockets in a child: they are the parent's."""
     if parents is not None:
-        parents.abandon()
         _shared.lost.append(parents)
 
 
 class Sockets:
     """The links of one client: usually one DEALER; a second while an expired identity runs out."""
 
-    def __init__(self, endpoint: str, watch: Watch) -> None:
+    def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
-        self._watch = watch
         self._pid = os.getpid()
-        self._dealers: dict[bytes, Dealer | Remote] = {}
+        self._dealers: dict[bytes, Any] = {}
         self.context: Any = use_context()
 
-    def dealer(self, client_id: bytes) -> Dealer | Remote:
+    def dealer(self, client_id: bytes) -> Any:
         """The socket of a client id, connected at its first use."""
         found = self._dealers.get(client_id)
         if found is None:
-            found = self._dealers[client_id] = mailbox_of(self.context, self.endpoint, client_id, self._watch)
+            found = self._dealers[client_id] = sockets.dealer_socket(self.context, self.endpoint, client_id)
         return found
 
-    def abandon(self) -> None:
-        """In a forked child: let go of what can be let go of there."""
-        if self._pid != os.getpid():
-            for found in self._dealers.values():
-                if isinstance(found, Dealer):
-                    found.abandon()
-            self._dealers = {k: d for k, d in self._dealers.items() if not isinstance(d, Dealer)}
+    def all(self) -> list[Any]:
+        """Every open socket."""
+        return list(self._dealers.values())
 
-    def drop(self, client_id: bytes) -> None:
-        """Close the socket of an identity that has ended."""
+    def drop(self, client_id: bytes) -> Any:
+        """Close the socket of an identity that has ended; returns it, or None."""
         found = self._dealers.pop(client_id, None)
         if found is not None:
-            found.close()
+            found.close(0)
+        return found
 
     def close(self) -> None:
         """Close all sockets, and the context with the last link of the process. Idempotent."""

@@ -98,9 +98,8 @@ class Traffic:
         payload.epoch = self._epochs.get(payload.partition, 0)
 
     def blocked(self, now_s: float) -> None:
-        """The link is down or full. Try again soon, if there is anything to be sent or heard."""
-        if self._open or self._outbox:
-            self._look_at(now_s + BLOCKED_RETRY_S)
+        """Nobody took the frame: the link is down or full. Try again soon."""
+        self._look_at(now_s + BLOCKED_RETRY_S)
 
     def _on_boot(self, boot: int, now_s: float) -> bool:
         """Another boot id; True when another router than before has it."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 from mesh.config import LimitsSection
 from mesh.core.credit import TOLD_COST
 from mesh.core.fair import FRAME_COST, Fair
-from mesh.net.dealer import Dealer
+from mesh.net import sockets
 
 #: When more waits than one turn can do, a turn is made to take about so much of the CPU: who has little to
 #: ask waits so long at most. Shorter turns would commit oftener than they have to.
@@ -21,13 +23,13 @@ FEW_COST = 16_384
 
 
 class Inbox:
-    """The receiving side of the mailbox. Each turn ends with the batch that it feeds."""
+    """The receiving side of the socket. Each turn ends with the batch that it feeds."""
 
-    def __init__(self, mailbox: Dealer, limits: LimitsSection) -> None:
+    def __init__(self, socket: Any, limits: LimitsSection) -> None:
         self.crowded = False  #: something waits for its turn already: do not sleep
         self.taken = 0  #: the work of clients' requests since the beginning
         self._told = 0
-        self._take = mailbox.take
+        self._socket = socket
         self._cost_max = limits.batch_bytes
         self._cost = self._cost_max
         self._began_s = 0.0
@@ -44,10 +46,11 @@ class Inbox:
         if crowded:
             self._adapt()
         else:
-            few, take = FEW_COST, self._take
+            few, recv, nowait = FEW_COST, self._socket.recv, sockets.NOWAIT
             while few > 0:
-                frame = take()
-                if frame is None:
+                try:
+                    frame = recv(nowait)
+                except sockets.Again:
                     return
                 few -= self._count(frame)
                 yield frame
@@ -71,9 +74,10 @@ class Inbox:
         self._used_up = True
 
     def _take_in(self) -> None:
-        take, fair = self._take, self._fair
-        while not fair.full and (frame := take()) is not None:
-            fair.add(frame)
+        recv, nowait, fair = self._socket.recv, sockets.NOWAIT, self._fair
+        with suppress(sockets.Again):
+            while not fair.full:
+                fair.add(recv(nowait))
 
     def _count(self, frame: bytes) -> int:
         cost = FRAME_COST + len(frame)

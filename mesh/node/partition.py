@@ -6,11 +6,9 @@ take what waits -> answer reads -> decide writes -> commit once -> reply -> publ
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 import traceback
-from math import inf
 from typing import Any
 
 from mesh.core import mailbox, wire
@@ -32,7 +30,6 @@ from mesh.core.waiting import Waiters
 from mesh.errors import DeadlineExceeded, MeshError, StoreError
 from mesh.log import Log
 from mesh.net import sockets
-from mesh.net.dealer import RETRY_MIN_S, Dealer, PollWatch
 from mesh.node import clock
 from mesh.node.actors import Actors
 from mesh.node.backup import Backups
@@ -55,8 +52,6 @@ TICK_S = 1.0
 READY_S = 0.1
 #: Guesses and expiries that nobody waits for ride with the next commit, or are flushed after this time.
 LAZY_FLUSH_S = 0.2
-#: So long a partition that stops waits for the router to take its last words.
-LINGER_MS = 100
 #: The exit status when memory and disk might differ: the next incarnation recovers from the disk.
 EX_INCONSISTENT = 70
 
@@ -112,9 +107,10 @@ class PartitionProcess:
         child, limits = self.child, self.child.config.limits
         ctx = sockets.context(patient=True)
         identity = mailbox.identity(mailbox.PARTITION, child.index, self.epoch)
-        self.poller = select.poll()
-        path = child.back_endpoint.removeprefix("ipc://")
-        self.socket = Dealer(path, identity, PollWatch(self.poller), unsent_max=inf)
+        # All that may be answered at once fits into the pipe: a reply is not lost while the router lives.
+        most = sockets.HWM_FRAMES + limits.inflight_per_partition + limits.waiters_per_partition
+        hwm = min(most, sockets.HWM_MAX)
+        self.socket = sockets.dealer_socket(ctx, child.back_endpoint, identity, hwm=hwm)
         self.replies = Replies(
             self.socket, index=child.index, epoch=self.epoch, map_version=child.map_version
         )
@@ -161,42 +157,37 @@ class PartitionProcess:
     def serve(self) -> None:
         """Run batches until told to stop, or until the supervisor is gone."""
         control = self.child.control
-        poller = self.poller
-        for waited_for in (self.publisher.socket, control):
-            poller.register(waited_for.fileno(), select.POLLIN)
+        poller = sockets.Poller()
+        poller.register(self.socket, sockets.POLLIN)
+        poller.register(self.publisher.socket, sockets.POLLIN)
+        poller.register(control.fileno(), sockets.POLLIN)
         self._clock()
         self._last_stats = counters(self)
         control.send("ready", epoch=self.epoch, pid=os.getpid())
         next_tick = next_ready = self.state.mono
         while not self.stopping:
-            stirred = dict(poller.poll(self._timeout_ms(min(next_tick, next_ready))))
+            ready = dict(poller.poll(self._timeout_ms(min(next_tick, next_ready))))
             self._clock()
             if self.state.mono >= next_ready:
                 next_ready = self.state.mono + (READY_S if self.replies.router_boot else READY_S / 10)
                 self._ready()
-            if control.fileno() in stirred:
+            if control.fileno() in ready:
                 messages = control.receive()
                 if control.closed:
                     os._exit(1)  # the supervisor is dead: nobody would restart or stop us
                 self.stopping = next((m for m in messages if m["t"] == "stop"), None)
-            if self.publisher.socket.fileno() in stirred:
+            if self.publisher.socket in ready:
                 self.publisher.take_subscriptions()
             self._batch()
             if self.state.mono >= next_tick:
                 next_tick = self.state.mono + TICK_S
                 self._tick()
-            self.replies.flush()
-            if self.publisher.stirred:
-                self.publisher.take_subscriptions()
         self._shut_down()
 
     def _timeout_ms(self, next_tick: float) -> int:
         upkeep = self.upkeep.busy and self.degraded is None
-        waiting = self.socket.waiting or self.inbox.crowded or self.questions or self.publisher.stirred
-        if waiting or self.recovery.loading or self.backups.active or upkeep:
+        if self.inbox.crowded or self.recovery.loading or self.backups.active or upkeep or self.questions:
             return 0
-        if not self.socket.connected:
-            next_tick = min(next_tick, self.state.mono + RETRY_MIN_S)
         due = min(next_tick, self.waiters.next_deadline_s() or next_tick)
         if self.upkeep.retention.due_s is not None and self.degraded is None:
             due = min(due, self.upkeep.retention.due_s)
@@ -221,13 +212,11 @@ class PartitionProcess:
                 break
         if taken := self.inbox.to_be_told():
             self.replies.took(taken)
-        self.replies.flush()  # reads do not wait for the disk
         self._decide()
         self._commit()
         self.parking.take_in()
         self.parking.expire(self.state.mono)
         self.questions.answer(self.replies.send)
-        self.replies.flush()
         self._housekeeping()
 
     def _on_client(self, frame: bytes) -> None:
@@ -422,10 +411,8 @@ class PartitionProcess:
             self.live.take_down(self.state.session(session_id), StopReason.SHUTDOWN)
         self._commit()
         self.replies.send(wire.ROUTER_ID + wire.pack(["bye"]))
-        self.replies.flush()
         self.health.unless_refused(lambda: self.store.save_counters(self.state, self.child.node_boot))
         self.store.close()
-        self.socket.close(LINGER_MS)
         time.sleep(0.02)  # let ZeroMQ's thread put the last messages on the wire; LINGER is 0
 
 

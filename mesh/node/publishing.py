@@ -35,8 +35,6 @@ class Publisher:
         self.topics = Topics(limits.feed_topics)
         self._message_bytes_max = limits.feed_message_bytes
         self.lost = 0  #: messages that listeners have to fetch from the log
-        #: Subscriptions may wait: the descriptor tells of a change alone, and a send may swallow it.
-        self.stirred = True
         self._skipped = False  #: one of this batch was too large to publish
 
     def take_subscriptions(self) -> bool:
@@ -53,7 +51,6 @@ class Publisher:
                 elif message[:1] == b"\x00":
                     self.topics.discard(message[1:])
         except sockets.Again:
-            self.stirred = False
             return True
         return False
 
@@ -153,7 +150,6 @@ class Publisher:
             self.lost += 1  # thousands of them may wait for one listener: the head says that there is more
             self._skipped = True
             return
-        self.stirred = True
         try:
             self._put(topic, sockets.MORE)
             self._put(payload, sockets.NOWAIT)

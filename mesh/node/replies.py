@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mesh.core import wire
 from mesh.errors import MeshError
-from mesh.net.dealer import Dealer
-
-#: While more than this waits to leave, nothing more is asked of the partition.
-ROOM_BYTES = 16 * 1024 * 1024
-ROOM_WAIT_S = 0.01
-#: Answers leave together up to this size: a turn may be long, and who asked for little is answered within it.
-TOGETHER_BYTES = 4 * 1024
+from mesh.net import sockets
+from mesh.net.window import MARK_BYTES, ROOM_BYTES, Window
 
 REPLY, WAIT = int(wire.Kind.REPLY), int(wire.Kind.WAIT)
 AGAIN, REFUSED = int(wire.Flag.AGAIN), int(wire.Flag.REFUSED)
 
 
 class Replies:
-    """The sending side of the mailbox. What is complete leaves with ``flush``, many answers at a time."""
+    """The sending side of the socket."""
 
-    def __init__(self, mailbox: Dealer, *, index: int, epoch: int, map_version: int) -> None:
+    def __init__(self, socket: Any, *, index: int, epoch: int, map_version: int) -> None:
         self.dropped = 0  #: messages that no router took
         self.router_boot = 0  #: of the router that welcomed us; 0 before one did
-        self._mailbox, self._post, self.flush = mailbox, mailbox.post, mailbox.flush
+        self._socket, self._send, self._unsent = socket, sockets.sender(socket), Window()
         self._index, self._epoch, self._map_version = index, epoch, map_version
 
     def welcomed(self, boot: int) -> None:
@@ -31,14 +28,12 @@ class Replies:
 
     def has_room(self) -> bool:
         """Whether more may be asked of the partition; waits a moment for it."""
-        if self.full:
-            self._mailbox.wait(ROOM_WAIT_S)
-        return not self.full
+        return self._unsent.has_room()
 
     @property
     def full(self) -> bool:
         """Whether so much is on its way that this batch should end."""
-        return self._mailbox.unsent > ROOM_BYTES
+        return self._unsent.bytes > ROOM_BYTES
 
     def reply(
         self, client: bytes, request_id: int, kind: int, size: int, body: bytes, flags: int = 0
@@ -67,10 +62,13 @@ class Replies:
 
     def send(self, frame: bytes) -> None:
         """Send what is complete with its address."""
-        if not self._post(frame):
+        try:
+            if len(frame) > MARK_BYTES:
+                self._unsent.send(self._socket, frame)
+            else:
+                self._send(frame, sockets.NOWAIT)
+        except sockets.Again:
             self.dropped += 1  # no router now: clients and runners send again what was not answered
-        elif self._mailbox.unsent > TOGETHER_BYTES:
-            self.flush()
 
 
-__all__ = ["ROOM_BYTES", "TOGETHER_BYTES", "Replies"]
+__all__ = ["Replies"]

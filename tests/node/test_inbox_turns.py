@@ -9,19 +9,22 @@ import pytest
 from mesh.config import LimitsSection
 from mesh.core.credit import TOLD_COST
 from mesh.core.fair import cost
+from mesh.net import sockets
 from mesh.node.inbox import FEW_COST, Inbox
 
 LARGE = 3_000
 
 
 class Pipe:
-    """The mailbox: what has come."""
+    """The socket: what has come."""
 
     def __init__(self) -> None:
         self.frames: deque[bytes] = deque()
 
-    def take(self) -> bytes | None:
-        return self.frames.popleft() if self.frames else None
+    def recv(self, _flags: int) -> bytes:
+        if not self.frames:
+            raise sockets.Again
+        return self.frames.popleft()
 
 
 @pytest.fixture
