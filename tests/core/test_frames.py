@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench import Bench, new_run_id, opened
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.core import runner, wire
 from mesh.core.frames import LEAST_BYTES, WINDOW_S, Frames
 from mesh.core.runner import Outbox, encode_event
-from tests.core.bench import Bench, new_run_id, opened
 
 KEYS = (("run_a", 1), ("run_b", 1), ("run_c", 2))
 

@@ -62,6 +62,7 @@ def test_the_numbers_of_kinds_and_flags_never_change() -> None:
         "RESTART": 6,
         "PING": 7,
         "NOTE": 8,
+        "RESTART_RUNNER": 9,
         "REPLY": 16,
         "GONE": 17,
     }

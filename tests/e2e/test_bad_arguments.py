@@ -155,10 +155,11 @@ FOR_EVER = tuple(f"timeout_s={label})" for label in ("None", "infinity", "2^63",
 
 
 def left_out(told: str) -> bool:
-    """Whether the call is right after all: it restarts a partition, closes the session to all others that
-    are tried on it, or would wait for ever."""
+    """Whether the call is right after all: it restarts a process, closes the session to all others that are
+    tried on it, or would wait for ever."""
     patient = told.startswith(PATIENT) and told.endswith(FOR_EVER)
-    return patient or told in ("partitions.restart(index=0)", "sessions.set_token(token=run id)")
+    right = ("partitions.restart(index=0)", "restart_runner(index=0)", "sessions.set_token(token=run id)")
+    return patient or told in right
 
 
 @pytest.fixture(scope="module")

@@ -208,7 +208,7 @@ def test_an_agent_that_the_node_holds_up_is_not_idle(tmp_path: Path) -> None:
     async def play(bench: Bench) -> Result:
         full = asyncio.Event()
 
-        async def room() -> None:
+        async def room(_log: object) -> None:
             full.set()
             await asyncio.sleep(0.3)
             bench.store()
