@@ -22,7 +22,7 @@ window for each client: many floods together are as long a line as one large one
 from __future__ import annotations
 
 from mesh.core import wire
-from mesh.core.fair import FRAME_COST, Fair, cost
+from mesh.core.fair import Fair, cost
 from mesh.core.inflight import InFlight
 
 #: About 3 ms of a partition's work: its pipe must not run dry while the word of what was taken is on its way.
@@ -55,7 +55,7 @@ class Credit:
             if max(inflight.bytes_of(client), len(frame)) > LITTLE_BYTES or waiting.holds(client):
                 waiting.add(frame)
                 return False
-        self._sent += FRAME_COST + len(frame)
+        self._sent += cost(frame)
         return True
 
     def took(self, total: int) -> None:

@@ -82,7 +82,7 @@ class Fair:
                 continue
             frame = queue.popleft()
             self._mark = mark
-            heapq.heapreplace(heap, (mark + FRAME_COST + len(frame), serial, peer))
+            heapq.heapreplace(heap, (mark + cost(frame), serial, peer))
             self._frames -= 1
             self._bytes -= len(frame)
             return frame

@@ -9,7 +9,7 @@ from typing import Any
 
 from mesh.config import LimitsSection
 from mesh.core.credit import TOLD_COST
-from mesh.core.fair import FRAME_COST, Fair
+from mesh.core.fair import Fair, cost
 from mesh.net import sockets
 
 #: When more waits than one turn can do, a turn is made to take about so much of the CPU: who has little to
@@ -59,17 +59,17 @@ class Inbox:
         finally:
             self.crowded = len(self._fair) > 0
 
-    def _in_turn(self, cost: int) -> Iterator[bytes]:
+    def _in_turn(self, most: int) -> Iterator[bytes]:
         fair = self._fair
         self._used_up = False
-        while cost > 0:
+        while most > 0:
             self._take_in()
-            look_again = max(0, cost - FEW_COST)
-            while cost > look_again:
+            look_again = max(0, most - FEW_COST)
+            while most > look_again:
                 frame = fair.take()
                 if frame is None:
                     return
-                cost -= self._count(frame)
+                most -= self._count(frame)
                 yield frame
         self._used_up = True
 
@@ -80,10 +80,10 @@ class Inbox:
                 fair.add(recv(nowait))
 
     def _count(self, frame: bytes) -> int:
-        cost = FRAME_COST + len(frame)
+        work = cost(frame)
         if frame[0]:
-            self.taken += cost
-        return cost
+            self.taken += work
+        return work
 
     def to_be_told(self) -> int:
         """What was taken when the router is to know it now, else 0."""
