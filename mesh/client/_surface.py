@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from mesh.client._payload import STALE, Call
 from mesh.client._protocol import READ, WRITE
 from mesh.core import wire
-from mesh.core.keys import SessionKey, encode, validate
+from mesh.core.keys import SessionKey, text_of
 from mesh.core.plain import plain_map
 from mesh.core.records import Provenance, Resolution, RouteEntry, RouteRecord, Source, error_of
 from mesh.core.slots import route_slot
@@ -140,7 +140,7 @@ def known_places(keys: Sequence[Any]) -> Sequence[tuple[str, int] | None]:
 
 
 def _place_route(key: Any) -> tuple[str, int]:
-    text = encode(validate(key))
+    text = text_of(key)
     return text, route_slot(text)
 
 

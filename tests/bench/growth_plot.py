@@ -17,7 +17,7 @@ CURVES: dict[str, tuple[str, list[tuple[str, str, bool]]]] = {
     "sessions": ("Sessions, synced to disk", [("creates", "create /s", False), ("gets", "get /s", False)]),
     "restart": ("Restart of a killed partition", []),
     "listeners": ("Listeners", [("delivered", "delivered /s", False), ("p50_ms", "delay p50, ms", True)]),
-    "cpu": ("CPU of the node for one operation", []),
+    "cpu": ("CPU of the node for one operation, us", []),
 }
 
 #: Panels whose values span decades.
@@ -77,7 +77,7 @@ def _rows(axes: Any, rows: list[dict[str, Any]], curves: list[tuple[str, str, bo
     axes.yaxis.set_major_formatter(lambda value, _: plain(value))
     if right is not None:
         both = [axes.get_legend_handles_labels(), right.get_legend_handles_labels()]
-        right.legend(both[0][0] + both[1][0], both[0][1] + both[1][1])
+        right.legend(both[0][0] + both[1][0], both[0][1] + both[1][1], loc="upper center")
 
 
 def _restart(axes: Any, found: dict[str, Any]) -> None:
@@ -98,7 +98,6 @@ def _cpu(axes: Any, found: dict[str, Any]) -> None:
     for name, key, label in curves:
         rows = found.get(name) or []
         axes.plot([row["n"] for row in rows], [row[key] for row in rows], "o-", markersize=4, label=label)
-    axes.set_ylabel("us")
 
 
 __all__ = ["plot", "table"]

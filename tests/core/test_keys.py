@@ -17,6 +17,7 @@ from mesh.core.keys import (
     encode_field,
     parse,
     room_text,
+    text_of,
     validate,
 )
 from mesh.errors import InvalidArgument
@@ -54,7 +55,7 @@ def test_a_key_has_this_text(key: SessionKey, text: str) -> None:
 def test_parse_is_the_inverse_of_format(key: SessionKey) -> None:
     """If a key is valid, then its text is read back as the same key."""
     assert parse(encode(key)) == key
-    assert check_text(encode(key)) == encode(key)
+    assert check_text(encode(key)) == encode(key) == text_of(key) == text_of(list(key))
     assert validate(encode(key)) == validate(key) == validate(list(key)) == key
 
 
@@ -74,8 +75,11 @@ def test_each_key_has_one_text_only(text: str) -> None:
         with pytest.raises(InvalidArgument) as refused:
             check_text(text)
         assert refused.value.code == "invalid_session_key"
+        with pytest.raises(InvalidArgument) as refused:
+            text_of(text)
+        assert refused.value.code == "invalid_format"
     else:
-        assert encode(key) == text == check_text(text)
+        assert encode(key) == text == check_text(text) == text_of(text)
 
 
 @given(session_keys, session_keys)
@@ -119,7 +123,7 @@ def test_what_is_no_text_of_a_key_is_refused(text: str) -> None:
 def test_the_longest_text_is_accepted() -> None:
     """If a text has exactly as many bytes as allowed, then it is a key."""
     for text in ("a:b:" + "x" * (KEY_BYTES_MAX - 4), "a:b:" + "ä" * (KEY_BYTES_MAX // 2 - 2)):
-        assert encode(parse(text)) == check_text(text) == text
+        assert encode(parse(text)) == check_text(text) == text_of(text) == text
 
 
 @pytest.mark.parametrize("value", [None, 7, b"a:b:c", ["a:b:c"]])
