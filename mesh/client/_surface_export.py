@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from mesh.client._surface_sessions import session_call, session_id_or_new
 from mesh.core import export, wire
 from mesh.core.records import TERMINAL, RunStatus, Session
 from mesh.core.slots import check_id, run_id_for, session_slot
-from mesh.errors import InvalidArgument, Overloaded, shown
+from mesh.errors import InvalidArgument, MeshError, Overloaded, from_wire, shown
 
 RUNS_PER_PAGE = 100
 EVENTS_PER_PAGE = 1_000
@@ -105,37 +105,52 @@ def import_session(source: Any, new_id: Any, timeout_s: float | None) -> Plan:
     place = _Place(old, sid)
     slot = session_slot(sid)
 
-    def send(piece: dict[str, Any]) -> Plan:
+    def send(piece: dict[str, Any], numbers: Sequence[int]) -> Plan:
         for _ in range(WAITS_MAX):
             [answer] = yield [Ask(WRITE, slot, ("session.import", (sid, piece)), timeout_s)]
             if not isinstance(answer, Overloaded):
                 break
             yield Pause(WAIT_S)  # what a deleted session of that id left is still being removed
-        return value_of(answer)
+        if isinstance(answer, MeshError):
+            raise _at_line(answer, numbers)
+        return answer
 
-    yield from send({"session": session})
+    yield from send({"session": session}, [number])
     pieces: dict[str, list[Any]] = {"runs": [], "events": []}
+    numbers: list[int] = []
     size = runs = 0
     for number, line in numbered:
         kind, value = _decoded(line, number)
         if kind == export.END:
             for name, piece in pieces.items():
                 if piece:
-                    yield from send({name: piece})
-            return Session.from_map((yield from send({"end": _ended(value, number, runs, place)})))
+                    yield from send({name: piece}, numbers)
+            return Session.from_map((yield from send({"end": _ended(value, number, runs, place)}, [number])))
         name = "runs" if kind == export.RUN else "events"
         if kind == export.HEADER or (name == "runs" and pieces["events"]):
             raise InvalidArgument(f"line {number}: runs stand before events, and one session in an export")
         if name == "events" and pieces["runs"]:
-            yield from send({"runs": pieces["runs"]})
-            pieces["runs"] = []
+            yield from send({"runs": pieces["runs"]}, numbers)
+            pieces["runs"], numbers = [], []
         pieces[name].append(place.moved(value))
+        numbers.append(number)
         runs += kind == export.RUN
         size += len(wire.pack(value))
         if size > PIECE_BYTES:
-            yield from send({name: pieces[name]})
-            pieces[name], size = [], 0
+            yield from send({name: pieces[name]}, numbers)
+            pieces[name], numbers, size = [], [], 0
     raise InvalidArgument(f"the export ends behind line {number} without its end: it was cut off")
+
+
+def _at_line(error: MeshError, numbers: Sequence[int]) -> MeshError:
+    """A refusal of a piece, with the line of the file that it is about."""
+    whole = 0 if isinstance(error, InvalidArgument) and len(numbers) == 1 else None
+    item = error.details.get("item", whole)
+    if type(item) is not int or not 0 <= item < len(numbers):
+        return error
+    details = {name: value for name, value in error.details.items() if name != "item"}
+    line = numbers[item]
+    return from_wire(error.code, f"line {line}: {error.message}", {**details, "line": line})
 
 
 def _decoded(line: Any, number: int) -> tuple[str, dict[str, Any]]:

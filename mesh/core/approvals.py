@@ -92,7 +92,6 @@ class Approvals:
         self.state.append(
             run.session_id, "tool_approval_requested", {**said, "tool_call_id": name}, run=run)
         run = put(run, name, asked)
-        self.state.touch(run.session_id)
         if not room:
             why = "the run is being cancelled" if run.cancelling else f"{ap.OPEN_MAX} questions are open"
             return answer(self.state, run, name, approved=False, by=ap.NODE, reason=why), name

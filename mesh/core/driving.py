@@ -36,6 +36,8 @@ TTL_S, TTL_MIN_S, TTL_MAX_S = 30.0, 1.0, 86_400.0
 DRIVEN_MAX = 65_536
 #: The ops whose second argument is the session; all others of ``NEEDS`` name it, or a run of it, first.
 _NEW_RUNS = frozenset(("run.create", "run.submit", "run.summarise"))
+#: Those that have an answer for an id which is nobody's yet.
+_OF_ANY_ID = frozenset(("session.delete", "session.start_or_get"))
 
 Write = Callable[[list[Any], Part], "bytes | None"]
 Read = Callable[[list[Any], int], bytes]
@@ -192,12 +194,17 @@ class Driving:
 
         Raises:
             NotAllowed: ``unauthorized`` or ``not_driver``.
+            NotFound: its session is being imported, and nobody's yet.
         """
         need = NEEDS.get(op)
         if need is None or self._is_everybodys(op, args):
             return
         session, shown_by = self._subject(op, args), self.state.presented
-        if session is None or shown_by.node:
+        if session is None:
+            return
+        if session.deleted_at == sessions.IMPORTING and op not in _OF_ANY_ID:
+            raise _half_there(op, args)
+        if shown_by.node:
             return
         if session.access is not None:
             if op == "session.start_or_get":
@@ -216,7 +223,8 @@ class Driving:
             name = args[1 if op in _NEW_RUNS else 0]
             if op[0] == "r" and op not in _NEW_RUNS:
                 name = state.runs[name].session_id
-            return state.sessions[name].access is None and state.presented is NOBODY
+            session = state.sessions[name]
+            return session.access is None and session.deleted_at is None and state.presented is NOBODY
         except (LookupError, TypeError):
             return False
 
@@ -280,6 +288,13 @@ def _or_field(shown_by: Credentials, args: list[Any]) -> Credentials:
     fields = args[2] if len(args) > 2 else None
     token = fields.get("token") if type(fields) is dict else None
     return shown_by if type(token) is not str else shown_by._replace(token=token)
+
+
+def _half_there(op: str, args: list[Any]) -> NotFound:
+    """What a call is told whose session is not whole yet: that what it names is not there."""
+    what = "run" if op.startswith("run.") and op not in _NEW_RUNS else "session"
+    name = args[1 if op in _NEW_RUNS else 0]
+    return NotFound(f"no {what} {shown(name, 140)}", code=f"{what}_not_found")
 
 
 def unauthorized(session: SessionState) -> NotAllowed:

@@ -15,7 +15,7 @@ import msgspec
 
 from mesh.core import events as ev
 from mesh.core import session as sessions
-from mesh.core import wire
+from mesh.core import usage, wire
 from mesh.core.agents import Part
 from mesh.core.keeping import Keeping
 from mesh.core.moved import elsewhere
@@ -24,7 +24,7 @@ from mesh.core.records import TERMINAL, Run, RunStatus, Session, SessionStatus
 from mesh.core.run import RunState
 from mesh.core.session import IMPORTING, SessionState
 from mesh.core.slots import RUN_ID, check_id, run_slot, session_slot
-from mesh.errors import InvalidArgument, InvalidState, Overloaded, shown
+from mesh.errors import InvalidArgument, InvalidState, MeshError, Overloaded, shown
 
 _LOST = {
     "code": "outcome_unknown", "message": "it executed when its session was exported", "details": {},
@@ -58,19 +58,29 @@ class Importing:
         session = self.state.session(session_id)
         if session.deleted_at != IMPORTING:
             raise InvalidState(f"session {session_id} is not being imported", code="invalid_operation")
+        if kind == "runs":
+            return self._each(kind, piece, lambda values: self._run(session, values))
+        if kind == "events":
+            return self._each(kind, piece, lambda values: self._event(session_id, values))
+        if kind != "end":
+            raise InvalidArgument(f"unknown piece {shown(kind, 40)}")
         try:
-            if kind == "runs":
-                for values in piece:
-                    self._run(session, values)
-            elif kind == "events":
-                for values in piece:
-                    self._event(session_id, values)
-            elif kind == "end":
-                return self._end(session_id, piece)
-            else:
-                raise InvalidArgument(f"unknown piece {shown(kind, 40)}")
-        except (KeyError, TypeError, ValueError, msgspec.ValidationError) as exc:
-            raise InvalidArgument(f"a {kind} piece is not as an export has it: {shown(exc, 80)}") from exc
+            return self._end(session_id, piece)
+        except (KeyError, TypeError, ValueError) as exc:
+            raise _unlike(kind, exc) from exc
+
+    def _each(self, kind: str, piece: Any, take_in: Callable[[Any], None]) -> bytes:
+        """Take in the items of a piece; a refusal says in its details which it is about."""
+        if type(piece) is not list:
+            raise InvalidArgument(f"a {kind} piece is a list")
+        for place, values in enumerate(piece):
+            try:
+                take_in(values)
+            except (KeyError, TypeError, ValueError, msgspec.ValidationError) as exc:
+                raise _unlike(kind, exc, item=place) from exc
+            except MeshError as error:
+                error.details["item"] = place
+                raise
         return wire.OK_NIL
 
     def _begin(self, session_id: str, values: Any) -> None:
@@ -118,6 +128,9 @@ class Importing:
                 _time(at)
         if run.cost_usd is not None and not 0 <= run.cost_usd < USD_MAX:
             raise ValueError(f"not a cost: {run.cost_usd}")
+        for name, count in run.token_usage.items():
+            if not usage.is_count(count):
+                raise ValueError(f"not a count: {shown(name, 60)} {shown(count, 40)}")
         kept = {name: getattr(run, name) for name in _RUN_FIELDS}
         kept |= {name: state.redactor.data(kept[name]) for name in _SAID}
         found = RunState(n=state.next_run, session_id=session.id, options={}, **kept)
@@ -170,6 +183,11 @@ class Importing:
         session = state.sessions[session_id]
         state.announce("imported", session)
         return wire.ok(sessions.to_wire(session, None))
+
+
+def _unlike(kind: str, why: Exception, **details: Any) -> InvalidArgument:
+    text = f"not as an export has it ({kind}): {shown(why, 80)}"
+    return InvalidArgument(text, details=details)
 
 
 def _time(value: Any) -> float:

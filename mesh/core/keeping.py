@@ -45,6 +45,8 @@ class Keeping:
         if not self.state.has_session(check_id(args[0])):
             return wire.OK_FALSE
         session = self.state.session(args[0])
+        if session.deleted_at == sessions.IMPORTING:
+            return wire.OK_FALSE
         if len(args) == 2 and args[1]:
             self.erase(session)
         else:

@@ -9,7 +9,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -19,9 +18,6 @@ from mesh.core.records import StopReason
 from mesh.core.session import SessionState
 from mesh.core.state import State
 from mesh.errors import Overloaded
-
-#: Sessions looked at to find one that is idle, when max_live are live.
-EVICT_STEP = 1_000
 
 
 class NoRunner(Exception):
@@ -86,11 +82,9 @@ class Live:
         )
 
     def _evict(self) -> None:
-        for session_id in list(islice(self.state.live, EVICT_STEP)):
-            if session_id not in self.state.work:
-                self.take_down(self.state.session(session_id), StopReason.IDLE)
-                return
-            self.state.touch(session_id)  # busy: the next look begins behind it
+        for session_id in self.state.idle:
+            self.take_down(self.state.session(session_id), StopReason.IDLE)
+            return
         raise Overloaded(
             f"{self.max_live} sessions are live and busy (sessions.max_live)", code="max_sessions_exceeded",
             details={"retry_after_ms": 100},
@@ -137,4 +131,4 @@ class Live:
         return down
 
 
-__all__ = ["EVICT_STEP", "Live", "NoRunner"]
+__all__ = ["Live", "NoRunner"]

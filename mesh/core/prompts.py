@@ -91,7 +91,7 @@ class PromptOps:
         """Run it next, and cancel what executes. What steered that is a run behind this one."""
         if self.state.work_of(session.id).steering:
             self.queue.join_steering(session.id)
-        run = self.runs.queue_up(run, session, first=True)
+        run = self.runs.queue_up(msgspec.structs.replace(run, ahead=True), session, first=True)
         self.settling.cancel_running(session.id, reason)
         return run
 

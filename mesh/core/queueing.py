@@ -8,12 +8,13 @@ Rules of this file:
 2. Each run gets exactly one terminal event: from its runner with the settling batch, or from here when the
    runner is gone, did not obey a cancel, or never had the run.
 3. Steering prompts wait beside the queue, for the runs that execute; what nobody took when none executes any
-   more is joined into one message and is the next run.
+   more is joined into one message and is the next run. Behind a prompt that interrupts they wait for its run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 import msgspec
@@ -99,12 +100,10 @@ class Queue:
         session = self.live.bring_up(session)
         run = runs.step(run, RunStatus.QUEUED, queued_at=self._place(work, first))
         if room and not work.steering and self._is_hosted(session):
-            self.state.touch(session.id)
             return self._dispatch(run, session, work)
         self.state.put_run(run)
         queue = (run.id, *work.queue) if first else (*work.queue, run.id)
         self.state.put_work(session.id, work._replace(queue=queue))
-        self.state.touch(session.id)
         self.start_next(session.id)
         return self.state.runs[run.id]
 
@@ -115,6 +114,13 @@ class Queue:
         if first:
             return min(self.state.now, self.state.run(work.queue[0]).queued_at - QUEUE_STEP_S)
         return max(self.state.now, self.state.run(work.queue[-1]).queued_at + QUEUE_STEP_S)
+
+    def _place_behind(self, work: Work, count: int) -> float:
+        """Between the first so many of the queue and the others."""
+        if count == 0 or count == len(work.queue):
+            return self._place(work, count == 0)
+        before, after = (self.state.run(run_id).queued_at for run_id in work.queue[count - 1 : count + 1])
+        return (before + after) / 2
 
     def start_next(self, session_id: str) -> None:
         """Dispatch what waits while a slot is free and somebody can host the session."""
@@ -127,7 +133,7 @@ class Queue:
         slots = session.slots or self.slots
         if len(work.running) >= slots:
             return
-        if work.steering and not work.running:
+        if work.steering and not (work.running or self._ahead(work)):
             work = self.join_steering(session_id)
         try:
             session = self.live.bring_up(session)
@@ -188,12 +194,19 @@ class Queue:
         run = self.state.put_run(runs.step(run, RunStatus.QUEUED, queued_at=place))
         self.state.put_work(run.session_id, work._replace(steering=(*work.steering, run.id)))
         for running in map(self.state.run, work.running):
-            self._hint(running)
+            if not running.cancelling:
+                self._hint(running)
         return run
 
+    def _ahead(self, work: Work) -> int:
+        """How many at the head of a queue interrupted what executed: who steers now means them."""
+        return sum(1 for _ in takewhile(lambda run_id: self.state.run(run_id).ahead, work.queue))
+
     def join_steering(self, session_id: str) -> Work:
-        """Make one run, the next, of the steering prompts that nobody took; blank lines between them."""
+        """Make one run of the steering prompts that nobody took; blank lines between them. It is the next,
+        behind what interrupted."""
         work = self.state.work_of(session_id)
+        ahead = self._ahead(work)
         first, *rest = [self.state.run(run_id) for run_id in work.steering]
         texts = [first.input["prompt"]]
         joined = []
@@ -203,11 +216,12 @@ class Queue:
             texts.append(prompt.input["prompt"])
             joined.append(prompt)
         self.state.put_run(msgspec.structs.replace(
-            first, input={"prompt": "\n\n".join(texts)}, queued_at=self._place(work, True),
-            version=first.version + 1, queue="follow_up",
+            first, input={"prompt": "\n\n".join(texts)}, queued_at=self._place_behind(work, ahead),
+            version=first.version + 1, queue="follow_up", ahead=ahead > 0,
         ))
         left = work.steering[1 + len(joined):]
-        self.state.put_work(session_id, work._replace(queue=(first.id, *work.queue), steering=left))
+        queue = (*work.queue[:ahead], first.id, *work.queue[ahead:])
+        self.state.put_work(session_id, work._replace(queue=queue, steering=left))
         for prompt in joined:
             self.settle_steered(prompt, first.id)
         return self.state.work_of(session_id)
@@ -238,7 +252,6 @@ class Queue:
         if status == RunStatus.COMPLETED:
             self.on_completed(run)
         state.put_work(run.session_id, state.work_of(run.session_id).without(run.id))
-        state.touch(run.session_id)
         self.on_settled(run)
         return run
 

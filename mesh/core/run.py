@@ -94,6 +94,7 @@ class RunState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     counts: dict[str, float] = {}  #: what policies count beside tokens and cost: metric -> number
     held: dict[str, float] = {}  #: reserved for calls that it is about to make: metric -> number
     holds: int = 0  #: number of this attempt's last word on that
+    ahead: bool = False  #: a prompt that interrupts, or what steers it: steering prompts stay behind it
 
 
 def step(run: RunState, status: RunStatus, **changes: Any) -> RunState:

@@ -90,7 +90,6 @@ class Runners:
         """What a batch says beside its events: nothing, what the run used so far, or how it ended."""
         if report is None:
             self.state.put_progress(run, number)
-            self.state.touch(run.session_id)
             return
         session = account.remembered(self.state.session(run.session_id), report)
         if session is not None:
@@ -105,7 +104,6 @@ class Runners:
             else:
                 self.state.keep_run(run)
             self.state.put_progress(run, number)
-            self.state.touch(run.session_id)
 
     def on_take(self, runner: int, incarnation: int, message: list[Any]) -> list[Any]:
         """A run takes the steering prompts of its session, all at once; returns the answer, to be sent after
@@ -114,7 +112,7 @@ class Runners:
         run = self.claimed(runner, incarnation, run_id, attempt)
         if run is None:
             return ["fenced", run_id, attempt]
-        if number == run.takes + 1:
+        if number == run.takes + 1 and not run.cancelling:
             run = self._take_all(run)
         taken = run.taken[run.given:] if number == run.takes else ()
         texts = [self.state.run(prompt_id).input["prompt"] for prompt_id in taken]
@@ -237,8 +235,11 @@ class Runners:
 
     def claimed(self, runner: int, incarnation: int, run_id: str, attempt: int) -> RunState | None:
         """The run, when this attempt of it executes on this runner."""
-        run = self.state.run(run_id) if self.state.has_run(run_id) else None
-        if run is None or run.id not in self.state.work_of(run.session_id).running:
+        try:
+            run = self.state.run(run_id)
+        except NotFound:
+            return None
+        if run.id not in self.state.work_of(run.session_id).running:
             return None
         claim = run.attempt, run.runner, run.runner_incarnation
         return run if claim == (attempt, runner, incarnation) else None

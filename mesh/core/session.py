@@ -105,8 +105,11 @@ def refuse_deleted(state: SessionState) -> None:
     """Refuse to do anything with a deleted session.
 
     Raises:
-        InvalidState: ``session_closed``.
+        InvalidState: ``session_closed``; ``already_exists``, it is being imported.
     """
+    if state.deleted_at == IMPORTING:
+        raise InvalidState(f"session {state.id} is being imported", code="already_exists",
+                           details={"session_id": state.id})
     if state.deleted_at is not None:
         raise InvalidState(
             f"session {state.id} is deleted: undelete it first", code="session_closed",

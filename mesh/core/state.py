@@ -144,7 +144,9 @@ class State:
         self.runs: OrderedDict[str, RunState] = OrderedDict()
         self.newest_session, self.newest_run = Newest(loader.newest_session), Newest(loader.newest_run)
         self.work: dict[str, Work] = {}
-        self.live: OrderedDict[str, float] = OrderedDict()
+        self.live: dict[str, bool] = {}
+        #: The live sessions that have nothing to do, longest idle first: since when, on the monotonic clock.
+        self.idle: OrderedDict[str, float] = OrderedDict()
         self.runners: dict[int, RunnerEntry] = {}
         self.hosting = hosting or Hosting()
         self.leases: dict[str, float] = {}  #: session -> until when its driver has it, on the monotonic clock
@@ -254,7 +256,8 @@ class State:
         if was_live != (session.runner is not None):
             undo.append((self.live, session_id, self.live.pop(session_id, None)))
             if not was_live:
-                self.live[session_id] = self.mono
+                self.live[session_id] = True
+            self._put_idle(session_id, not was_live and session_id not in self.work)
         return session
 
     def put_run(self, run: RunState) -> RunState:
@@ -282,18 +285,21 @@ class State:
         self.undo.append((self.work, session_id, self.work.get(session_id)))
         if work == _IDLE:
             self.work.pop(session_id, None)
+            self._put_idle(session_id, session_id in self.live)
         else:
             self.work[session_id] = work
+            if session_id in self.idle:
+                self._put_idle(session_id, False)
+
+    def _put_idle(self, session_id: str, idle: bool) -> None:
+        """From now on the session is live and has nothing to do, or not."""
+        self.undo.append((self.idle, session_id, self.idle.pop(session_id, None)))
+        if idle:
+            self.idle[session_id] = self.mono
 
     def _put(self, table: dict[Any, Any], key: Any, former: Any, value: Any) -> None:
         self.undo.append((table, key, former))
         table[key] = value
-
-    def touch(self, session_id: str) -> None:
-        """The live session did something: its idle time begins anew."""
-        if session_id in self.live:
-            self.live[session_id] = self.mono
-            self.live.move_to_end(session_id)
 
     def append(
         self, session_id: str, event_type: str, data: dict[str, Any], *, run: RunState | None = None,

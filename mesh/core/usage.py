@@ -40,12 +40,13 @@ def counts(said: Mapping[Any, Any]) -> Counts:
     """The counts of a map, under the names of this file; all else in it is left out."""
     found: Counts = {}
     for name, value in said.items():
-        if type(name) is str and len(name) <= _NAME_CHARS_MAX and _countable(value):
+        if type(name) is str and len(name) <= _NAME_CHARS_MAX and is_count(value):
             found[_NAMES.get(name, name)] = value if type(value) is float else min(value, COUNT_MAX)
     return found
 
 
-def _countable(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether a value is a number that is finite and not negative."""
     return value >= 0 if type(value) is int else type(value) is float and value >= 0 and isfinite(value)
 
 
@@ -79,5 +80,6 @@ def without_cost(used: Mapping[str, Any]) -> Counts:
 
 __all__ = [
     "CACHE_CREATION", "CACHE_READ", "COST", "COUNTS_MAX", "COUNT_MAX", "INPUT", "OUTPUT", "TOTAL", "Counts",
-    "UsageMode", "added", "counts", "folded", "without_cost",
+    "UsageMode", "added", "counts", "folded", "is_count",
+    "without_cost",
 ]

@@ -70,11 +70,12 @@ class Recovery:
             if self.partition.owns_session(session.id):
                 state.sessions[session.id] = session
                 if session.live:
-                    state.live[session.id] = state.mono
+                    state.live[session.id] = True
                 self.partition.ops.driving.recover(session)
         for run in sorted(self.store.active_runs(), key=lambda run: (run.queued_at, run.n)):
             if self.partition.owns_session(run.session_id):
                 self._load_run(run)
+        state.idle.update((name, state.mono) for name in state.live if name not in state.work)
         if self.store.damaged:
             self.log.write("damaged rows were left out", rows=self.store.damaged)
 

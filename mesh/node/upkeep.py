@@ -38,17 +38,14 @@ class Upkeep:
     def retire_idle(self) -> None:
         """End the actors of sessions that did nothing for long, some at a time."""
         for session_id in list(islice(self._idle(), IDLE_PER_TICK)):
-            if session_id in self.state.work:
-                self.state.touch(session_id)
-            else:
-                self.partition.live.take_down(self.state.session(session_id), StopReason.IDLE)
+            self.partition.live.take_down(self.state.session(session_id), StopReason.IDLE)
 
     def _idle(self) -> Iterator[str]:
-        """Those that were used last longer ago than they may; ``live`` is in order of last use."""
+        """Those that were idle for longer than they may; ``idle`` is in that order."""
         limits, live = self.config.sessions, self.partition.live
         usual_s = limits.idle_timeout_s or inf
         native_s = limits.native_idle_timeout_s or inf
-        for session_id, at in self.state.live.items():
+        for session_id, at in self.state.idle.items():
             idle_s = self.state.mono - at
             if idle_s < min(usual_s, native_s):
                 return

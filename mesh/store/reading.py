@@ -147,11 +147,12 @@ class StoredRows:
         return found is not None
 
     def run(self, run_id: str) -> RunState | None:
-        """The stored run."""
+        """The stored run; not one whose session is being removed."""
 
         def read() -> RunState | None:
-            sql = "SELECT record, sum, n FROM run WHERE id = ?"
-            row = self._db.execute(sql, (run_key(run_id),)).fetchone()
+            sql = ("SELECT r.record, r.sum, r.n FROM run r LEFT JOIN session s ON s.n = r.session"
+                   " WHERE r.id = ? AND s.deleted IS NOT ?")
+            row = self._db.execute(sql, (run_key(run_id), sessions.ERASED)).fetchone()
             return None if row is None else self._with_progress(row)
 
         return self.guarded(read, "read a run")

@@ -17,6 +17,7 @@ from mesh.core import events as ev
 from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core import wire
+from mesh.core.access import NODE
 
 NUMBERS = itertools.count(1)
 CODES = {"validation_error", "invalid_status", "invalid_event_type", "invalid_id", "run_not_found",
@@ -76,6 +77,57 @@ def test_what_was_exported_is_imported(bench: Bench, told: dict[str, Any]) -> No
     assert imported(bench, "copy", moved(told, "copy")) == "ok"
     copy, session = bench.state.session("copy"), bench.state.session("told")
     assert (copy.status, copy.error, copy.seq) == (session.status, session.error, session.seq)
+
+
+def test_what_belongs_to_half_an_import_is_not_there(bench: Bench, told: dict[str, Any]) -> None:
+    """If an import is not complete, then no call finds its session or a run of it by id; then all do."""
+    header, run, log, end = moved(told, "half")
+    run_id = run["runs"][0]["id"]
+    check = bench.ops.driving.check
+    for piece in (header, run, log):
+        assert bench.code("session.import", "half", piece) == "ok"
+    for op, args in [("run.get", [run_id]), ("run.wait", [run_id]), ("run.patch", [run_id])]:
+        with pytest.raises(mesh.NotFound) as missing:
+            check(op, args)
+        assert missing.value.code == "run_not_found"
+        with pytest.raises(mesh.NotFound), bench.ops.driving.presenting(NODE):
+            check(op, args)
+    for op, rest in [("execute", []), ("cancel", []), ("interrupt", [])]:
+        assert bench.code(f"run.{op}", run_id, *rest) == "run_not_found"
+    for op, args in [("session.activate", ["half"]), ("session.undelete", ["half"]),
+                     ("run.create", [new_run_id("half", 2), "half", "x"])]:
+        assert bench.code(op, *args) == "session_not_found"
+    assert bench.code("session.start_or_get", "half", "echo", None) == "already_exists"
+    assert [bench.call("session.delete", "half", hard) for hard in (False, True)] == [False, False]
+    assert bench.code("session.import", "half", end) == "ok"
+    check("run.get", [run_id])
+    assert bench.code("run.cancel", run_id) == "ok"
+
+
+def test_a_run_of_a_session_that_is_being_removed_is_not_there(bench: Bench, told: dict[str, Any]) -> None:
+    """If a session was deleted hard, then its runs are not found while their rows are still being removed."""
+    assert imported(bench, "gone", moved(told, "gone")) == "ok"
+    run_id = new_run_id("gone", 1)
+    assert bench.state.run(run_id).session_id == "gone" and bench.call("session.delete", "gone", True)
+    assert bench.code("run.cancel", run_id) == "run_not_found"
+    assert bench.code("run.create", run_id, "gone", "x") == "session_not_found"
+
+
+@pytest.mark.parametrize("wrong", [
+    {"token_usage": {"input_tokens": -1}}, {"token_usage": {"input_tokens": 5, "x": float("nan")}},
+    {"token_usage": {"input_tokens": "5"}}, {"cost_usd": -0.01}, {"turn_count": -1}, {"attempt": -1},
+])
+def test_a_count_less_than_nothing_is_refused_by_its_place(
+    bench: Bench, told: dict[str, Any], wrong: dict[str, Any]
+) -> None:
+    """If a run of an import counts less than nothing, then it is named, and nothing is imported."""
+    sid = f"n{next(NUMBERS)}"
+    header, run, _, _ = moved(told, sid)
+    assert bench.code("session.import", sid, header) == "ok"
+    other = {**run["runs"][0], "id": new_run_id(sid, 2), **wrong}
+    [[status, error]] = bench.replies[bench.post(["session.import", [sid, {"runs": [*run["runs"], other]}]])]
+    assert status and error["code"] == "validation_error" and error["details"]["item"] == 1
+    assert not any(bench.state.has_run(new_run_id(sid, n)) for n in (1, 2))
 
 
 @given(data=st.data())

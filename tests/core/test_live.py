@@ -226,6 +226,7 @@ class Steps:
         for run_id, run in state.runs.items():
             assert store.run(run_id) == run
         assert set(state.live) == {row[0] for row in self.bench.rows("SELECT id FROM session WHERE live = 1")}
+        assert set(state.idle) == set(state.live) - set(state.work)
         for sid, work in state.work.items():
             for run_id in work.waiting:
                 assert state.run(run_id).status == RunStatus.QUEUED and state.run(run_id).session_id == sid

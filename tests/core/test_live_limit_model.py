@@ -33,8 +33,6 @@ class LimitMachine(RuleBasedStateMachine):
             self.live.remove(sid)
         elif len(self.live) == MAX_LIVE:
             idle = next((other for other in self.live if other not in self.busy), None)
-            passed = self.live if idle is None else self.live[: self.live.index(idle)]
-            self.live = [*self.live[len(passed) :], *passed]  # the next look begins behind those that execute
             if idle is None:
                 return False
             self.live.remove(idle)

@@ -127,6 +127,42 @@ def test_interrupting_runs_the_prompt_next_and_says_why_the_other_ended(bench: B
     assert executing(bench) == [1]
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_steering_prompt_behind_an_interrupting_one_steers_its_run(bench: Bench, killed: bool) -> None:
+    """If a steering prompt comes while the interrupted run ends, then the interrupting prompt is first, and
+    its run may take the other; when it does not, that is the next turn, before what waited."""
+    runner = started(bench)
+    prompt(bench, 0)
+    prompt(bench, 1)
+    prompt(bench, 2, "follow_up", "interrupt")
+    assert prompt(bench, 3, "steering") == [True, "steering"]
+    if killed:
+        bench.kill()
+    finish(bench, runner, 0, "cancelled")
+    assert executing(bench) == [2] and runner.steered == {RUNS[2]}
+    finish(bench, runner, 2)
+    assert executing(bench) == [3] and waiting(bench) == [1]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_who_interrupts_twice_finds_both_before_what_was_steered(bench: Bench, killed: bool) -> None:
+    """If two prompts interrupt, and one steers between them, then the last is first, and no turn is lost."""
+    runner = started(bench)
+    prompt(bench, 0)
+    prompt(bench, 1)
+    prompt(bench, 2, "follow_up", "interrupt")
+    prompt(bench, 3, "steering")
+    prompt(bench, 4, "follow_up", "rollback")
+    assert waiting(bench) == [4, 2, 3, 1]
+    if killed:
+        bench.kill()
+        assert waiting(bench) == [4, 2, 3, 1]
+    finish(bench, runner, 0, "cancelled")
+    for n in (4, 2, 3, 1):
+        assert executing(bench) == [n]
+        finish(bench, runner, n)
+
+
 def test_an_interrupt_is_repeated_to_a_runner_that_did_not_hear_it(bench: Bench) -> None:
     """If the partition dies after an interrupt was stored, then the next one tells the runner again."""
     runner = started(bench)

@@ -148,6 +148,21 @@ def test_at_most_max_live_sessions_are_live(tmp_path: Path) -> None:
     bench.store.connection.close()
 
 
+def test_an_idle_session_behind_any_number_of_busy_ones_makes_room(tmp_path: Path) -> None:
+    """If max_live are live and all that were used before the idle one are busy, then the idle one ends."""
+    busy = 1_001
+    bench = Bench(tmp_path, max_live=busy + 1)
+    names = [f"s{n}" for n in range(busy)]
+    bench.post(*(["session.start", [sid, "echo", None]] for sid in [*names, "idle"]))
+    bench.post(*(
+        ["session.prompt", [sid, new_run_id(sid, n), "x", "follow_up"]] for n, sid in enumerate(names)
+    ))
+    assert len(bench.state.work) == busy and list(bench.state.idle) == ["idle"]
+    bench.call("session.start", "new", "echo", None)
+    assert bench.lifecycle("idle") == ["started", "stopped idle"] and list(bench.state.idle) == ["new"]
+    bench.store.connection.close()
+
+
 # --- runs ---
 
 

@@ -72,6 +72,7 @@ def image(state: State) -> Any:
         dict(state.runs),
         dict(state.work),
         dict(state.live),
+        dict(state.idle),
         state.pos,
         state.lseq,
         state.next_session,
@@ -210,15 +211,20 @@ def test_trimming_stops_when_everything_is_in_use() -> None:
     assert len(state.sessions) == 100
 
 
-def test_touch_orders_live_sessions_by_last_use() -> None:
-    """If a live session does something, then it is the last to be idle; one that is not live stays out."""
+def test_idle_sessions_are_in_order_of_last_use_and_busy_ones_are_none() -> None:
+    """If a live session has work, then it is not idle; once it has none, it is the last that was used."""
     state = fresh()
     for n in (1, 2, 3):
         state.put_session(session(n, runner=0))
+    for sid in ("s1", "s9"):
+        state.put_work(sid, Work(("r1",)))
+    assert list(state.idle) == ["s2", "s3"]
     state.mono = 5.0
-    state.touch("s1")
-    state.touch("s9")
-    assert list(state.live) == ["s2", "s3", "s1"] and state.live["s1"] == 5.0
+    for sid in ("s1", "s9"):
+        state.put_work(sid, Work())
+    assert list(state.idle) == ["s2", "s3", "s1"] and state.idle["s1"] == 5.0
+    state.put_session(session(2, runner=None))
+    assert list(state.idle) == ["s3", "s1"] and list(state.live) == ["s1", "s3"]
 
 
 def test_a_dot_in_an_id_is_no_topic_separator() -> None:

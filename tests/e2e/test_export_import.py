@@ -85,6 +85,21 @@ def test_half_an_import_is_seen_by_nobody_and_can_be_repeated(client: mesh.Clien
     assert client.sessions.import_(lines, new_id="half").seq == client.sessions.get(told).seq
 
 
+def test_a_wrong_value_is_refused_with_its_line(client: mesh.Client, told: str) -> None:
+    """If a run or an event of an export is wrong, then the error names its line, and nothing is imported."""
+    lines = list(client.sessions.export(told))
+    tokens = [line.replace('"token_usage":{}', '"token_usage":{"input_tokens":-5}') for line in lines]
+    places = [n for n, (line, wrong) in enumerate(zip(lines, tokens, strict=True), 1) if line != wrong]
+    with pytest.raises(mesh.InvalidArgument, match=f"^.validation_error. line {places[0]}: ") as refused:
+        client.sessions.import_(tokens, new_id="copy2")
+    assert refused.value.details == {"line": places[0]}
+    with pytest.raises(mesh.InvalidArgument, match=r"^.invalid_event_type. line 6: "):
+        client.sessions.import_([line.replace('"type":"', '"type":"no_') if n == 5 else line
+                                 for n, line in enumerate(lines)], new_id="copy2")
+    with pytest.raises(mesh.NotFound):
+        client.sessions.get("copy2")
+
+
 def test_a_run_that_executes_is_failed_where_it_is_imported(client: mesh.Client) -> None:
     """If a session is exported while a run executes, then in its copy that run is failed, with its event."""
     client.sessions.start("sleeper", id="busy")

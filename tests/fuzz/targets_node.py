@@ -230,7 +230,8 @@ class Mini:
             dict(state.work),
             state.pos,
             state.lseq,
-            list(state.live),
+            sorted(state.live),
+            dict(state.idle),
         )
 
     def _commit(self, fails: bool, marked: Any) -> None:
