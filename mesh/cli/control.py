@@ -1,4 +1,4 @@
-"""``mesh control``: a run that executes, from outside."""
+"""``mesh control``: runs, from outside."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from mesh.cli.app import group, shell
 
 @group()
 def control() -> None:
-    """Pause, resume, interrupt and cancel runs.
+    """Show, pause, resume, interrupt and cancel runs.
 
     \b
     Example:
       run=$(mesh session prompt build-42 "make all")
+      mesh control show $run
       mesh control cancel $run
     """
 
@@ -26,6 +27,21 @@ def _show(run: Any) -> None:
         render.emit_json(run.to_map())
     else:
         render.say(f"{run.id}: {run.status}")
+
+
+@control.command("show")
+@click.argument("run_id", metavar="RUN")
+def show(run_id: str) -> None:
+    """Show one run: its session, status, input and output, what it used.
+
+    Example: mesh control show $run -o json
+    """
+    with shell().client() as client:
+        found = client.runs.get(run_id).to_map()
+    if shell().json:
+        return render.emit_json(found)
+    times = {name: render.clock(found[name]) for name in ("created_at", "started_at", "ended_at")}
+    return render.fields((found | times).items())
 
 
 @control.command("pause")

@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 import click
 
-from mesh.cli import render
+from mesh.cli import render, values
 from mesh.cli.app import command, group, shell
-
-
-def _moment(_ctx: Any, _param: Any, text: str | None) -> float | None:
-    """Seconds since the epoch, from such a number or from ISO-8601 (local time where it names none)."""
-    if text is None:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text).astimezone().timestamp()
-    except (ValueError, OverflowError, OSError) as exc:
-        raise click.BadParameter("a time such as 2026-01-31 or 2026-01-31T12:00, or seconds") from exc
 
 
 def _options(*names: tuple[str, str]) -> Callable[[Any], Any]:
@@ -39,10 +24,6 @@ def _options(*names: tuple[str, str]) -> Callable[[Any], Any]:
 
 def _many(name: str, text: str) -> Callable[[Any], Any]:
     return click.option(f"--{name}", multiple=True, metavar="TEXT", help=f"{text} May be repeated.")
-
-
-def _time(name: str, text: str) -> Callable[[Any], Any]:
-    return click.option(f"--{name}", callback=_moment, metavar="TIME", help=text)
 
 
 def _page(default: int, orders: tuple[str, ...]) -> Callable[[Any], Any]:
@@ -61,8 +42,8 @@ def _page(default: int, orders: tuple[str, ...]) -> Callable[[Any], Any]:
     return add
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if type(value) is tuple else value for name, value in values.items() if value}
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if type(value) is tuple else value for name, value in options.items() if value}
 
 
 def _show(page: Any, columns: tuple[str, ...], row: Callable[[Any], tuple[Any, ...]]) -> None:
@@ -89,8 +70,8 @@ def search() -> None:
 @_options(("agent-id", "Only of this name."), ("provider", "Only with runs of this provider."))
 @_many("status", "Only in this status.")
 @_many("tag", "Only with this tag.")
-@_time("created-after", "Only created then or later.")
-@_time("created-before", "Only created then or earlier.")
+@values.time_option("created-after", "Only created then or later.")
+@values.time_option("created-before", "Only created then or earlier.")
 @click.option("--include-deleted", is_flag=True, help="Also those that are deleted and not yet forgotten.")
 @_page(50, ("updated_at_desc", "updated_at_asc", "created_at_asc", "created_at_desc"))
 def sessions(tag: tuple[str, ...], **options: Any) -> None:
@@ -110,8 +91,8 @@ def sessions(tag: tuple[str, ...], **options: Any) -> None:
 @search.command("runs")
 @_options(("session-id", "Only of this session."), ("provider", "Only of this provider."))
 @_many("status", "Only in this status.")
-@_time("started-after", "Only started then or later.")
-@_time("started-before", "Only started then or earlier.")
+@values.time_option("started-after", "Only started then or later.")
+@values.time_option("started-before", "Only started then or earlier.")
 @click.option("--min-tokens", type=click.IntRange(min=0), help="Only those that used so many.")
 @_page(50, ("started_at_desc", "started_at_asc", "token_usage_desc"))
 def runs(**options: Any) -> None:
@@ -130,8 +111,8 @@ def runs(**options: Any) -> None:
 @_many("run", "Only of this run.")
 @_many("type", "Only of this type.")
 @_many("provider", "Only of this provider.")
-@_time("since", "Only then or later.")
-@_time("until", "Only then or earlier.")
+@values.time_option("since", "Only then or later.")
+@values.time_option("until", "Only then or earlier.")
 @_options(("correlation-id", "Only with this one."))
 @click.option("--count", is_flag=True, help="Only how many.")
 @_page(100, ("sequence_asc", "timestamp_asc", "timestamp_desc"))
@@ -158,8 +139,8 @@ def events(count: bool, **options: Any) -> None:
     ("session-id", "Only of this session."), ("agent-id", "Only of sessions of this name."),
     ("provider", "Only of this provider."),
 )
-@_time("since", "Only runs that started then or later.")
-@_time("until", "Only runs that started then or earlier.")
+@values.time_option("since", "Only runs that started then or later.")
+@values.time_option("until", "Only runs that started then or earlier.")
 @click.option("--tag", metavar="TAG", help="What limits over this tag count; all other filters are left out.")
 def usage(tag: str | None, **options: Any) -> None:
     """Tokens and cost of the runs, in all and by model; or what was spent of the budgets of a tag.

@@ -220,26 +220,25 @@ def attach(
 @session.command("events")
 @click.argument("session_id", metavar="ID")
 @click.option("--run", "run_id", metavar="RUN", help="Only events of this run.")
-@click.option("--type", "event_type", metavar="TYPE", help="Only events of this type, such as run_completed.")
+@click.option(
+    "--type", "types", multiple=True, metavar="TYPE",
+    help="Only events of this type, such as run_completed; may be repeated.",
+)
+@values.time_option("since", "Only then or later: 2026-01-31, 2026-01-31T12:00, or seconds since 1970.")
+@values.time_option("until", "Only then or earlier.")
 @click.option("--after", type=click.IntRange(min=0), help="Only events behind this one.")
 @click.option("--before", type=click.IntRange(min=1), help="Only events before this one.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many; default: all.")
-def events(
-    session_id: str,
-    run_id: str | None,
-    event_type: str | None,
-    after: int | None,
-    before: int | None,
-    limit: int | None,
-) -> None:
+def events(session_id: str, types: tuple[str, ...], **filters: Any) -> None:
     """Print a session's log. With -o json: one event per line.
 
-    Example: mesh session events build-42 --type run_failed -o json
+    \b
+    Example:
+      mesh session events build-42 --type run_failed -o json
+      mesh session events build-42 --since 2026-01-31T12:00 --until 2026-01-31T13:00
     """
     with shell().client() as client:
-        found = client.sessions.events(
-            session_id, run_id=run_id, type=event_type, after=after, before=before, limit=limit
-        )
+        found = client.sessions.events(session_id, type=types or None, **filters)
     if shell().json:
         for event in found:
             render.emit_json(event.to_map())

@@ -1,11 +1,12 @@
-"""Arguments that are more than a text: ``name=value`` pairs, routes, prompts."""
+"""Arguments that are more than a text: ``name=value`` pairs, routes, times, prompts."""
 
 from __future__ import annotations
 
 import json
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,4 +69,23 @@ def prompt_text(words: Sequence[str]) -> str:
     return text
 
 
-__all__ = ["pairs", "prompt_text", "route", "routes", "toml_files"]
+def _moment(_ctx: Any, _param: Any, text: str | None) -> float | None:
+    """Seconds since the epoch, from such a number or from ISO-8601 (local time where it names none)."""
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).astimezone().timestamp()
+    except (ValueError, OverflowError, OSError) as exc:
+        raise click.BadParameter("a time such as 2026-01-31 or 2026-01-31T12:00, or seconds") from exc
+
+
+def time_option(name: str, text: str) -> Callable[[Any], Any]:
+    """Decorator: the option ``--name TIME``, in seconds since the epoch."""
+    return click.option(f"--{name}", callback=_moment, metavar="TIME", help=text)
+
+
+__all__ = ["pairs", "prompt_text", "route", "routes", "time_option", "toml_files"]

@@ -282,17 +282,19 @@ class AsyncSessions(AsyncStoredSessions, AsyncTranscripts, AsyncAttaching):
         run_id: str | None = None,
         type: str | Sequence[str] | None = None,
         since: float | datetime | None = None,
+        until: float | datetime | None = None,
         after: int | None = None,
         before: int | None = None,
         limit: int | None = None,
         timeout_s: float | None = None,
     ) -> Sequence[Event]:
-        """The log: filters combine with AND; ``after`` and ``before`` are seqs, exclusive; limit comes last.
+        """The log: filters combine with AND; ``after`` and ``before`` are seqs, exclusive; ``since`` and
+        ``until`` are times, inclusive; limit comes last.
 
         All of it is fetched, in pages; ``timeout_s`` holds for each page.
         """
         filters = plans.event_filters(
-            run_id=run_id, type=type, since=since, after=after, before=before, limit=limit
+            run_id=run_id, type=type, since=since, until=until, after=after, before=before, limit=limit
         )
         events: Sequence[Event] = await self._link.drive(
             plans.session_events(id, filters, timeout_s), timeout_s

@@ -216,6 +216,7 @@ def event_filters(
     run_id: Any = None,
     type: Any = None,
     since: Any = None,
+    until: Any = None,
     after: Any = None,
     before: Any = None,
     limit: Any = None,
@@ -234,8 +235,9 @@ def event_filters(
         for name in names:
             type_code(name)
         given["type"] = [str(name) for name in names]
-    if since is not None:
-        given["since"] = seconds(since, "since")
+    for name, at in (("since", since), ("until", until)):
+        if at is not None:
+            given[name] = seconds(at, name)
     for name, number in (("after", after), ("before", before)):
         if number is not None:
             if not _whole(number, 0):

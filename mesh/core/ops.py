@@ -112,7 +112,7 @@ CATALOGUE: tuple[Op, ...] = (
         "session.events",
         "read",
         "session_id, filters map?",
-        "[[event map, ...], complete: bool]; filters: run_id, type, since, after, before, limit",
+        "[[event map, ...], complete: bool]; filters: run_id, type, since, until, after, before, limit",
     ),
     Op("session.wait", "wait", "session_id, filters map", "the same, as soon as it is not empty"),
     Op("session.drain", "wait", "session_id", "[running, waiting], as soon as both are 0"),

@@ -14,8 +14,8 @@ Rules of this file:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,7 @@ from mesh.core import wire
 from mesh.core.access import NOBODY, Credentials
 from mesh.core.audit import Entry
 from mesh.core.hosting import Hosting
+from mesh.core.loader import Loader
 from mesh.core.newest import Newest
 from mesh.core.redact import Redactor
 from mesh.core.run import RunState, agent_of
@@ -89,40 +90,6 @@ class RunnerEntry(NamedTuple):
     pid: int | None
     state: str
     reachable: bool
-
-
-class Loader(Protocol):
-    """What the state asks of the store: committed rows only."""
-
-    def session(self, session_id: str) -> SessionState | None:
-        """The stored session, with its highest seq, or None."""
-
-    def run(self, run_id: str) -> RunState | None:
-        """The stored run, or None."""
-
-    def event_type(self, session: int, seq: int) -> int | None:
-        """The type's code of a stored event, or None."""
-
-    def has_session(self, session_id: str) -> bool:
-        """Whether it is stored."""
-
-    def has_run(self, run_id: str) -> bool:
-        """Whether it is stored."""
-
-    def runs_of(self, session: int) -> Iterable[RunState]:
-        """All stored runs of a session, by its row number."""
-
-    def spent_by_tag(self, tag: str) -> list[dict[str, float]]:
-        """The sums of a tag: one per slot."""
-
-    def newest_session(self, scope: str) -> str:
-        """The greatest stored id that begins so, "" when there is none."""
-
-    def newest_run(self, scope: str) -> str:
-        """The greatest stored key (``run_key``) that begins so, "" when there is none."""
-
-    def is_left_over(self, run_id: str) -> bool:
-        """Whether it is stored, of a session that is being removed."""
 
 
 _IDLE = Work()
@@ -448,4 +415,4 @@ def _place(table: dict[Any, Any], key: Any, value: Any) -> None:
         table[key] = value
 
 
-__all__ = ["EventRow", "Loader", "RunnerEntry", "State", "Work", "topic_id"]
+__all__ = ["EventRow", "RunnerEntry", "State", "Work", "topic_id"]

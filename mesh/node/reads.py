@@ -20,7 +20,7 @@ from mesh.errors import InvalidArgument, NotFound, shown
 from mesh.store.sqlite import Store, StoredEvent
 
 EVENTS_PER_PAGE = 5_000
-_FILTERS = frozenset(("run_id", "type", "since", "after", "before", "limit"))
+_FILTERS = frozenset(("run_id", "type", "since", "until", "after", "before", "limit"))
 STAMP_PAIRS = 3
 #: Stored sessions looked at for a page of those with certain tags.
 SCAN_BYTES_MAX = 16 * 1024 * 1024
@@ -166,6 +166,7 @@ class Reads:
             before=filters.get("before"),
             run=run,
             since=filters.get("since"),
+            until=filters.get("until"),
             types=filters["codes"],
             limit=min(limit, EVENTS_PER_PAGE),
             bytes_max=self.page_bytes,
@@ -177,7 +178,8 @@ class Reads:
     ) -> tuple[list[StoredEvent], bool]:
         """Those of just appended events behind ``seen`` that match: one page, and whether these are all."""
         after, before = max(filters.get("after") or 0, seen), filters.get("before")
-        codes, run_id, since = filters["codes"], filters.get("run_id"), filters.get("since")
+        codes, run_id = filters["codes"], filters.get("run_id")
+        since, until = filters.get("since"), filters.get("until")
         limit = min(filters.get("limit") or EVENTS_PER_PAGE, EVENTS_PER_PAGE)
         found: list[StoredEvent] = []
         size = 0
@@ -186,7 +188,8 @@ class Reads:
                 row.seq <= after
                 or (codes and row.type not in codes)
                 or (run_id is not None and row.run_id != run_id)
-                or ((before is not None and row.seq >= before) or (since is not None and row.ts < since))
+                or (before is not None and row.seq >= before)
+                or ((since is not None and row.ts < since) or (until is not None and row.ts > until))
             ):
                 continue
             if len(found) == limit or size > self.page_bytes:
@@ -317,9 +320,10 @@ def checked_filters(filters: Any) -> dict[str, Any]:
         if filters.get(name) is not None:
             _number(filters[name], name, 1 if name == "limit" else 0, 1 << 62, 0,
                     code="invalid_cursor" if name != "limit" else "validation_error")
-    since = filters.get("since")
-    if since is not None and not (type(since) in (int, float) and abs(since) < 10**12):
-        raise InvalidArgument(f"since must be seconds since the epoch, not {shown(since, 40)}")
+    for name in ("since", "until"):
+        time = filters.get(name)
+        if time is not None and not (type(time) in (int, float) and abs(time) < 10**12):
+            raise InvalidArgument(f"{name} must be seconds since the epoch, not {shown(time, 40)}")
     if filters.get("run_id") is not None and type(filters["run_id"]) is not str:
         raise InvalidArgument("run_id must be a str", code="invalid_id")
     types = filters.get("type")

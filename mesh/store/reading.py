@@ -264,12 +264,15 @@ class StoredRows:
 
     def events(
         self, session: int, *, after: int = 0, before: int | None = None, run: int | None = None,
-        types: Iterable[int] = (), since: float | None = None, limit: int = 1000, bytes_max: int = 1 << 20,
+        types: Iterable[int] = (), since: float | None = None, until: float | None = None,
+        limit: int = 1000, bytes_max: int = 1 << 20,
     ) -> tuple[list[StoredEvent], bool]:
         """(events after a seq that match, whether these are all)."""
         sql = "SELECT e.pos, e.seq, e.type, e.fragment, e.sum FROM event e WHERE e.session = ? AND e.seq > ?"
         args: list[Any] = [session, after]
-        for clause, value in (("e.seq < ?", before), ("e.run = ?", run), ("e.ts >= ?", since)):
+        for clause, value in (
+            ("e.seq < ?", before), ("e.run = ?", run), ("e.ts >= ?", since), ("e.ts <= ?", until)
+        ):
             if value is not None:
                 sql, args = f"{sql} AND {clause}", [*args, value]
         codes = list(types)

@@ -200,6 +200,27 @@ def test_session_events_are_json_lines(cli: Cli, fake: FakeClient) -> None:
     assert fake.named("sessions.events")[0][1]["after"] == 0
 
 
+def test_session_events_are_filtered_by_time_and_types(cli: Cli, fake: FakeClient) -> None:
+    """If times and several types are given, then they are filters; a time that is none is a usage error."""
+    fake.answers["sessions.events"] = [event(1, "run_started")]
+    given = ("--since", "2026-01-31T12:00+00:00", "--until", "1769860801.5", "--type", "a", "--type", "b")
+    assert cli("session", "events", "s1", *given).exit_code == 0
+    filters = dict.fromkeys(("run_id", "after", "before", "limit"))
+    assert fake.named("sessions.events") == [(("s1",), {
+        **filters, "since": 1769860800.0, "until": 1769860801.5, "type": ("a", "b")})]
+    assert cli("session", "events", "s1", "--until", "soon").exit_code == 2
+
+
+def test_control_show_is_one_run_by_its_id(cli: Cli, fake: FakeClient) -> None:
+    """If a run's id is known, then its record is shown, as JSON all of it."""
+    fake.answers["runs.get"] = Run(RUN, "s1", RunStatus.COMPLETED, output={"content": "done"}, started_at=5.0)
+    shown = json.loads(cli("control", "show", RUN, "-o", "json").stdout)
+    assert shown == fake.answers["runs.get"].to_map()
+    text = cli("control", "show", RUN).stdout
+    assert "status\tcompleted" in text and "started_at\t19" in text
+    assert fake.named("runs.get") == [((RUN,), {})] * 2
+
+
 @pytest.mark.parametrize("name", [*(verb.name for verb in VERBS), "fail"])
 def test_session_steps_are_quiet_in_a_pipe(cli: Cli, fake: FakeClient, name: str) -> None:
     """If a step succeeds in a pipe, then nothing is printed; the version that was seen goes along."""

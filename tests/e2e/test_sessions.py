@@ -173,6 +173,8 @@ def test_events_filters_select(client: mesh.Client) -> None:
     assert [e.data["content"] for e in streamed] == ["0 ", "1 ", "2 "]
     assert client.sessions.events("f", after=every[3].seq, before=every[6].seq) == every[4:6]
     assert client.sessions.events("f", type="message_streamed", limit=2)[-1].data["content"] == "1 "
+    until = client.sessions.events("f", since=every[1].ts, until=every[2].ts)
+    assert until == [e for e in every if every[1].ts <= e.ts <= every[2].ts] and len(until) < len(every)
     assert client.sessions.events("f", since=every[-1].ts) == [e for e in every if e.ts >= every[-1].ts]
 
 

@@ -150,6 +150,7 @@ NONSENSE = [
     {"after": 2**63},
     {"since": 2**64 - 1},
     {"since": float("nan")},
+    {"until": "soon"},
     {"run_id": [1]},
     {"type": [[]]},
     {"type": "nope"},
