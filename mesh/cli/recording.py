@@ -50,7 +50,7 @@ def save_recording(address: str | None, session_id: str, file: Path) -> bool:
         return False
     finally:
         part.unlink(missing_ok=True)
-    click.echo(f"recorded: {file}", err=True)
+    click.echo(render.to_json({"recorded": str(file)}) if shell().json else f"recorded: {file}", err=True)
     return True
 
 

@@ -104,7 +104,8 @@ def run(
 ) -> None:
     """Run AGENT once and stream its answer. Uses the node that is up, else one of its own for this run.
 
-    PROMPT `-` reads standard input. Ctrl-C cancels the run. With -o json: one event per line.
+    PROMPT `-` reads standard input. Ctrl-C cancels the run. With -o json: one event per line, and on stderr
+    {"error": ...} when it failed.
 
     \b
     Example:
@@ -270,7 +271,8 @@ def _verdict(event: Any, record: Any, told: str) -> int:
 
 def _cancelled(address: str | None, run_id: str) -> int:
     """Cancel and wait for the end. On a client of its own: the interrupted one stopped in the middle."""
-    click.echo("cancelling ...", err=True)
+    if not shell().json:
+        click.echo("cancelling ...", err=True)
     with open_client(address, CANCEL_WAIT_S) as client:
         try:
             client.runs.cancel(run_id)

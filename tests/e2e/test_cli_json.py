@@ -185,3 +185,23 @@ def test_each_refusal_is_json_too(name: str, node: mesh.LocalNode, facts: dict[s
     words = [*name.split(), *(word.format(**facts) for word in REFUSED[name].split())]
     done = CliRunner().invoke(app.root, [*words, "-o", "json", "--address", node.address])
     assert done.exit_code != 0 and done.stdout == "" and json.loads(done.stderr)["error"]["code"]
+
+
+@pytest.mark.parametrize(("words", "code", "end"), [
+    (("exit 3",), 1, "run_failed"), (("true",), 0, None),
+    (("sleep 60", "--deadline", "0.2"), 5, "run_timeout"),
+])
+def test_a_run_is_json_lines_on_both_streams(
+    words: tuple[str, ...], code: int, end: str | None, node: mesh.LocalNode, tmp_path: Path
+) -> None:
+    """If a run fails, then stdout has its events, the terminal one last, and stderr its error, once; each
+    line of both is JSON, so a program may read them together, too."""
+    given = ["run", "shell", *words, "--usage", "--record", str(tmp_path / "r.jsonl"), "-o", "json"]
+    done = CliRunner().invoke(app.root, [*given, "--address", node.address])
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    beside = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.exit_code == code and events == sorted(events, key=lambda event: event["seq"])
+    assert events[-1]["type"] == (end or "run_completed")
+    assert {event["run_id"] for event in events} == {events[0]["run_id"]}
+    kinds = [next(iter(line)) for line in beside]
+    assert kinds == [*(["error"] if end else []), "token_usage", "recorded"]
