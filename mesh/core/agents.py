@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from mesh.core import wire
-from mesh.core.live import NoRunner
+from mesh.core.live import NoRunner, no_runner
 from mesh.core.manifest import negotiate
 from mesh.core.routing_rules import ROUTER
 from mesh.core.state import State
@@ -58,7 +58,7 @@ class Agents:
             return
         problem = self.catalogue[agent]["problem"] if self.catalogue else "loading"
         if problem == "loading":
-            raise NoRunner
+            raise no_runner(self.state, agent)
         if problem:
             raise Unavailable(f"agent {agent!r} cannot start: {problem}", code="provider_unavailable",
                               details={"agent": agent})
@@ -93,7 +93,7 @@ class Agents:
         """
         entry = self.catalogue.get(agent) or {}
         if not self.catalogue or entry.get("problem") == "loading":
-            raise NoRunner
+            raise no_runner(self.state, agent)
         if not any(c["name"] == name and c.get("enabled", True) for c in entry.get("capabilities", ())):
             raise InvalidArgument(f"agent {agent!r} has no capability {name!r}",
                                   code="capability_not_supported", details={"agent": agent, "needs": name})
@@ -136,7 +136,7 @@ class Agents:
         """
         ready = self.state.ready_runners()
         if not ready:
-            raise NoRunner
+            raise no_runner(self.state)
         self._tokens += 1
         token = f"{self.state.epoch}.{self._tokens}"
         told = {runner: self.state.runners[runner].incarnation for runner in ready}

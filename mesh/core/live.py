@@ -14,10 +14,13 @@ from typing import Any
 import msgspec
 
 from mesh.core import session as sessions
+from mesh.core.mailbox import ChildState
 from mesh.core.records import StopReason
 from mesh.core.session import SessionState
 from mesh.core.state import State
-from mesh.errors import Overloaded
+from mesh.errors import Overloaded, Unavailable, shown
+
+DOWN = ChildState.DOWN.value
 
 
 class NoRunner(Exception):
@@ -25,6 +28,21 @@ class NoRunner(Exception):
 
     A signal inside the core, never an error that a user sees.
     """
+
+
+def no_runner(state: State, agent: str | None = None) -> Exception:
+    """What to raise when no runner is ready that hosts the agent (any agent: None): ``NoRunner``, to wait for
+    one; where all of them are down, nobody knows for how long, and the caller learns what to do."""
+    places = list(state.runners) if agent is None else state.hosting.among(state.runners, agent)
+    if not places or any(state.runners[place].state != DOWN for place in places):
+        return NoRunner()
+    which = " and ".join(map(str, places))
+    whose = f" of agent {shown(agent, 60)}" if agent in state.hosting.own else ""
+    return Unavailable(
+        f"runner {which}{whose} is down, it died too often; bring it back with: "
+        f"mesh runner restart {places[0]}",
+        code="session_unavailable", details={"runners": places, "down": True},
+    )
 
 
 class Live:
@@ -40,6 +58,7 @@ class Live:
 
         Raises:
             NoRunner: no runner that may host it is ready.
+            Unavailable: ``session_unavailable``: all of them are down.
             Overloaded: ``max_sessions_exceeded``.
         """
         if session.runner is not None:
@@ -72,7 +91,7 @@ class Live:
         if self.state.hosting.own:
             ready = self.state.hosting.among(ready, session.agent)
         if not ready:
-            raise NoRunner
+            raise no_runner(self.state, session.agent)
         if len(self.state.live) >= self.max_live:
             self._evict()
         runner = ready[session.n % len(ready)]
@@ -131,4 +150,4 @@ class Live:
         return down
 
 
-__all__ = ["Live", "NoRunner"]
+__all__ = ["Live", "NoRunner", "no_runner"]

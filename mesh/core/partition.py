@@ -250,9 +250,10 @@ class Partition:
         return None
 
     def retry_parked(self) -> None:
-        """The runners changed: try the calls that wait for one once more, in their order."""
+        """The runners changed: try the calls that wait for one once more, in their order; those whose runner
+        is down are told."""
         self.expire_parked()
-        if not self.state.ready_runners():
+        if not any(entry.state in ("ready", "down") for entry in self.state.runners.values()):
             return
         parked, self.parked = self.parked, []
         for pending, _, _ in parked:

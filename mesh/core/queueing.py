@@ -30,7 +30,7 @@ from mesh.core.records import TERMINAL, RunStatus, SessionStatus
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
 from mesh.core.state import Work
-from mesh.errors import InvalidState, Overloaded, StoreError
+from mesh.errors import InvalidState, Overloaded, StoreError, Unavailable
 
 #: Between two places in a queue; a float of today's wall time tells them apart.
 QUEUE_STEP_S = 1e-3
@@ -137,7 +137,7 @@ class Queue:
             work = self.join_steering(session_id)
         try:
             session = self.live.bring_up(session)
-        except (NoRunner, Overloaded):
+        except (NoRunner, Unavailable):
             return  # tried again when the runners change, and at each tick
         if not self._is_hosted(session):
             return

@@ -321,15 +321,6 @@ class Router:
         if index >= len(self.partitions):
             raise RequestError(f"no partition {index}; there are {len(self.partitions)}", code="not_found")
 
-    def check_runner(self, index: int) -> None:
-        """Refuse what is no runner.
-
-        Raises:
-            RequestError: ``not_found``.
-        """
-        if index >= len(self.runners):
-            raise RequestError(f"no runner {index}; there are {len(self.runners)}", code="not_found")
-
     def restarts(self, index: int) -> None:
         """Somebody restarts a partition by hand: from now on calls to one that was down wait for it.
 
@@ -337,7 +328,20 @@ class Router:
             RequestError: ``not_found``, there is no such partition.
         """
         self.check_partition(index)
-        actor = self.partitions[index]
+        self._up_again(self.partitions[index])
+
+    def restarts_runner(self, index: int) -> None:
+        """The same of a runner; the partitions are to be told, since calls on its agents wait then.
+
+        Raises:
+            RequestError: ``not_found``.
+        """
+        if index >= len(self.runners):
+            raise RequestError(f"no runner {index}; there are {len(self.runners)}", code="not_found")
+        self._up_again(self.runners[index])
+
+    @staticmethod
+    def _up_again(actor: Actor) -> None:
         if actor.roster["state"] == ChildState.DOWN:
             actor.roster = {**actor.roster, "state": ChildState.RESTARTING.value}
 

@@ -266,7 +266,8 @@ class RouterProcess:
                 self.core.restarts(header.address)
                 self.child.control.send("restart", name=f"partition-{header.address}")
             case wire.Kind.RESTART_RUNNER:
-                self.core.check_runner(header.address)
+                self.core.restarts_runner(header.address)
+                self._tell_partitions()
                 self.child.control.send("restart", name=f"runner-{header.address}")
             case wire.Kind.NOTE:
                 self.core.check_partition(header.address)

@@ -19,7 +19,7 @@ def row(problem: str | None, *names: str) -> dict[str, Any]:
 
 
 def agents(*rows: dict[str, Any]) -> Agents:
-    state: Any = SimpleNamespace(hosting=Hosting())
+    state: Any = SimpleNamespace(runners={}, hosting=Hosting())
     known = Agents(state, {"a": {"provider": "python"}})
     if rows:
         known.on_catalogue(0, None, rows)

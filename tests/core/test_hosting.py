@@ -154,6 +154,40 @@ def test_an_isolated_agent_waits_for_its_own_runner_and_the_others_do_not(tmp_pa
     assert bench.state.run(new_run_id("mine", 1)).runner == 1
 
 
+def test_calls_on_an_agent_whose_runner_is_down_are_answered_at_once(tmp_path: Path) -> None:
+    """If an isolated agent's runner is down, then its calls, waiting ones too, are told what to do, and
+    nothing is stored; other agents' calls go on, and so do its own once somebody restarts it."""
+    bench = Bench(tmp_path, isolated=["again"])
+    bench.call("session.start", "mine", "again", None)
+    bench.call("session.create", "new", "again", None)
+    bench.call("session.start", "other", "echo", None)
+    bench.crash_runner(1)
+    bench.roster()
+    waits = bench.post(["session.activate", ["new"]])
+    assert waits not in bench.replies
+    bench.crash_runner(1, "down")
+    bench.roster()
+    [[status, error]] = bench.replies[waits]
+    assert status and error["code"] == "session_unavailable" and "mesh runner restart 1" in error["message"]
+    runs = [new_run_id(sid, n) for n, sid in enumerate(("mine", "other", "late"))]
+    assert bench.code("session.prompt", "mine", runs[0], "x", "follow_up") == "session_unavailable"
+    assert not bench.state.has_run(runs[0])
+    assert bench.code("session.start", "late", "again", None) == "session_unavailable"
+    assert bench.code("session.prompt", "other", runs[1], "x", "follow_up") == "ok"
+    bench.states[1] = (bench.states[1][0], "restarting")
+    bench.roster()
+    waits = bench.post(["session.prompt", ["mine", runs[0], "x", "follow_up"]])
+    bench.spawn(1)
+    bench.roster()
+    bench.catalogue()
+    assert bench.replies[waits][0][0] == 0 and bench.status(runs[0]) == "running"
+    for index in (0, 1):
+        bench.crash_runner(index, "down")
+    bench.roster()
+    assert bench.code("session.start", "late", "echo", None) == "session_unavailable"
+    assert bench.code("agent.reload") == "session_unavailable"
+
+
 def test_run_of_another_agent_is_refused_when_it_is_made_and_when_it_is_executed(tmp_path: Path) -> None:
     """If one of the two is isolated, then neither create nor execute takes the run, and nothing is left."""
     bench = Bench(tmp_path, isolated=["again"])

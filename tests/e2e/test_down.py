@@ -151,8 +151,8 @@ def test_runner_that_is_down_is_restarted_by_hand(fragile: mesh.LocalNode) -> No
 def test_isolated_runner_that_is_down_stops_nobody_else_and_is_restarted_by_hand(
     tmp_path: Path, node_config: dict[str, Any]
 ) -> None:
-    """If an isolated agent's runner is down, then its sessions stop (crash) and its prompts are refused in
-    time, the others run on; ``mesh runner restart`` brings it back, and its sessions with it."""
+    """If an isolated agent's runner is down, then its sessions stop (crash) and its prompts are refused by
+    name, the others run on; ``mesh runner restart`` brings it back, and its sessions with it."""
     config = {**node_config, "supervision": {"intensity": 2, "heartbeat_s": 0.2}}
     config["agents"]["counter"]["isolation"] = "process"
     with mesh.LocalNode(tmp_path / "data", config=config) as node, node.client(timeout_s=20.0) as client:
@@ -162,8 +162,9 @@ def test_isolated_runner_that_is_down_stops_nobody_else_and_is_restarted_by_hand
             told = {n.topic: n.data for n in (next(iter(feed)), next(iter(feed)))}
         assert told["lifecycle.stopped.s"]["reason"] == "crash"
         assert (told["node.runner_down"]["index"], told["node.runner_down"]["agent"]) == (1, "counter")
-        with pytest.raises(mesh.MeshError):
-            client.sessions.prompt("s", "3", timeout_s=0.3)
+        with pytest.raises(mesh.Unavailable, match="mesh runner restart 1") as refused:
+            client.sessions.prompt("s", "3")
+        assert refused.value.code == "session_unavailable" and refused.value.details["runners"] == [1]
         assert client.run_once("echo", "on").output["content"] == "on"
         client.restart_runner(1)
         assert client.runs.wait(client.sessions.prompt("s", "2").run_id).output["content"] == "0 1 "
