@@ -6,7 +6,8 @@ Rules of this file:
    waits in the router, each client's in its order, and the clients in turns by work (``core/fair.py``).
    In ZeroMQ's pipes and in the kernel's buffers everybody stands in one line: it is kept short.
 2. A client with little in flight does not wait for room: it stands behind one window at most, and the
-   partition takes turns between those that it was given (``node/inbox.py``).
+   partition takes turns between those that it was given (``node/inbox.py``). Waiting reads count by number:
+   they are small, and most of them are parked in the partition, not on their way.
 3. The partition says how much it took since it began, in steps of ``TOLD_COST``, behind the answers to it: so
    what is answered and not yet read by the router is bounded, too. Nothing is said for less: a single call
    costs none. Each READY says it again, so a word that was lost is made good.
@@ -23,13 +24,16 @@ from __future__ import annotations
 
 from mesh.core import wire
 from mesh.core.fair import Fair, cost
-from mesh.core.inflight import InFlight
+from mesh.core.inflight import WAIT, InFlight
 
 #: About 3 ms of a partition's work: its pipe must not run dry while the word of what was taken is on its way.
 WINDOW_COST = 64 * 1024
 TOLD_COST = WINDOW_COST // 4
 #: Who has no more than this in flight does not wait for room.
 LITTLE_BYTES = 2 * 1024
+#: Nor does a waiting read of who has no more of them than this.
+LITTLE_WAITS = 8
+_KIND = wire.ACTOR_PREFIX_BYTES + 3  #: where a frame says it: behind magic and version
 
 
 class Credit:
@@ -52,7 +56,8 @@ class Credit:
         waiting = self._waiting
         if self._sent - self._took >= WINDOW_COST or waiting:
             client = frame[: wire.CLIENT_ID_BYTES]
-            if max(inflight.bytes_of(client), len(frame)) > LITTLE_BYTES or waiting.holds(client):
+            many = frame[_KIND] == WAIT and inflight.waits_of(client) > LITTLE_WAITS
+            if many or max(inflight.bytes_of(client), len(frame)) > LITTLE_BYTES or waiting.holds(client):
                 waiting.add(frame)
                 return False
         self._sent += cost(frame)
@@ -90,4 +95,4 @@ class Credit:
         return list(iter(self._waiting.take, None))
 
 
-__all__ = ["LITTLE_BYTES", "TOLD_COST", "WINDOW_COST", "Credit"]
+__all__ = ["LITTLE_BYTES", "LITTLE_WAITS", "TOLD_COST", "WINDOW_COST", "Credit"]

@@ -86,10 +86,15 @@ class InFlight:
         held = self._clients.get(client)
         return held[1] if held is not None else 0
 
+    def waits_of(self, client: bytes) -> int:
+        """How many waiting reads of a client are in flight, parked ones too."""
+        held = self._clients.get(client)
+        return held[2] if held is not None else 0
+
     @property
     def clients(self) -> int:
         """How many clients hold something."""
         return len(self._clients)
 
 
-__all__ = ["InFlight"]
+__all__ = ["WAIT", "InFlight"]

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.core import wire
-from mesh.core.credit import LITTLE_BYTES, TOLD_COST, WINDOW_COST, Credit
+from mesh.core.credit import LITTLE_BYTES, LITTLE_WAITS, TOLD_COST, WINDOW_COST, Credit
 from mesh.core.fair import cost
 from mesh.core.inflight import InFlight
 
-READ = int(wire.Kind.READ)
+READ, WAIT = int(wire.Kind.READ), int(wire.Kind.WAIT)
 LARGE = 3_000  #: bytes of a request of a client that floods
 
 
@@ -21,17 +21,17 @@ class Way:
     """A router's side and a partition's side of the way between them."""
 
     def __init__(self) -> None:
-        self.counts = InFlight(payloads_max=10**6, bytes_max=10**9, waits_max=9)
+        self.counts = InFlight(payloads_max=10**6, bytes_max=10**9, waits_max=10**6)
         self.credit = Credit(frames_max=10**6, bytes_max=10**9)
         self.pipe: deque[bytes] = deque()
         self.serial = 0
         self.taken = 0
         self.told = 0
 
-    def ask(self, client: bytes, size: int = LARGE) -> bytes:
+    def ask(self, client: bytes, size: int = LARGE, kind: int = READ) -> bytes:
         self.serial += 1
-        frame = (client * 16 + self.serial.to_bytes(8, "big")).ljust(size, b".")
-        assert self.counts.admit(frame[:16], READ, len(frame))
+        frame = (client * 16 + self.serial.to_bytes(8, "big") + b"MH\x01" + bytes((kind,))).ljust(size, b".")
+        assert self.counts.admit(frame[:16], kind, len(frame))
         if self.credit.send(frame, self.counts):
             self.pipe.append(frame)
         return frame
@@ -40,7 +40,7 @@ class Way:
         """The partition takes and answers so many, and tells."""
         took = [self.pipe.popleft() for _ in range(min(steps, len(self.pipe)))]
         for frame in took:
-            self.counts.release(frame[:16], READ, len(frame))
+            self.counts.release(frame[:16], frame[27], len(frame))
             self.taken += cost(frame)
         if self.taken - self.told >= TOLD_COST:
             self.told = self.taken
@@ -103,6 +103,31 @@ def test_little_is_what_a_client_has_in_flight_in_all(way: Way) -> None:
     for _ in range(200):
         way.ask(b"b", 100)
     assert (len(way.pipe) - before) * 100 <= LITTLE_BYTES
+
+
+def test_of_many_waiting_reads_one_window_is_on_its_way(way: Way) -> None:
+    """If a client sends a burst of small waiting reads, then of these, too, the partition is given a window,
+    in turns with others; what else that client asks for, and others' few waiting reads, go at once."""
+    asked = [way.ask(b"a", 100, WAIT) for _ in range(1_000)]
+    most = WINDOW_COST + (LITTLE_WAITS + 1) * cost(asked[0])
+    assert way.on_its_way <= most and len(way.credit) > 500
+    few = way.ask(b"b", 100, WAIT)
+    assert way.pipe[-1] == few
+    seen: list[bytes] = []
+    while took := way.take():
+        seen += took
+        assert way.on_its_way <= most + cost(few)
+    assert [frame for frame in seen if frame != few] == asked
+
+
+def test_whoever_has_many_reads_parked_still_asks_for_little_at_once(way: Way) -> None:
+    """If a client's waiting reads are parked, then its small request goes past another's flood."""
+    for _ in range(100):
+        assert way.counts.admit(b"b" * 16, WAIT, 100)
+    flood(way, b"a")
+    little = way.ask(b"b", 100)
+    assert way.pipe[-1] == little
+    assert way.ask(b"b", 100, WAIT) not in way.pipe
 
 
 def test_nobody_overtakes_himself(way: Way) -> None:
