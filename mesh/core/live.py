@@ -109,17 +109,17 @@ class Live:
             details={"retry_after_ms": 100},
         )
 
-    def take_down(self, session: SessionState, reason: StopReason, **detail: Any) -> SessionState:
+    def take_down(self, session: SessionState, reason: StopReason) -> SessionState:
         """End the live incarnation, with its one ``stopped``; nothing happens when there is none."""
         if not session.live:
             return session
         down = self.state.put_session(msgspec.structs.replace(session, runner=None))
-        self._stopped(session, reason, **detail)
+        self._stopped(session, reason)
         return down
 
-    def _stopped(self, session: SessionState, reason: StopReason, **detail: Any) -> None:
+    def _stopped(self, session: SessionState, reason: StopReason) -> None:
         """Announce the end of a live incarnation, and have its runner forget it."""
-        self.state.announce("stopped", session, reason=reason.value, **detail)
+        self.state.announce("stopped", session, reason=reason.value)
         entry = self.state.runners.get(session.runner or 0)
         if entry is not None and entry.reachable and entry.incarnation == session.runner_incarnation:
             self.state.commands.append((session.runner or 0, ["close", session.id]))

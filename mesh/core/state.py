@@ -22,6 +22,7 @@ import msgspec
 from mesh.core import events as ev
 from mesh.core import wire
 from mesh.core.access import NOBODY, Credentials
+from mesh.core.announced import Announced, Message
 from mesh.core.audit import Entry
 from mesh.core.hosting import Hosting
 from mesh.core.loader import Loader
@@ -46,21 +47,6 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     run_id: str | None
     ts: float
     fragment: bytes
-
-
-class _Announced(msgspec.Struct, gc=False):
-    """What every lifecycle message says, in the order of its encoding."""
-
-    ts: float
-    partition: int
-    epoch: int
-    node: str
-    lseq: int
-    session_id: str
-    agent_id: str
-    agent: str
-    status: str
-    handle: dict[str, Any] | None
 
 
 class Work(NamedTuple):
@@ -133,7 +119,7 @@ class State:
     def _reset(self) -> None:
         self.undo: list[Callable[[], object] | tuple[dict[Any, Any], Any, Any]] = []
         self.events: list[EventRow] = []
-        self.lifecycle: list[tuple[int, str, bytes]] = []
+        self.lifecycle: list[Message] = []
         self.dirty_sessions: dict[str, bool] = {}
         self.dirty_runs: dict[str, bool] = {}
         self.progress: dict[int, tuple[int, int]] = {}
@@ -320,14 +306,10 @@ class State:
         """A lifecycle message: stored and numbered with the batch, published after the commit."""
         self.lseq += 1
         handle = None if session.runner is None else handle_map(session, self.pid_of(session))
-        payload = wire.repack(_Announced(
+        self.lifecycle.append((what, Announced(
             self.now, self.partition, self.epoch, self.node, self.lseq, session.id, session.agent_id,
-            session.agent, str(session.status), handle,
-        ))
-        if fields:
-            more = wire.repack(fields)  # both are maps of less than 16 pairs: one byte, then these
-            payload = b"".join((bytes((payload[0] + len(fields),)), payload[1:], more[1:]))
-        self.lifecycle.append((self.lseq, f"lifecycle.{what}.{topic_id(session.id)}", payload))
+            session.agent, session.status, handle, **fields,
+        )))
 
     # --- the batch ---
 
@@ -396,11 +378,6 @@ class State:
                 self.newest_session.left(session_id)
 
 
-def topic_id(identifier: str) -> str:
-    """An id inside a topic: ``.`` separates, so it is written ``%2E`` there."""
-    return identifier.replace(".", "%2E")
-
-
 def _checked_text(value: Any, what: str) -> str:
     if type(value) is not str:
         raise InvalidArgument(f"a {what} is a text, not {type(value).__name__}", code="invalid_id")
@@ -415,4 +392,4 @@ def _place(table: dict[Any, Any], key: Any, value: Any) -> None:
         table[key] = value
 
 
-__all__ = ["EventRow", "RunnerEntry", "State", "Work", "topic_id"]
+__all__ = ["EventRow", "RunnerEntry", "State", "Work"]

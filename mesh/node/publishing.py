@@ -10,9 +10,10 @@ from mesh.config import LimitsSection
 from mesh.core import events as ev
 from mesh.core import wire
 from mesh.core.access import NOBODY, opens
+from mesh.core.announced import topic, topic_id
 from mesh.core.routes import RouteTable
 from mesh.core.runner import groups
-from mesh.core.state import EventRow, State, topic_id
+from mesh.core.state import EventRow, State
 from mesh.core.topics import PACKED_ALL, PACKED_ONE, Topics
 from mesh.net import sockets
 from mesh.node.reads import STAMP_PAIRS, event_topic
@@ -57,8 +58,8 @@ class Publisher:
     def publish_batch(self, routes: RouteTable) -> None:
         """Everything that the committed batch announces."""
         state = self.state
-        for _, topic, payload in state.lifecycle if self.topics.lifecycle else ():
-            self._send(topic.encode(), payload)
+        for what, said in state.lifecycle if self.topics.lifecycle else ():
+            self._send(topic(what, said.session_id).encode(), wire.repack(said))
         topics = self.topics
         if state.events and (topics.every_session or topics.sessions or topics.packed):
             events = self._public(state.events)
@@ -113,9 +114,9 @@ class Publisher:
         for event, event_map in zip(events, encoded, strict=True):
             by_session.setdefault(event.session_id, []).append(event_map)
         for session_id, maps in by_session.items():
-            topic = PACKED_ONE + f"{topic_id(session_id)}.".encode()
-            if over or topic in packed:
-                self._pack(topic, maps)
+            one = PACKED_ONE + f"{topic_id(session_id)}.".encode()
+            if over or one in packed:
+                self._pack(one, maps)
 
     def _pack(self, topic: bytes, events: list[bytes]) -> None:
         head = b"".join((_PACK, wire.repack(self.state.now), self.state.stamp, _EVENTS))

@@ -10,12 +10,13 @@ from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core import wire
 from mesh.core.access import NOBODY, opens
+from mesh.core.announced import topic_id
 from mesh.core.attached import snapshot_of
 from mesh.core.partition import Partition
 from mesh.core.records import SessionStatus
 from mesh.core.session import SessionState
 from mesh.core.session_ops import LIST_MAX
-from mesh.core.state import EventRow, State, topic_id
+from mesh.core.state import EventRow, State
 from mesh.errors import InvalidArgument, NotFound, shown
 from mesh.store.sqlite import Store, StoredEvent
 

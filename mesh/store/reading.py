@@ -13,6 +13,7 @@ import msgspec
 from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core import wire
+from mesh.core.announced import unpacked
 from mesh.core.receipts import Receipt
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
@@ -342,13 +343,23 @@ class StoredRows:
 
     def feed_lifecycle(self, after: int, limit: int) -> list[tuple[str, bytes]]:
         """(topic, payload) in order of lseq, after one."""
-        sql = "SELECT topic, payload FROM lifecycle WHERE lseq > ? ORDER BY lseq LIMIT ?"
-        rows = self.guarded(lambda: self._all(sql, after, limit), "read the feed")
-        return [(row[0], row[1]) for row in rows]
+
+        def read() -> list[tuple[str, bytes]]:
+            sql = "SELECT lseq, topic, payload FROM lifecycle WHERE lseq > ? ORDER BY lseq LIMIT ?"
+            found: list[tuple[str, bytes]] = []
+            for row in self._db.execute(sql, (after, limit)):
+                found += [(topic, payload) for lseq, topic, payload in _messages(*row) if lseq > after]
+                if len(found) >= limit:
+                    break
+            return found[:limit]
+
+        return self.guarded(read, "read the feed")
 
     def lowest_lifecycle(self) -> int:
         """The lowest lseq that is kept (0: none)."""
-        return int(self.guarded(lambda: self._one("SELECT min(lseq) FROM lifecycle") or 0, "read the feed"))
+        sql = "SELECT lseq, topic, payload FROM lifecycle ORDER BY lseq LIMIT 1"
+        return self.guarded(
+            lambda: next((_messages(*row)[0][0] for row in self._db.execute(sql)), 0), "read the feed")
 
     def receipts(self, client: bytes) -> list[tuple[int, Receipt]]:
         """The stored receipts of a client."""
@@ -404,6 +415,11 @@ def checked_record(row: Any, what: str) -> bytes:
     if checksum(record) != row[1]:
         raise StoreError(f"{what} is damaged on the disk (checksum)", code="storage_read_failed")
     return record
+
+
+def _messages(lseq: int, topic: str, payload: bytes) -> list[tuple[int, str, bytes]]:
+    """(lseq, topic, payload) of the lifecycle messages of a row: one with a topic is of an older mesh."""
+    return [(lseq, topic, payload)] if topic else unpacked(payload)
 
 
 __all__ = ["StoredEvent", "StoredRows", "checked_record"]

@@ -2,17 +2,19 @@
 
 1: the first. 2: each page of the file has a checksum; ``store/file.py`` rewrites an older file once. 3: what
 searches need stands in columns of ``session`` and ``run``, and there is ``audit``; ``store/migrate.py`` adds
-them to an older file. 4: ``run.id`` is the run's key (``slots.run_key``).
+them to an older file. 4: ``run.id`` is the run's key (``slots.run_key``). 5: a row of ``lifecycle`` may hold
+many messages.
 """
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 #: WITHOUT ROWID where the key is the row; ``event.pos`` is the rowid, so appending is O(1) at the end of the
 #: tree. Small columns beside the encoded record are only those that a query needs; they stand before it:
 #: what is behind a long record is reached through all its pages. ``deleted`` is NULL, the time of the
-#: deletion, or ERASED or IMPORTING (``core/session.py``).
+#: deletion, or ERASED or IMPORTING (``core/session.py``). A row of ``lifecycle`` without a topic holds all
+#: messages of a commit (``core/announced.py``) under the last one's number.
 META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;"
 TABLES = f"""
 {META}

@@ -26,6 +26,7 @@ from typing import Any
 import apsw
 
 from mesh.core import wire
+from mesh.core.announced import packed
 from mesh.core.receipts import Receipt
 from mesh.core.session import ERASED, SessionState
 from mesh.core.slots import route_slot
@@ -169,7 +170,7 @@ class Store(StoredRows):
                 for e in state.events
             ])
         if state.lifecycle:
-            db.executemany("INSERT INTO lifecycle VALUES (?, ?, ?)", state.lifecycle)
+            db.executemany("INSERT INTO lifecycle VALUES (?, '', ?)", packed(state.lifecycle))
         if state.audit:
             db.executemany(
                 "INSERT INTO audit(ts, client, op, target, outcome) VALUES (?, ?, ?, ?, ?)", state.audit)

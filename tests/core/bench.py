@@ -382,7 +382,7 @@ class Bench:
     def lifecycle(self, session_id: str) -> list[str]:
         """started, stopped, restarted of one session, in order; stopped with its reason."""
         said = []
-        for topic, payload in self.rows("SELECT topic, payload FROM lifecycle ORDER BY lseq"):
+        for topic, payload in self.store.feed_lifecycle(0, 10**6):
             _, what, sid = topic.split(".", 2)
             if sid == session_id and what != "status":
                 reason = wire.unpack(payload).get("reason")

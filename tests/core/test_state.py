@@ -10,10 +10,11 @@ import pytest
 
 from mesh.core import run as runs
 from mesh.core import session as sessions
+from mesh.core.announced import topic_id
 from mesh.core.records import RunStatus
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
-from mesh.core.state import State, Work, topic_id
+from mesh.core.state import State, Work
 from mesh.errors import InvalidArgument, NotFound
 
 

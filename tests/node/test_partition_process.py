@@ -12,6 +12,7 @@ import pytest
 from harness import COMPLETED, FakeRunner, MiniNode, RawClient
 
 from mesh.core import wire
+from mesh.core.announced import unpacked
 from mesh.core.events import TYPE_CODE
 from mesh.core.slots import run_id_for
 from mesh.errors import StoreError
@@ -403,8 +404,8 @@ def test_a_polite_stop_ends_live_sessions_and_leaves_a_clean_file(node: MiniNode
         client.read(["route.resolve", ["tg:b:other", [ROUTE]]])
         assert node.children["partition-0"].stop() == 0
     db = sqlite3.connect(node.folder / "partition-0.db")
-    said = [wire.unpack(row[0])["reason"] for row in db.execute(
-        "SELECT payload FROM lifecycle WHERE topic = 'lifecycle.stopped.s'")]
+    said = [wire.unpack(payload)["reason"] for (row,) in db.execute("SELECT payload FROM lifecycle")
+            for _, topic, payload in unpacked(row) if topic == "lifecycle.stopped.s"]
     assert said == ["shutdown"]
     assert [row[0] for row in db.execute("SELECT key FROM route")] == ["tg:b:other"]
     db.close()

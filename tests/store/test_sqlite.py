@@ -269,6 +269,7 @@ def test_sweep_keeps_the_newest_lifecycle_message(store: Store) -> None:
     state = state_of(store)
     session = fill(state)
     for _ in range(5):
+        commit(store, state)
         state.announce("started", session)
     commit(store, state)
     store.sweep(silent_before=0, lifecycle_below=100)
