@@ -144,7 +144,7 @@ class Stream:
 
     def end(self) -> str:
         """The text is over: return what is left of it. The next ``feed`` begins another one."""
-        if not self._tail and not self._open:
+        if not self._open and (not self._tail or (self._quiet and not self.held)):
             self._reset()
             return ""
         left = self._scan("", final=True)
