@@ -323,7 +323,7 @@ class FeedCursor:
                 )
             if number > self._stand(hole):
                 self._advance(hole, number)
-                out += self._deliver(topic, data)
+                out += self._deliver(topic, data) if topic else []  # else passed over: an imported past
             last = max(last, number)
         if rows and (last < hole.target or not complete):
             self.holes.insert(0, hole._replace(after=last))

@@ -174,7 +174,8 @@ class Importing:
             session = msgspec.structs.replace(session, seq=wanted)
         if session.seq != wanted or session.seq - session.pruned != _whole(piece.get("events")):
             raise InvalidArgument(f"session {session_id} is not whole: {session.seq} of {wanted} events came")
-        session = state.put_session(msgspec.structs.replace(session, deleted_at=None, updated_at=state.now))
+        session = state.put_session(msgspec.structs.replace(
+            session, deleted_at=None, updated_at=state.now, past=session.seq))
         for run_id in piece.get("lost") or ():
             run = state.run(run_id)
             if run.session_id == session_id and run.error == _LOST:

@@ -173,7 +173,8 @@ CATALOGUE: tuple[Op, ...] = (
     Op("feed.echo", "read", "token", "head map; publishes node.echo.<token>", True),
     Op("feed.head", "read", "", "head map: lseq, pos, the lowest lseq that is kept, map_version", True),
     Op("feed.lifecycle", "read", "after lseq, limit", "[[topic, payload map], ...]", True),
-    Op("feed.session", "read", "after pos, limit", "[[topic, payload map], ...]", True),
+    Op("feed.session", "read", "after pos, limit",
+       '[[topic, payload map], ...]; a last one with the topic "" says only up to which pos to go on', True),
     # agents and the node
     Op("agent.list", "read", "", "[{name, provider, capabilities, problem}, ...]"),
     Op("agent.reload", "write", "", "the same, after every runner loaded them anew"),

@@ -75,6 +75,7 @@ class SessionState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     slots: int = 0  #: runs at a time; 0: the node's setting
     fork_seq: int | None = None  #: its transcript begins with that of ``parent_session_id`` up to here
     access: Access | None = None  #: its token and its driver; None: it is everybody's
+    past: int = 0  #: up to this seq its log was imported: no news for who listens to all sessions
 
     @property
     def live(self) -> bool:

@@ -78,8 +78,7 @@ class Publisher:
             self._send(b"node.head", self._stand())
 
     def _public(self, events: list[EventRow]) -> list[EventRow]:
-        """What is shown to everybody: the feed knows no tokens. A past that was imported is no news; who
-        listens to all may meet it in a hole."""
+        """What is shown to everybody: the feed knows no tokens. A past that was imported is no news."""
         quiet, known = self.state.quiet, self.state.sessions
         if not quiet and all(known[event.session_id].access is None for event in events):
             return events

@@ -227,14 +227,20 @@ class Reads:
         rows = self.store.feed_events(
             _number(after, "after", 0, 1 << 62, 0), _number(limit, "limit", 1, LIST_MAX, 1), self.page_bytes
         )
-        parts = [wire.OK, wire.array_header(len(rows))]
+        parts = []
+        hidden = 0
         for session_id, event in rows:
             session = self.state.session(session_id)
+            hidden = event.pos if event.seq <= session.past else 0
+            if hidden:
+                continue
             if not opens(session.access, session_id, NOBODY):
                 event = event._replace(fragment=ev.masked(event.fragment))
             parts.append(b"\x92" + wire.pack(event_topic(session_id, event.type)) + ev.encode_published(
                 event.fragment, session_id, event.seq, event.pos, self.state.stamp, STAMP_PAIRS))
-        return b"".join(parts)
+        if hidden:  # a page that ends with them, or is nothing else: the reader goes on behind it
+            parts.append(b"\x92\xa0" + wire.pack({"pos": hidden}))
+        return b"".join((wire.OK, wire.array_header(len(parts)), *parts))
 
 
 def seen(state: State, session_id: Any) -> SessionState:

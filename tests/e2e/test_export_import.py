@@ -126,6 +126,35 @@ def test_listeners_hear_of_an_import_and_go_on(client: mesh.Client, told: str) -
     assert heard[0] == "lifecycle.imported.copy" and len(heard) == 1 + client.sessions.get("after").seq
 
 
+def test_who_listens_to_all_sessions_never_meets_an_imported_past(client: mesh.Client) -> None:
+    """If a session is imported, then listeners to all, also one that resumes at a cursor from before it, hear
+    what is new, in that session too, once and in order, and nothing of its past."""
+    client.sessions.start("echo", id="origin")
+    client.runs.wait(client.sessions.prompt("origin", "hi").run_id)
+    lines = list(client.sessions.export("origin"))
+    mine = [n for n in range(40) if client.partitions.of(f"now{n}") == client.partitions.of("past")][:3]
+    heard: dict[str, list[tuple[str, int]]] = {"live": [], "resumed": []}
+    with client.listen("session.") as feed:
+        client.run_once("echo", "x", id=f"now{mine[0]}")
+        cursor = next(feed).cursor
+        past = client.sessions.import_(lines, new_id="past").seq
+        client.run_once("echo", "new", id=f"now{mine[1]}")
+        client.runs.wait(client.sessions.prompt("past", "more").run_id)
+        client.run_once("echo", "last", id=f"now{mine[2]}")
+        with client.listen("session.", after=cursor) as again:
+            for name, way in (("live", feed), ("resumed", again)):
+                for note in way:
+                    heard[name].append((note.data["session_id"], note.data["seq"]))
+                    if note.topic == f"session.now{mine[2]}.session_completed":
+                        break
+    assert heard["live"] == heard["resumed"]
+    news = [seq for sid, seq in heard["live"] if sid == "past"]
+    assert news == list(range(past + 1, client.sessions.get("past").seq + 1)) and len(news) > 3
+    for n in mine[1:]:
+        assert [seq for sid, seq in heard["live"] if sid == f"now{n}"] == list(
+            range(1, client.sessions.get(f"now{n}").seq + 1))
+
+
 def test_the_asyncio_client_finds_exports_and_imports_too(client: mesh.Client, node: mesh.LocalNode) -> None:
     """If the asyncio client searches, exports and imports, then it does what the blocking one does."""
     client.run_once("counter", "5", id="a")
