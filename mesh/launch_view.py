@@ -77,13 +77,14 @@ class Screen:
         self._served = False
 
     def show(self, status: Mapping[str, Any]) -> None:
-        """Take the supervisor's state (address map, ``serving``, ``uptime_s``, ``children``)."""
+        """Take the supervisor's state (address map, ``serving``, ``uptime_s``, ``children``, ``note``)."""
         text = ""
         if status.get("serving") and not self._served:
             self._served = True
             text = CLEAR * self._line + banner({**self._facts, **status}, self._program) + "\n" * self._line
         if self._line:
-            text += CLEAR + (status_line(status) if self._served else "starting ...")
+            waits = f"starting ... {status.get('note') or ''}".rstrip()[:LINE_COLUMNS]
+            text += CLEAR + (status_line(status) if self._served else waits)
         if text:
             self._out.write(text)
             self._out.flush()

@@ -58,7 +58,8 @@ def test_screen_shows_the_banner_once() -> None:
     out = io.StringIO()
     screen = Screen(out, line=True, facts={"partitions": 2, "runners": 1})
     for serving in (False, True, True):
-        screen.show(INFO | {"serving": serving, "uptime_s": 1, "children": CHILDREN})
+        screen.show(INFO | {"serving": serving, "uptime_s": 1, "children": CHILDREN, "note": "p.db: 2 s"})
+    assert out.getvalue().count("starting ... p.db: 2 s") == 1
     assert out.getvalue().count("requests") == 1 and out.getvalue().count("\n\n") >= 1
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from mesh.errors import StoreError
 from mesh.log import Log
 from mesh.node.child import Child
+from mesh.store.schema import SCHEMA_VERSION
 from mesh.store.sqlite import Store
 
 DAMAGED = "storage_read_failed"
@@ -29,9 +30,14 @@ REMEDY = "mend it (mesh doctor says what is wrong), then: mesh partition restart
 class Health:
     """Of one partition's store."""
 
-    def __init__(self, store: Store, log: Log, *, boot_id: str, offset_ms: int, starts: int) -> None:
+    def __init__(
+        self, store: Store, log: Log, *, boot_id: str, offset_ms: int, starts: int,
+        progress: Callable[[str], object] = str,
+    ) -> None:
         self._store = store
         self._log = log
+        self._progress = progress
+        store.on_migration = self._migrates
         self._boot = {"boot_id": boot_id, "offset_ms": offset_ms}
         self._starts = starts
         self._final = False  #: a write met damage
@@ -60,6 +66,13 @@ class Health:
                 raise error from None
             self.failed(error)
             return epoch
+
+    def _migrates(self, version: int, seconds: float) -> None:
+        """An older file takes long to become ours: who waits for this start is told, and goes on waiting."""
+        name = self._store.path.name
+        note = f"{name} of schema {version} is rewritten to {SCHEMA_VERSION}: {seconds:.0f} s"
+        self._log.write(note)
+        self._progress(note)
 
     def failed(self, error: StoreError) -> None:
         """A write was refused."""

@@ -70,7 +70,8 @@ class PartitionProcess:
         self.store = Store(child.data_dir / f"partition-{child.index}.db")
         boot_id, offset_ms = clock.boot_id(), int(time.time() * 1000) - clock.boot_ms()
         self.health = Health(self.store, self.log, boot_id=boot_id, offset_ms=offset_ms,
-                             starts=child.incarnation % INCARNATIONS_PER_BOOT)
+                             starts=child.incarnation % INCARNATIONS_PER_BOOT,
+                             progress=lambda note: child.control.send("progress", note=note))
         self.epoch = self.health.acquire()
         self.state = State(self.store, partition=child.index, epoch=self.epoch, node=config.node.name,
                            redactor=config.redaction.redactor(), hosting=config.hosting())

@@ -119,6 +119,7 @@ class Supervisor:
         self._served = False
         self._error: MeshError | None = None
         self._roster_due = self._processes_due = False
+        self._note = ""  #: what a child said last of what takes long at its start
         self._began_s = time.monotonic()
         self._status_s = self._logs_s = 0.0  #: when each was done last
 
@@ -158,6 +159,7 @@ class Supervisor:
                 self._do(self._core.beat(name, now_s, float(message.get("lag_ms") or 0.0)))
             case "progress":
                 self._core.progress(name, now_s)
+                self._note = str(message.get("note") or "")
             case "restart":
                 self._log.write("restart by hand", child=message.get("name"))
                 self._do(self._core.restart(str(message.get("name")), now_s))
@@ -324,7 +326,7 @@ class Supervisor:
             with suppress(OSError):  # the terminal may be gone
                 self._status({
                     **self._address(), "serving": self._served, "uptime_s": now_s - self._began_s,
-                    "children": self._core.roster(),
+                    "children": self._core.roster(), "note": self._note,
                 })
 
     def _address(self) -> dict[str, Any]:

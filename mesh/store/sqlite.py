@@ -60,6 +60,8 @@ class Store(StoredRows):
         self.epoch = 0
         self.boot = 0
         self.unfilled: list[str] = []  #: tables of an older file whose new columns have no values yet
+        #: Told of the former schema and the seconds so far, each second, while an older file becomes ours.
+        self.on_migration: Callable[[int, float], None] = lambda _version, _seconds: None
         self.leased = False  #: whether ``acquire`` succeeded; nothing is written before
         self._served_from_s = 0.0
         self._wal_pages = 0
@@ -101,7 +103,9 @@ class Store(StoredRows):
                         code="migration_required",
                     )
                 if version is not None and version < SCHEMA_VERSION:
-                    migrate.step(self._db, version)
+                    with migrate.telling(self._db, lambda s: self.on_migration(version, s)):
+                        migrate.step(self._db, version)
+                        self._db.execute(TABLES)
                 self._db.execute(TABLES)
                 self.unfilled = migrate.unfilled(self._db)
                 self.epoch = max((self.meta("epoch") or 0) + 1, self.epoch)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
 from test_sqlite import commit, fill, opened, state_of
 
 from mesh.core.records import RunStatus
 from mesh.core.slots import run_key
+from mesh.log import Log
+from mesh.node.health import Health
 from mesh.store import migrate
 from mesh.store.schema import ADDED, SCHEMA_VERSION
 from mesh.store.sqlite import Store
@@ -102,3 +105,28 @@ def test_a_new_file_has_nothing_to_fill(tmp_path: Path) -> None:
     store = opened(tmp_path / "p.db")
     assert store.unfilled == []
     store.close()
+
+
+def test_a_migration_that_takes_long_is_told_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If an older file takes longer than a moment, then whoever waits is told, with what and for how long; of
+    one that is ours already there is nothing to say."""
+    path = tmp_path / "p.db"
+    older(path, 50)
+    told: list[str] = []
+    health_log = Log("partition-0")
+    monkeypatch.setattr(health_log, "write", lambda note, **_: told.append(note))
+
+    def acquired() -> None:
+        store = Store(path)
+        Health(store, health_log, boot_id="b", offset_ms=0, starts=1, progress=told.append).acquire()
+        store.close()
+
+    monkeypatch.setattr(migrate, "TELL_S", 0.0)
+    monkeypatch.setattr(migrate, "_LOOK_STEPS", 10)
+    acquired()
+    assert len(told) >= 4 and told[0] == told[1] == f"p.db of schema 2 is rewritten to {SCHEMA_VERSION}: 0 s"
+    told.clear()
+    acquired()
+    assert told == []
