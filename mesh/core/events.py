@@ -102,6 +102,8 @@ _SESSION = pack("session_id")
 _RUN = pack("run_id")
 _DATA = pack("data")
 _CONTENT = map_header(1) + pack("content")
+_PIECE = b"\x93" + pack(TYPE_CODE["message_streamed"])
+_FLOAT_BYTES = 9
 _METADATA = pack("metadata")
 _PROVIDER = pack("provider")
 _CORRELATION = pack("correlation_id")
@@ -194,7 +196,7 @@ def masked(fragment: bytes) -> bytes:
 class FragmentEncoder:
     """The fragments of one run's events: what they share is encoded once."""
 
-    __slots__ = ("_correlation_id", "_middle", "_piece", "_provider", "_tail", "provider")
+    __slots__ = ("_correlation_id", "_middle", "_piece", "_piece_bytes", "_provider", "_tail", "provider")
 
     def __init__(
         self, session_id: str, run_id: str, provider: str, correlation_id: str | None = None
@@ -205,6 +207,7 @@ class FragmentEncoder:
         self._correlation_id = correlation_id
         self._tail = self._tail_of({}, correlation_id)
         self._piece = b"".join((_TYPE["message_streamed"], self._middle, _CONTENT))
+        self._piece_bytes = len(_TS) + _FLOAT_BYTES + len(self._piece) + len(self._tail)
 
     def _tail_of(self, metadata: dict[str, Any], correlation_id: Any) -> bytes:
         return b"".join((
@@ -231,10 +234,12 @@ class FragmentEncoder:
             tail = self._tail_of(metadata, self._correlation_id if correlation_id is None else correlation_id)
         return b"".join((_TS, repack(ts), _TYPE[event_type], self._middle, pack(data), tail))
 
-
     def piece(self, text: str, ts: float) -> bytes:
-        """The fragment of a ``message_streamed`` that is nothing but a text."""
-        return b"".join((_TS, repack(ts), self._piece, repack(text), self._tail))
+        """A ``message_streamed`` that is nothing but a text, ``[type code, ts, fragment]`` as in a batch."""
+        when, said = repack(ts), repack(text)
+        size = self._piece_bytes + len(said)
+        header = b"\xc5" + size.to_bytes(2, "big") if size < 65536 else b"\xc6" + size.to_bytes(4, "big")
+        return b"".join((_PIECE, when, header, _TS, when, self._piece, said, self._tail))
 
 
 def event_id(session_id: str, seq: int) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mesh.core.wire import array_header, pack, repack
 
 if TYPE_CHECKING:
-    from mesh.core.runner import RunLog
+    from mesh.core.runner import Batch, RunLog
 
 #: What is said waits so long at most, half of it here and half of it on its way.
 WINDOW_S = 0.05
@@ -27,8 +27,8 @@ LEAST_BYTES = 64 * 1024
 MOST_BYTES = 4 * 1024 * 1024
 _FRAME = array_header(3) + pack("frame")
 
-#: A batch by its log and its number.
-Entry = tuple["RunLog", int]
+#: A batch and its log.
+Entry = tuple["RunLog", "Batch"]
 
 
 class _Frame(NamedTuple):
@@ -56,14 +56,14 @@ class Frames:
         self._open[number] = _Frame(entries, len(frame), now_s)
         return frame
 
-    def answered(self, number: int, missing: Collection[int], now_s: float) -> list[Entry]:
+    def answered(self, number: int, missing: Collection[int], now_s: float) -> Sequence[Entry]:
         """What the answer to a frame says is stored; ``missing`` are places of batches that are not."""
         frame = self._open.pop(number, None)
         if frame is None:
             return []
         self._measure(frame, now_s)
         if not missing:
-            return list(frame.entries)
+            return frame.entries
         return [entry for place, entry in enumerate(frame.entries) if place not in missing]
 
     def _measure(self, frame: _Frame, now_s: float) -> None:

@@ -15,11 +15,13 @@ No sockets, no clock: time comes as an argument, bytes go out as return values.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from math import inf
 from typing import Any
 
-from mesh.core.frames import Entry, Frames
+import msgspec
+
+from mesh.core.frames import Frames
 from mesh.core.wire import array_header, pack, repack
 
 #: A batch is cut when it reaches one of these.
@@ -67,25 +69,23 @@ class Inbox:
         return fresh
 
 
-class Batch:
+class Batch(msgspec.Struct, gc=False):
     """One numbered batch, encoded."""
 
-    __slots__ = ("bytes", "made_s", "message", "n", "sent_s", "waits")
-
-    def __init__(self, n: int, message: bytes, size: int, made_s: float) -> None:
-        self.n = n
-        self.message = message
-        self.bytes = size  #: of its events and its settlement: what is counted
-        self.waits = size  #: what of it counts in the frames of its partition
-        self.made_s = self.sent_s = made_s
+    n: int
+    message: bytes
+    size: int  #: of its events and its settlement: what is counted
+    waits: int  #: what of it counts in the frames of its partition
+    made_s: float
+    sent_s: float
 
 
 class RunLog:
     """What one attempt of a run has said and the log has not confirmed."""
 
     __slots__ = (
-        "_note", "_open", "_open_bytes", "_prefix", "_settle", "batches", "bytes", "frames", "key",
-        "next_n", "partition",
+        "_note", "_prefix", "_settle", "batches", "frames", "key", "next_n", "open", "open_bytes",
+        "partition",
     )
 
     def __init__(self, key: Key, partition: int, frames: Frames | None = None) -> None:
@@ -94,9 +94,8 @@ class RunLog:
         self.frames = frames or Frames()  #: its partition's
         self.next_n = 1
         self.batches: deque[Batch] = deque()
-        self.bytes = 0
-        self._open: list[bytes] = []
-        self._open_bytes = 0
+        self.open: list[bytes] = []  #: for the next batch
+        self.open_bytes = 0
         self._settle: bytes | None = None
         self._note: Callable[[], bytes] | None = None
         self._prefix = _BATCH + repack(key[0]) + repack(key[1])
@@ -106,14 +105,11 @@ class RunLog:
         """Whether the settlement was given; afterwards nothing is accepted."""
         return self._settle is not None
 
-    def add(self, event: bytes) -> None:
-        """Keep one encoded event for the next batch."""
-        assert self._settle is None, "an event after the settlement"
-        self._open.append(event)
-        size = len(event)
-        self._open_bytes += size
-        self.bytes += size
-        self.frames.bytes += size
+    @property
+    def kept_bytes(self) -> int:
+        """Of everything that is kept."""
+        last = len(self._settle) if self._settle is not None and self.open else 0
+        return sum(batch.size for batch in self.batches) + self.open_bytes + last
 
     def note(self, report: Callable[[], bytes]) -> None:
         """Have the next batch carry a report of what the run used so far; it is made when the batch is."""
@@ -122,23 +118,22 @@ class RunLog:
     def settle(self, settle: bytes) -> None:
         """Give the settlement; it leaves with the last batch, behind the terminal event added last."""
         assert self._settle is None, "a second settlement"
-        assert self._open, "a settlement without its terminal event"
+        assert self.open, "a settlement without its terminal event"
         self._settle = settle
         self._note = None  # it says as much
-        self.bytes += len(settle)
         self.frames.bytes += len(settle)
 
-    def close(self, now_s: float) -> list[bytes]:
-        """Turn what was added into batches and return their messages, in order."""
-        events, size = self._open, self._open_bytes
+    def close(self, now_s: float) -> list[Batch]:
+        """Turn what was added into batches, in order."""
+        events, size = self.open, self.open_bytes
         if not events:
             return []
-        self._open, self._open_bytes = [], 0
+        self.open, self.open_bytes = [], 0
         if size <= BATCH_BYTES_MAX and len(events) <= BATCH_EVENTS_MAX:
-            return [self._batch(events, size, last=True, now_s=now_s)]
-        return [self._batch(*cut, now_s=now_s) for cut in _cut(events)]
+            return [self._batch(events, size, True, now_s)]
+        return [self._batch(*cut, now_s) for cut in _cut(events)]
 
-    def _batch(self, events: list[bytes], size: int, last: bool, now_s: float) -> bytes:
+    def _batch(self, events: list[bytes], size: int, last: bool, now_s: float) -> Batch:
         report = _NIL
         if last and self._settle is not None:
             report = self._settle
@@ -147,26 +142,32 @@ class RunLog:
             report, self._note = self._note(), None
         n = self.next_n
         message = b"".join((self._prefix, repack(n), array_header(len(events)), *events, report))
-        self.batches.append(Batch(n, message, size, now_s))
+        batch = Batch(n, message, size, size, now_s, now_s)
+        self.batches.append(batch)
         self.next_n = n + 1
-        return message
+        return batch
 
-    def stored(self, n: int) -> None:
-        """Forget the batches up to ``n``."""
-        batches = self.batches
+    def stored(self, n: int) -> int:
+        """Forget the batches up to ``n``; how many bytes that was."""
+        batches, size = self.batches, 0
         while batches and batches[0].n <= n:
             batch = batches.popleft()
-            self.bytes -= batch.bytes
+            size += batch.size
             self.frames.bytes -= batch.waits
+        return size
 
-    def drop(self) -> None:
-        """Nothing of it waits for its partition any more."""
-        self.frames.bytes -= self.bytes - sum(batch.bytes - batch.waits for batch in self.batches)
+    def drop(self) -> int:
+        """Forget everything; how many bytes that was."""
+        size = self.kept_bytes
+        self.frames.bytes -= size - sum(batch.size - batch.waits for batch in self.batches)
+        self.batches.clear()
+        self.open, self.open_bytes = [], 0
+        return size
 
     @property
     def finished(self) -> bool:
         """Whether everything, the settlement included, is in the log."""
-        return self._settle is not None and not self._open and not self.batches
+        return self._settle is not None and not self.open and not self.batches
 
     def since(self, n: int, now_s: float) -> list[bytes] | None:
         """The batches from ``n`` on, to be sent again; None when some of them were forgotten."""
@@ -232,8 +233,12 @@ class Outbox:
 
     def add(self, log: RunLog, event: bytes) -> None:
         """Keep an encoded event; it leaves with the next ``close`` of its log."""
-        log.add(event)
-        self.bytes += len(event)
+        assert not log.settled, "an event after the settlement"
+        log.open.append(event)
+        size = len(event)
+        log.open_bytes += size
+        log.frames.bytes += size
+        self.bytes += size
 
     def settle(self, log: RunLog, settle: bytes) -> None:
         """Keep the encoded settlement; the event added last must be the terminal one."""
@@ -242,19 +247,15 @@ class Outbox:
 
     def close(self, log: RunLog, now_s: float) -> list[bytes]:
         """The messages of a log's new batches."""
-        return log.close(now_s)
+        return [batch.message for batch in log.close(now_s)]
 
-    def frame(self, partition: int, logs: dict[Key, RunLog], now_s: float) -> list[bytes]:
+    def frame(self, partition: int, logs: Iterable[RunLog], now_s: float) -> list[bytes]:
         """The new batches of many logs of a partition, in as few messages as may be."""
-        messages: list[bytes] = []
-        entries: list[Entry] = []
-        for key, log in logs.items():
-            if key in self.logs:
-                n = log.next_n
-                made = log.close(now_s)
-                messages += made
-                entries += [(log, n + i) for i in range(len(made))] if len(made) != 1 else ((log, n),)
+        entries = [(log, batch) for log in logs for batch in log.close(now_s)]
+        messages = [batch.message for _, batch in entries]
         frames = self.frames.setdefault(partition, Frames())
+        if sum(map(len, messages)) <= FRAME_BYTES:
+            return [frames.encode(messages, entries, now_s)] if messages else []
         made, at = [], 0
         for group in groups(messages, FRAME_BYTES):
             made.append(frames.encode(group, entries[at:at + len(group)], now_s))
@@ -264,11 +265,8 @@ class Outbox:
     def framed(self, partition: int, number: int, missing: Collection[int], now_s: float) -> list[Key]:
         """A frame was answered: forget what is stored. Returns the attempts that ended here with it."""
         frames = self.frames.get(partition)
-        over = []
-        for log, n in () if frames is None else frames.answered(number, missing, now_s):
-            if self.logs.get(log.key) is log and self._stored(log, n):
-                over.append(log.key)
-        return over
+        entries = () if frames is None else frames.answered(number, missing, now_s)
+        return [log.key for log, batch in entries if self._stored(log, batch.n)]
 
     def stored(self, key: Key, n: int) -> bool:
         """Batch ``n`` and all below are in the log. True when that ends the attempt here."""
@@ -276,10 +274,9 @@ class Outbox:
         return log is not None and self._stored(log, n)
 
     def _stored(self, log: RunLog, n: int) -> bool:
-        before = log.bytes
-        log.stored(n)
-        self.bytes += log.bytes - before
-        if log.finished:
+        stored = log.stored(n)
+        self.bytes -= stored
+        if log.settled and stored and log.finished:
             del self.logs[log.key]
             return True
         return False
@@ -288,8 +285,7 @@ class Outbox:
         """Forget an attempt that is over elsewhere (fenced, or superseded)."""
         log = self.logs.pop(key, None)
         if log is not None:
-            self.bytes -= log.bytes
-            log.drop()
+            self.bytes -= log.drop()
 
     def of_partition(self, partition: int | None, now_s: float) -> list[tuple[int, list[bytes]]]:
         """Everything unconfirmed of one partition (None: of all), because its mailbox may have lost it."""

@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from mesh.core.runner import Key, RunLog
+from mesh.core.runner import RunLog
 
 #: A commit of a busy partition takes some ten ms; an answer may be lost with its partition.
 HOLD_S = 0.1
@@ -27,15 +27,19 @@ class Holding:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._loop = asyncio.get_running_loop()
-        self._logs: dict[int, dict[Key, RunLog]] = {}
+        self._logs: dict[int, dict[RunLog, None]] = {}
         self._acks: set[int] = set()
-        self._sent_s: dict[int, float] = {}
+        self._sent_s: dict[int, float] = {}  #: no entry outlives the next call of ``_over``
         self._timer: asyncio.TimerHandle | None = None
 
     def changed(self, log: RunLog) -> None:
-        """A log has something to send."""
-        self._logs.setdefault(log.partition, {})[log.key] = log
-        self._wake()
+        """A log has something to send. While a frame is on its way, its answer or the time wakes."""
+        logs = self._logs.get(log.partition)
+        if logs is None:
+            logs = self._logs[log.partition] = {}
+        logs[log] = None
+        if log.partition not in self._sent_s:
+            self._wake()
 
     def acknowledge(self, partition: int) -> None:
         """Commands of a partition were taken."""
@@ -51,19 +55,19 @@ class Holding:
         """Let what there is leave with this turn: something that has to stand behind it follows."""
         self._sent_s.pop(partition, None)
 
-    def due(self) -> list[tuple[int, dict[Key, RunLog], bool]]:
+    def due(self) -> list[tuple[int, dict[RunLog, None], bool]]:
         """What leaves now: (partition, its changed logs, whether to acknowledge)."""
         now_s = time.monotonic()
         found = []
         for partition in {*self._logs, *self._acks}:
             if now_s - self._sent_s.get(partition, 0.0) < HOLD_S:
-                self._look_again()
                 continue
             logs = self._logs.pop(partition, {})
             acks = partition in self._acks
             self._acks.discard(partition)
             if logs:
                 self._sent_s[partition] = now_s
+                self._look_again()
             found.append((partition, logs, acks))
         return found
 
@@ -72,8 +76,12 @@ class Holding:
             self._timer = self._loop.call_later(HOLD_S, self._over)
 
     def _over(self) -> None:
-        self._timer = None
-        self._wake()
+        now_s, self._timer = time.monotonic(), None
+        self._sent_s = {partition: s for partition, s in self._sent_s.items() if now_s - s < HOLD_S}
+        if self._sent_s:
+            self._look_again()
+        if self._logs or self._acks:
+            self._wake()
 
 
 __all__ = ["HOLD_S", "Holding"]

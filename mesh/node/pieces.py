@@ -40,7 +40,6 @@ _EVENT_KEYS = frozenset(("type", "data", "metadata", "correlation_id", "ts"))
 _NOTHING: tuple[dict[str, Any] | None, str | None, float | None] = (None, None, None)
 #: Parts of ``routing`` that may hold the words of an agent.
 _SAID = frozenset(("tried", "inner"))
-_PIECE = TYPE_CODE["message_streamed"]
 _TOOL_ENDS = frozenset(("tool_call_completed", "tool_call_failed"))
 
 
@@ -125,7 +124,10 @@ class Pieces:
             MeshError: it can be no event; the run fails.
         """
         if isinstance(piece, str):
-            if piece:
+            if len(piece) <= TEXT_CHARS_MAX and piece.isascii():
+                if piece:
+                    self._speech.say(piece)
+            else:
                 self._say(piece)
         elif isinstance(piece, Output):
             self._output = _checked_output(piece)
@@ -142,9 +144,6 @@ class Pieces:
 
     def _say(self, text: str) -> None:
         """One ``message_streamed`` per piece of text; one that is very long becomes several."""
-        if len(text) <= TEXT_CHARS_MAX and text.isascii():
-            self._speech.say(text)
-            return
         for i in range(0, len(text), TEXT_CHARS_MAX):
             part = text[i:i + TEXT_CHARS_MAX] if len(text) > TEXT_CHARS_MAX else text
             self._speech.say(part if part.isascii() else part.encode(errors="replace").decode())
@@ -161,9 +160,14 @@ class Pieces:
     def spoke(self, text: str) -> None:
         """Write a piece of the answer, as it may be shown."""
         if not self.settled:
-            self._keep(text)
-            ts = time.time()
-            self._add(encode_event(_PIECE, ts, self._encoder.piece(text, ts)))
+            size = len(text)
+            if size <= self._text_left and text.isascii():
+                self._unreceived = True
+                self._text.append(text)
+                self._text_left -= size
+            else:
+                self._keep(text)
+            self._add(self._encoder.piece(text, time.time()))
 
     def waits(self) -> None:
         """Words are held back that the runner should release soon."""
@@ -266,8 +270,10 @@ class Pieces:
     def _add(self, event: bytes) -> None:
         if len(event) > (most := self._sink.event_bytes_max):
             raise _too_large(f"an event of {len(event)} bytes", len(event), most, "limits.event_bytes")
-        self._sink.outbox.add(self.log, event)
-        self._sink.changed(self.log)
+        log = self.log
+        self._sink.outbox.add(log, event)
+        if len(log.open) == 1:
+            self._sink.changed(log)
 
     # --- the end ---
 

@@ -28,7 +28,7 @@ def test_one_answer_confirms_the_batches_of_all_runs_but_those_it_names() -> Non
     logs = {key: outbox.begin(key, 0) for key in KEYS}
     for i, log in enumerate(logs.values()):
         outbox.add(log, event(i))
-    [frame] = outbox.frame(0, logs, 0.0)
+    [frame] = outbox.frame(0, logs.values(), 0.0)
     kind, number, batches = wire.unpack(frame)
     assert (kind, [batch[:4] for batch in batches]) == ("frame", [["batch", *key, 1] for key in KEYS])
     assert outbox.framed(0, number, [1], 0.1) == []
@@ -46,7 +46,7 @@ def test_frame_that_settles_runs_names_those_that_are_over() -> None:
         outbox.add(log, event(1))
     for key in KEYS[:2]:
         outbox.settle(logs[key], wire.pack({"status": "completed"}))
-    [frame] = outbox.frame(0, logs, 0.0)
+    [frame] = outbox.frame(0, logs.values(), 0.0)
     outbox.drop(KEYS[0])
     assert outbox.framed(0, wire.unpack(frame)[1], [], 0.1) == [KEYS[1]]
     assert list(outbox.logs) == [KEYS[2]] and outbox.bytes == outbox.frames[0].bytes == 0
@@ -58,7 +58,7 @@ def test_frames_stay_within_their_size() -> None:
     log = outbox.begin(KEYS[0], 0)
     for i in range(20):
         outbox.add(log, event(i, runner.BATCH_BYTES_MAX))
-    frames = outbox.frame(0, {KEYS[0]: log}, 0.0)
+    frames = outbox.frame(0, [log], 0.0)
     assert len(frames) > 1 and max(map(len, frames)) <= runner.FRAME_BYTES + 100
     for number in [wire.unpack(frame)[1] for frame in frames]:
         outbox.framed(0, number, [], 0.1)
@@ -74,7 +74,7 @@ def test_agents_of_a_partition_wait_when_more_is_said_than_it_stores_in_its_time
     def round_trip(size: int, taken_s: float) -> None:
         nonlocal now_s
         outbox.add(log, event(1, size))
-        [frame] = outbox.frame(0, {KEYS[0]: log}, now_s)
+        [frame] = outbox.frame(0, [log], now_s)
         assert outbox.has_room(log) == (size <= log.frames.most - 10)
         now_s += taken_s
         outbox.framed(0, wire.unpack(frame)[1], [], now_s)
@@ -97,15 +97,15 @@ def test_what_is_sent_again_holds_up_nobody_else() -> None:
     outbox = Outbox(10**9)
     stuck, other = outbox.begin(KEYS[0], 0), outbox.begin(KEYS[1], 0)
     outbox.add(stuck, event(1, 2 * LEAST_BYTES))
-    outbox.frame(0, {KEYS[0]: stuck}, 0.0)
+    outbox.frame(0, [stuck], 0.0)
     assert not outbox.has_room(other)
     assert outbox.overdue(runner.RESEND_AFTER_S) and outbox.has_room(other)
     outbox.add(stuck, event(2, 10))
-    assert outbox.frames[0].bytes == len(event(2, 10)) and outbox.bytes == stuck.bytes
+    assert outbox.frames[0].bytes == len(event(2, 10)) and outbox.bytes == stuck.kept_bytes
     outbox.drop(KEYS[0])
     assert outbox.frames[0].bytes == outbox.bytes == 0
     outbox.add(other, event(1))
-    outbox.frame(0, {KEYS[1]: other}, 5.0)
+    outbox.frame(0, [other], 5.0)
     outbox.overdue(5.0 + runner.RESEND_AFTER_S)
     outbox.stored(KEYS[1], 1)
     assert outbox.frames[0].bytes == outbox.bytes == 0
@@ -149,7 +149,7 @@ def test_over_any_channel_framed_batches_are_stored_once_and_in_order(steps: lis
             said[key].append(float(len(said[key])))
             outbox.add(logs[key], event(len(said[key]) - 1))
         elif step == "send":
-            channel += outbox.frame(0, logs, now_s)
+            channel += outbox.frame(0, logs.values(), now_s)
         elif step == "lose":
             del channel[:1]
         elif step.startswith("store") and channel:
@@ -159,7 +159,7 @@ def test_over_any_channel_framed_batches_are_stored_once_and_in_order(steps: lis
         elif step == "restart":
             channel.clear()
             channel += [m for _, messages in outbox.of_partition(0, now_s) for m in messages]
-    channel += outbox.frame(0, logs, now_s)
+    channel += outbox.frame(0, logs.values(), now_s)
     while any(log.batches for log in logs.values()):
         now_s += runner.RESEND_AFTER_S
         channel += [m for _, messages in outbox.overdue(now_s) for m in messages]

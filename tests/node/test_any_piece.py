@@ -105,7 +105,7 @@ def test_whatever_is_yielded_the_run_ends_once_and_is_readable(given_pieces: lis
         assert error.code in CODES
         ending = failure(error)
     written.settle(ending)
-    messages = [wire.unpack(message) for message in written.log.close(0.0)]
+    messages = [wire.unpack(batch.message) for batch in written.log.close(0.0)]
     rows = [row for message in messages for row in message[4]]
     types = [wire.unpack(wire.map_header(9) + fragment)["type"] for _, _, fragment in rows]
     assert [name for name in types if name in RUN_TERMINAL_EVENT.values()] == types[-1:]

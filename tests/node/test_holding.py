@@ -18,8 +18,8 @@ def held(test: Callable[[Holding, list[int]], Coroutine[None, None, None]]) -> N
     asyncio.run(run())
 
 
-def keys(due: list[tuple[int, dict[tuple[str, int], RunLog], bool]]) -> list[tuple[int, list[str], bool]]:
-    return sorted((partition, [key[0] for key in logs], acks) for partition, logs, acks in due)
+def keys(due: list[tuple[int, dict[RunLog, None], bool]]) -> list[tuple[int, list[str], bool]]:
+    return sorted((partition, [log.key[0] for log in logs], acks) for partition, logs, acks in due)
 
 
 def test_the_first_news_leaves_at_once_and_the_next_when_the_partition_answered() -> None:
