@@ -6,13 +6,13 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+from helpers import free_ports
 from storm_agents import WITNESS
 
 import mesh
@@ -250,19 +250,6 @@ def settings(data_dir: Path, port: int, runners: int) -> str:
         text += f'[agents.{name}]\nprovider = "python"\ntarget = "{file}:{name}"\n'
         text += "idempotent = true\n" if idempotent else ""
     return text
-
-
-def free_ports() -> int:
-    """A port that is free together with the next one, below those that the kernel gives to connections."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        try:
-            for number in (port, port + 1):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", number))
-        except OSError:
-            continue
-        return port
 
 
 __all__ = ["AGENTS", "Killer", "Service"]

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
-from helpers import pids, wait_for
+from helpers import free_ports, pids, wait_for
 from test_foreign_client import AGAIN, HEADER, HELLO, WRITE, Foreign, slot_of
 
 import mesh
 
 PARTITION_MOVED = 1 | 32
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def node_of(folder: Path, port: int, partitions: int) -> mesh.LocalNode:
@@ -52,7 +45,7 @@ def kill(node: mesh.LocalNode) -> None:
 def test_open_writes_happen_once_whatever_the_number_of_partitions(tmp_path: Path) -> None:
     """If a partition is gone for good with writes in it, then what was not done is done by those that have
     the slots now, and what was done is answered as it was."""
-    port, answers = free_port(), dict[str, Any]()
+    port, answers = free_ports(), dict[str, Any]()
     keys = [f"tg:bot:room{n}" for n in range(8)]
     client = mesh.Client(f"127.0.0.1:{port}", timeout_s=60.0)
 
@@ -84,7 +77,7 @@ def test_open_writes_happen_once_whatever_the_number_of_partitions(tmp_path: Pat
 
 def test_listener_of_another_number_of_partitions_is_told(tmp_path: Path) -> None:
     """If slots moved behind a cursor, or under a listener, then both get a typed error and no silent gap."""
-    port = free_port()
+    port = free_ports()
     client = mesh.Client(f"127.0.0.1:{port}", timeout_s=20.0)
     with node_of(tmp_path, port, 2):
         feed = client.listen("lifecycle.", "session.")
