@@ -20,7 +20,6 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from mesh.errors import ConfigError
@@ -39,6 +38,7 @@ from mesh.providers.base import (
     checked,
     usage_mode_of,
 )
+from mesh.providers.certificates import Certificates
 from mesh.providers.conversation import Call, Conversation, Result, conversation_of
 from mesh.providers.images import VISION
 from mesh.providers.sse import Events
@@ -134,16 +134,21 @@ class ApiProvider(ABC):
         self._asked({})
         self._retries = _number(table, "retries", RETRIES, 0, 100)
         self._base_url = checked(table, "base_url", (str,), None) or None
-        library = kinds.library(self.name, self.name, lazy_sdk.client_module)
+        self._certificates = Certificates()
+        self._library = library = kinds.library(self.name, self.name, lazy_sdk.client_module)
         self._response = lazy_sdk.response_class(library)
         key = self._key(table)
         self._failures = Failures(self.name, self._base_url, key)
         timeout_s = float(_number(table, "timeout_s", TIMEOUT_S, 0.001, 86_400))
-        self._open = partial(self._connect, library, api_key=key, base_url=self._base_url, max_retries=0,
-                             timeout=library.Timeout(timeout_s, connect=CONNECT_S))
+        self._settings = {"api_key": key, "base_url": self._base_url, "max_retries": 0,
+                          "timeout": library.Timeout(timeout_s, connect=CONNECT_S)}
         self._client = self._open()
         self._running = 0
         self._retired = False
+
+    def _open(self) -> Any:
+        http_client = self._certificates.client(self._library)
+        return self._connect(self._library, http_client=http_client, **self._settings)
 
     # --- settings ---
 

@@ -161,6 +161,11 @@ def test_a_library_starts_once(sdk: Path) -> None:
     ("from .a import B as C, d\n", {"C": ("p.a", "B"), "d": ("p.a", "d")}),
     ("from __future__ import annotations\n", {"annotations": ("__future__", "annotations")}),
     ("import os\n", None), ("from .a import *\n", None), ("from . import a\n", None),
+    ("# of them\n\nfrom .a import (  \n    B as B,\n    C,\n)  # all\n\n# the end\n",
+     {"B": ("p.a", "B"), "C": ("p.a", "C")}),
+    ("from .a.b import C", {"C": ("p.a.b", "C")}), ("", {}), ("# nothing\n", {}),
+    ("from .a import (\n    B,  # of them\n)\n", None), ("from .a import B; import os\n", None),
+    ("from .a import B\nif B: from .c import D\n", None), ("from a import B\n", None),
     ("from ..a import B\n", None), ("from .a import a\n", None), ("X = 1\n", None), ("'text'\n", None),
 ])
 def test_packages_that_only_re_export_are_told(source: str, names: object) -> None:
