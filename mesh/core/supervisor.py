@@ -14,7 +14,8 @@ Rules of this file:
 4. More than ``intensity`` deaths of one child within ``period_s`` and it is DOWN, until somebody
    restarts it by hand, which also forgets the old deaths. The others serve on. A child that says itself
    that another start cannot help is DOWN at its first death.
-5. Stages start in order and stop in reverse: a stage is told to stop when the one above it is gone.
+5. All start at once, the last stage first: it has the most to load. Stages stop one after the other, the last
+   first: a stage is told to stop when the one above it is gone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LATE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """One child, as data. ``order`` is its stage: 0 starts first and stops last."""
+    """One child, as data. ``order`` is its stage: 0 stops last."""
 
     name: str
     kind: str
@@ -125,9 +126,11 @@ class Supervision:
     # --- what the shell tells ---
 
     def start(self, now_s: float) -> list[Action]:
-        """Begin: all children, in order, without waiting for one another."""
+        """Begin: all children, without waiting for one another."""
         self._ticked_s = now_s
-        return [Spawn(name) for name in self._children]
+        last = max((child.spec.order for child in self._children.values()), default=0)
+        ordered = sorted(self._children.values(), key=lambda child: child.spec.order != last)
+        return [Spawn(child.spec.name) for child in ordered]
 
     def started(self, name: str, pid: int, incarnation: int, now_s: float) -> list[Action]:
         """A spawned child has a pid now."""
@@ -240,7 +243,7 @@ class Supervision:
         return self._stopping
 
     def states(self) -> dict[str, ChildState]:
-        """The state of each child, by name, in start order."""
+        """The state of each child, by name, in the order of their stages."""
         return {name: child.state for name, child in self._children.items()}
 
     def pids(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -33,6 +34,8 @@ Main = Callable[[Child], None]
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 CAUSE_LINES_MAX = 20
 CAUSE_BYTES_MAX = 2_048
+#: How long a thread that was waited for may stay in the kernel's list.
+THREAD_END_S = 1.0
 
 
 class LogFile:
@@ -78,6 +81,7 @@ def fork_child(child: Child, main: Main, log: LogFile) -> int:
     Raises:
         OSError: the machine is out of processes or memory; there is no child.
     """
+    _check_alone()
     supervisor = os.getpid()
     errors = log.open()
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
@@ -89,6 +93,21 @@ def fork_child(child: Child, main: Main, log: LogFile) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         os.close(errors)
     return pid
+
+
+def _check_alone() -> None:
+    """A thread that held a lock at fork would hold it for ever in the copy."""
+    until_s = time.monotonic() + THREAD_END_S
+    while (threads := _threads()) > 1 and time.monotonic() < until_s:
+        time.sleep(0)
+    assert threads == 1, f"a supervisor must have one thread to fork safely, not {threads}"
+
+
+def _threads() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    except OSError:
+        return threading.active_count()
 
 
 def cause_of(status: int, log: LogFile) -> dict[str, Any]:
@@ -167,4 +186,4 @@ def _close_others(control: int) -> None:
                 os.close(fd)
 
 
-__all__ = ["HANDLED", "LogFile", "Main", "cause_of", "fork_child", "signal_name"]
+__all__ = ["HANDLED", "THREAD_END_S", "LogFile", "Main", "cause_of", "fork_child", "signal_name"]

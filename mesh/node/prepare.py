@@ -1,4 +1,8 @@
-"""What a supervisor does before its first child: lock, leftovers, folders, node.db, slots, imports."""
+"""What a supervisor does before its first child: lock, leftovers, folders, node.db, slots.
+
+What the children run is imported here, so that a fork finds it in memory; but each kind when its first child
+is due, for the runner begins first and takes the longest.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,9 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +28,8 @@ from mesh.node.child import Child, Control
 from mesh.node.fork import LogFile, Main, fork_child
 from mesh.node.reaper import become_subreaper, weaker
 
-KINDS = ("router", "partition", "runner")
+#: Whose children are forked first.
+FIRST = "runner"
 #: Pause between two looks at the child that moves slots.
 _LOOK_S = 0.01
 
@@ -37,6 +42,16 @@ class Ground(NamedTuple):
     life: runtime.Life
     addresses: runtime.AddressFiles
     mains: Mapping[str, Main]
+
+
+class Mains(dict[str, Main]):
+    """What a child of each kind runs; imported when it is asked for first."""
+
+    def __missing__(self, kind: str) -> Main:
+        main: Main = importlib.import_module(f"mesh.node.{kind}").main
+        self[kind] = main
+        gc.freeze()  # pages that no collection touches stay shared with the children
+        return main
 
 
 class Report:
@@ -96,19 +111,13 @@ def prepare(
     stack.callback(runtime.remove_runtime_dir, folder)
     stack.callback(addresses.remove)
     stack.callback((data_dir / "processes.json").unlink, missing_ok=True)
-    life = runtime.begin_life(data_dir, config.node.partitions)
-    ground = Ground(data_dir, folder, life, addresses, load_mains() if mains is None else mains)
-    _settle_memory()
+    mains = Mains() if mains is None else mains
+    life = _begin_life(config, data_dir, mains)
+    ground = Ground(data_dir, folder, life, addresses, mains)
     if not life.resize:
         return ground
     log.write("moving slots", partitions=config.node.partitions)
     return ground._replace(life=_resize(config, ground, stopped))
-
-
-def load_mains() -> dict[str, Main]:
-    """Import what the children run, here, so that a fork finds everything in memory."""
-    mains: dict[str, Main] = {kind: importlib.import_module(f"mesh.node.{kind}").main for kind in KINDS}
-    return mains
 
 
 def _make_data_dir(data_dir: Path) -> None:
@@ -121,13 +130,12 @@ def _make_data_dir(data_dir: Path) -> None:
         raise ConfigError(f"node.data_dir: {data_dir}: {exc.strerror}") from exc
 
 
-def _settle_memory() -> None:
-    """A thread that held a lock at fork would hold it for ever in the copy; and shared pages stay shared."""
-    tasks = Path("/proc/self/task")
-    threads = len(list(tasks.iterdir())) if tasks.exists() else threading.active_count()
-    assert threads == 1, f"a supervisor must have one thread to fork safely, not {threads}"
-    gc.collect()
-    gc.freeze()
+def _begin_life(config: NodeConfig, data_dir: Path, mains: Mapping[str, Main]) -> runtime.Life:
+    """Count this start in node.db; while the disk is busy with that, import what is needed first."""
+    with ThreadPoolExecutor(1) as beside:
+        life = beside.submit(runtime.begin_life, data_dir, config.node.partitions)
+        mains[FIRST]
+    return life.result()
 
 
 def _resize(
@@ -173,4 +181,4 @@ def _resize_main(child: Child) -> None:
     resize(child.data_dir, child.config.node.partitions)
 
 
-__all__ = ["Ground", "Report", "load_mains", "prepare"]
+__all__ = ["FIRST", "Ground", "Mains", "Report", "prepare"]
