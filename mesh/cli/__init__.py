@@ -16,6 +16,9 @@ def main() -> None:
 
 
 def _run() -> None:
+    from mesh.cli import ahead
+
+    ahead.look(sys.argv[1:])
     from mesh.cli.app import root
 
     for stream in (sys.stdout, sys.stderr):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from mesh.cli import render, values
+from mesh.cli import ahead, render, values
 from mesh.cli.app import command, open_client, shell
 from mesh.cli.follow import RUN_ENDED, RUN_VIEW, closing_view, open_view, show, view_options
 from mesh.cli.recording import check_recording, record_option, save_recording
@@ -314,6 +314,22 @@ def _named_address() -> str | None:
 
 @contextmanager
 def _embedded(config_file: str | None) -> Iterator[str]:
+    begun = ahead.take()
+    try:
+        node = _node(config_file)
+    except BaseException:
+        begun.drop()
+        raise
+    try:
+        node.start(begun)
+    except MeshError as exc:
+        exc.details.setdefault("hint", "ask: mesh doctor")
+        raise
+    with node:
+        yield node.address
+
+
+def _node(config_file: str | None) -> mesh.LocalNode:
     import mesh
 
     settings = load(config_file)
@@ -325,14 +341,7 @@ def _embedded(config_file: str | None) -> Iterator[str]:
     for key in ("data_dir", "port", "host", "name"):
         overrides["node"].pop(key, None)
     overrides["node"] |= {"partitions": 1, "runners": 1}
-    node = mesh.LocalNode(config=overrides)
-    try:
-        node.start()
-    except MeshError as exc:
-        exc.details.setdefault("hint", "ask: mesh doctor")
-        raise
-    with node:
-        yield node.address
+    return mesh.LocalNode(config=overrides)
 
 
 __all__ = [

@@ -7,13 +7,14 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mesh.config import NodeConfig, load
 from mesh.errors import MeshError
-from mesh.launch import Spawned, abandon, spawn_node, wait_ready
+from mesh.launch import Begun, Spawned, abandon, spawn_node, wait_ready
 
 if TYPE_CHECKING:
     from mesh.client.aio import AsyncClient
@@ -53,16 +54,22 @@ class LocalNode:
         self._found: dict[str, Any] | None = None
         self._end: weakref.finalize[[NodeConfig, Spawned, Path | None, int], LocalNode] | None = None
 
-    def start(self) -> LocalNode:
-        """Start the node and wait until it serves. Starting a running one changes nothing."""
+    def start(self, begun: Begun | None = None) -> LocalNode:
+        """Start the node and wait until it serves. Starting a running one changes nothing.
+
+        ``begun`` is a process that waits for it (``launch.begin_node``), and its temporary folder.
+        """
         if self._end is not None and self._end.alive:
             return self
-        temporary = Path(tempfile.mkdtemp(prefix="mesh-")).resolve() if self._given is None else None
+        temporary = None
+        if self._given is None:
+            temporary = begun.data_dir if begun else Path(tempfile.mkdtemp(prefix="mesh-")).resolve()
         self._data_dir = temporary or self._data_dir
         assert self._data_dir is not None
         try:
-            spawned = spawn_node(self._config, self._data_dir, by_name=False)
+            spawned = spawn_node(self._config, self._data_dir, by_name=False, begun=begun)
             self._end = weakref.finalize(self, _end, self._config, spawned, temporary, os.getpid())
+            import_module("mesh.client.blocking")  # while the node imports what it needs, so do we
             self._found = wait_ready(spawned)
         except BaseException:
             self.close()

@@ -1,6 +1,7 @@
-"""``python -m mesh.node [FILE | fd:N]``: be the supervisor of one node.
+"""``python -m mesh.node [FILE | fd:N | begun:N]``: be the supervisor of one node.
 
-The launch document (``mesh/launch.py``) comes from the file, the descriptor, or stdin.
+The launch document (``mesh/launch.py``) comes from the file, the descriptor, or stdin; ``begun`` waits for a
+word on stdin before it looks at the descriptor.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import msgspec
 
 from mesh.config import NodeConfig
 from mesh.errors import ConfigError, MeshError
-from mesh.launch import MARK, data_hash, exec_again
+from mesh.launch import BEGUN, GO, MARK, data_hash, exec_again
 from mesh.launch_view import CLEAR, Screen
 from mesh.log import Log
 from mesh.node.supervisor import run
@@ -24,6 +26,12 @@ from mesh.node.supervisor import run
 
 def main(arguments: list[str]) -> int:
     """Read the document, make sure that the environment mark was there at exec, and run."""
+    if arguments and arguments[0].startswith(BEGUN):
+        if os.read(0, 1) != GO:
+            for folder in arguments[1:]:  # there will be no node, or nobody is left who wanted it
+                rmtree(folder, ignore_errors=True)
+            return 1
+        arguments = [f"fd:{arguments[0].removeprefix(BEGUN)}"]
     try:
         launch = _read(arguments)
         config = msgspec.convert(launch["config"], NodeConfig)
