@@ -58,8 +58,9 @@ class AuditEntry(Record, frozen=True):
 
 
 class Problem(Record, frozen=True):
-    """What does not fit together. ``kind``: damaged, orphan_run, orphan_event, hole (events that are missing
-    and that retention did not remove), lost_run (it says that it executes, and nobody works on it)."""
+    """What does not fit together. ``kind``: damaged, orphan_run, orphan_event, wrong_log (an event cannot be
+    found by its session), hole (events that are missing and that retention did not remove), lost_run (it says
+    that it executes, and nobody works on it)."""
 
     partition: int
     kind: str

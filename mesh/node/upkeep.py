@@ -77,18 +77,27 @@ class Upkeep:
     @property
     def busy(self) -> bool:
         """Whether there is more to do at once: the loop does not wait."""
-        return self.sweeping or bool(self.store.unfilled)
+        return self.sweeping or bool(self.store.unfilled) or self.store.by_session.copying
 
     def step(self) -> None:
         """A small piece, after each batch."""
         if self.store.unfilled and self.store.leased:
             self.store.fill()
+        if self.store.leased:
+            self._logs()
         if self.sweeping:
             removed = self.partition.routes.sweep(self.partition.boot_ms, ROUTES_PER_SWEEP)
             self.sweeping = removed >= ROUTES_PER_SWEEP
         self.state.trim(CACHE_MAX, TRIM_STEP)
         if self.store.wal_bytes_estimate() > WAL_BYTES_MAX:
             self.store.checkpoint()
+
+    def _logs(self) -> None:
+        """Keep each session's log close behind its events."""
+        if self.store.by_session.copying:
+            self.store.copy_log()
+        elif self.store.by_session.due:
+            self.store.fill_log()
 
 
 __all__ = ["CACHE_MAX", "IDLE_PER_TICK", "ROUTES_PER_SWEEP", "SWEEP_S", "TRIM_STEP", "Upkeep"]

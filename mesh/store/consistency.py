@@ -17,6 +17,7 @@ from mesh.core import session as sessions
 from mesh.core.records import TERMINAL
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
+from mesh.store.by_session import marked
 from mesh.store.file import checksum
 
 PHASES = ("session", "run", "log", "event", "route")
@@ -26,7 +27,7 @@ START: Place = (0, 0, 0)
 
 
 class Problem(NamedTuple):
-    """``kind``: damaged, orphan_run, orphan_event, hole, lost_run. ``subject`` is what to look at."""
+    """``kind``: see ``core/reports.Problem``. ``subject`` is what to look at."""
 
     kind: str
     subject: str
@@ -80,17 +81,27 @@ def of_phase(db: apsw.Connection, phase: int) -> Iterator[Problem]:
 _KEYS = {"session": "n", "run": "n", "event": "pos"}
 
 
+#: Where the log of its session says that an event is. What is behind (``by_session``) is not in there yet.
+_ENTRY = "(SELECT l.pos FROM log l WHERE l.session = event.session AND l.seq = event.seq)"
+_ENTRIES = ("SELECT l.session, l.seq, e.pos IS NOT NULL FROM log l"
+            " LEFT JOIN event e ON e.pos = l.pos AND e.session = l.session AND e.seq = l.seq"
+            " WHERE (l.session, l.seq) > (?, ?) ORDER BY l.session, l.seq LIMIT ?")
+
+
 def _rows(
     db: apsw.Connection, table: str, after: int, problems: list[Problem], active: list[RunState]
 ) -> tuple[int, int] | None:
     """Rows with their own checksums."""
     key, blob = _KEYS[table], "fragment" if table == "event" else "record"
-    also = "session" if table == "run" else "0"
+    also = {"run": "session", "event": _ENTRY}.get(table, "0")
+    filled = marked(db) if table == "event" else 0
     sql = f"SELECT {key}, {blob}, sum, {also} FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?"
     found: list[Any] = db.execute(sql, (after, ROWS)).fetchall()
     for number, data, total, session in found:
         if checksum(data) != total:
             problems.append(Problem("damaged", f"{table} {number}", "its checksum is wrong"))
+        elif table == "event" and session != number and (session or number <= filled):
+            problems.append(Problem("wrong_log", f"event {number}", "it is not in the log of its session"))
         elif table == "session":
             _decoded(sessions.decode, data, f"session {number}", problems)
         elif table == "run":
@@ -112,21 +123,28 @@ def _decoded(decode: Any, data: bytes, what: str, problems: list[Problem]) -> An
 
 def _log(db: apsw.Connection, session: int, seq: int, problems: list[Problem]) -> tuple[int, int] | None:
     """Each session's seqs, one after another."""
-    sql = ("SELECT session, seq FROM event INDEXED BY event_session WHERE (session, seq) > (?, ?)"
-           " ORDER BY session, seq LIMIT ?")
-    found: list[Any] = db.execute(sql, (session, seq, LOG_ROWS)).fetchall()
-    if session:
-        known = _session(db, session)
-    for number, at in found:
+    found: list[Any] = db.execute(_ENTRIES, (session, seq, LOG_ROWS)).fetchall()
+    known = _session(db, session) if session else None
+    last = seq
+    for number, at, there in found:
         if number != session:
+            _missing(known, seq, last, problems)
             session, seq, known = number, 0, _session(db, number)
             if known is None:
                 problems.append(Problem("orphan_event", f"session row {number}", "events without session"))
-        if isinstance(known, SessionState) and at > seq + 1 and at - 1 > known.pruned_to:
-            gone = f"events {max(seq, known.pruned_to) + 1} to {at - 1} are missing"
-            problems.append(Problem("hole", known.id, gone))
-        seq = at
-    return (session, seq) if len(found) == LOG_ROWS else None
+        if there:
+            _missing(known, seq, at - 1, problems)
+            seq = at
+        last = at
+    _missing(known, seq, last, problems)
+    return (session, last) if len(found) == LOG_ROWS else None
+
+
+def _missing(known: SessionState | bool | None, seq: int, last: int, problems: list[Problem]) -> None:
+    """Nothing is there behind a seq up to another one."""
+    if isinstance(known, SessionState) and last > max(seq, known.pruned_to):
+        gone = f"events {max(seq, known.pruned_to) + 1} to {last} are missing"
+        problems.append(Problem("hole", known.id, gone))
 
 
 def _session(db: apsw.Connection, number: int) -> SessionState | bool | None:

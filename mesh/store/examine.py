@@ -11,6 +11,7 @@ import apsw
 
 from mesh.errors import StoreError
 from mesh.store import consistency, wal
+from mesh.store.by_session import has_old_index, view
 from mesh.store.file import DAMAGED, header, page_checksums, refused
 
 FINDINGS_MAX = 20
@@ -63,6 +64,8 @@ def _damage(what: str, exc: apsw.Error) -> str:
 
 def _rows(db: apsw.Connection) -> Iterator[str]:
     """Rows whose own checksum is wrong, and what does not fit together, as far as it can be read."""
+    if has_old_index(db):
+        view(db, 0)
     present = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     for phase, table in enumerate(consistency.PHASES):
         if {"log": "event"}.get(table, table) not in present:

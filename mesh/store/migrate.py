@@ -1,7 +1,7 @@
-"""From an older schema to ours: columns and keys at once, the values of the columns in small steps while the
-partition serves.
+"""From an older schema to ours: columns and keys at once; the values of the columns, and the entries of the
+table ``log`` (``by_session.BySession.copy``), in small steps while the partition serves.
 
-A search waits for the last step (``Filling.active``); everything else does not notice.
+A search waits for the last value; everything else does not notice.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core import usage_row
+from mesh.store.by_session import has_old_index
 from mesh.store.file import checksum
 from mesh.store.schema import ADDED
 
@@ -57,7 +58,9 @@ def step(db: apsw.Connection, version: int) -> None:
     """From an older schema to ours; inside the transaction that raises its version."""
     if version < 3:
         add_columns(db)
-    if db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'run'").fetchone():
+    if version < 6 and has_old_index(db):  # from here on the index is not needed
+        db.execute("INSERT OR REPLACE INTO meta SELECT 'filled', ifnull(max(pos), 0) FROM event")
+    if version < 4 and db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'run'").fetchone():
         db.execute("UPDATE run SET id = substr(id, 8) || substr(id, 5, 3) WHERE id >= 'run_' AND id < 'run`'")
 
 

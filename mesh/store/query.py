@@ -245,11 +245,12 @@ class Search:
         where.add("e.ts >= ?", given.get("since"))
         where.add("e.ts <= ?", given.get("until"))
         where.one_of("e.run", given.get("runs"))
-        column, condition, index = "e.pos", "e.pos > ?", ""
+        column, condition, table, source = "e.pos", "e.pos > ?", "event e", "event e"
         if named:
-            column = "e.seq"
-            condition = f"e.session = {self._session_row(named[0])} AND e.seq > ?"
-            index = "INDEXED BY event_session"
+            row = self._session_row(named[0])
+            self._store.settle(row)
+            column, condition, table = "l.seq", f"l.session = {row} AND l.seq > ?", "log l"
+            source = "log l CROSS JOIN event e ON e.pos = l.pos AND e.session = l.session"
         providers, correlation = given.get("providers"), given.get("correlation_id")
 
         def matching(rows: Any) -> Iterator[Any]:
@@ -264,10 +265,10 @@ class Search:
                         continue
                 yield row
 
-        for bound, behind, up_to in self._windows(f"event e {index}", column, condition, query.reached):
+        for bound, behind, up_to in self._windows(table, column, condition, query.reached):
             bounds, values = _between(bound, column, behind, up_to)
             sql = ("SELECT e.ts, e.pos, e.seq, e.type, e.fragment, e.sum, s.id"
-                   f" FROM event e {index} JOIN session s ON s.n = e.session"
+                   f" FROM {source} CROSS JOIN session s ON s.n = e.session"
                    f" WHERE {bounds} AND {where} ORDER BY {column}")
             yield matching(self._db.execute(sql, (*values, *where.values))), up_to
 

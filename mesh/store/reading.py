@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from pathlib import Path
@@ -29,6 +30,8 @@ DAMAGE_MAX = 100
 LIST_ROWS = 4_000
 #: Bytes of a page of runs that are only summed up.
 _PAGE_BYTES = 8 * 1024 * 1024
+#: Events of a session (the first argument) by its log; what an entry points to must be of that session.
+OF_SESSION = "FROM log l CROSS JOIN event e ON e.pos = l.pos AND e.session = l.session WHERE l.session = ?"
 _EVENT_COLUMNS = "e.pos, e.session, e.seq, e.type, e.run, e.ts, e.fragment, e.sum"
 
 
@@ -42,7 +45,7 @@ class StoredEvent(NamedTuple):
     sum: int = 0  #: as stored; checked before anybody sees the row
 
 
-class StoredRows:
+class StoredRows(ABC):
     """The reading half of a store.
 
     Every method raises ``StoreError`` when the disk refuses or a row is damaged.
@@ -53,6 +56,10 @@ class StoredRows:
         self._db = db
         self.damaged = 0  #: rows that recovery had to leave out; reading one by its id says why
         self._damage: dict[str, None] = {}
+
+    @abstractmethod
+    def settle(self, session: int) -> None:
+        """Make the table ``log`` complete for a session (a row number); before it is read by that."""
 
     @property
     def damage(self) -> str | None:
@@ -115,7 +122,8 @@ class StoredRows:
         return self.guarded(read, "read a session")
 
     def _with_seq(self, state: SessionState) -> SessionState:
-        seq = self._one("SELECT max(seq) FROM event WHERE session = ?", state.n) or 0
+        self.settle(state.n)
+        seq = self._one("SELECT max(seq) FROM log WHERE session = ?", state.n) or 0
         return _replace_seq(state, max(seq, state.seq))  # the end of the log may have been pruned
 
     def has_session(self, session_id: str) -> bool:
@@ -168,7 +176,8 @@ class StoredRows:
 
     def event_type(self, session: int, seq: int) -> int | None:
         """The type's code of an event, None when there is none."""
-        sql = "SELECT type FROM event WHERE session = ? AND seq = ?"
+        self.settle(session)
+        sql = f"SELECT e.type {OF_SESSION} AND l.seq = ?"
         found: int | None = self.guarded(lambda: self._one(sql, session, seq), "read an event's type")
         return found
 
@@ -269,17 +278,18 @@ class StoredRows:
         limit: int = 1000, bytes_max: int = 1 << 20,
     ) -> tuple[list[StoredEvent], bool]:
         """(events after a seq that match, whether these are all)."""
-        sql = "SELECT e.pos, e.seq, e.type, e.fragment, e.sum FROM event e WHERE e.session = ? AND e.seq > ?"
+        self.settle(session)
+        sql = f"SELECT e.pos, e.seq, e.type, e.fragment, e.sum {OF_SESSION} AND l.seq > ?"
         args: list[Any] = [session, after]
         for clause, value in (
-            ("e.seq < ?", before), ("e.run = ?", run), ("e.ts >= ?", since), ("e.ts <= ?", until)
+            ("l.seq < ?", before), ("e.run = ?", run), ("e.ts >= ?", since), ("e.ts <= ?", until)
         ):
             if value is not None:
                 sql, args = f"{sql} AND {clause}", [*args, value]
         codes = list(types)
         if codes:
             sql += f" AND e.type IN ({','.join('?' * len(codes))})"
-        sql += " ORDER BY e.seq LIMIT ?"
+        sql += " ORDER BY l.seq LIMIT ?"
         return self.guarded(
             lambda: self._take_events(sql, (*args, *codes, limit + 1), limit, bytes_max), "read events"
         )
@@ -318,7 +328,8 @@ class StoredRows:
 
     def ends_of_log(self, session: int) -> tuple[Any, Any]:
         """(seq, ts) of the first and of the last event that is kept, None when there is none."""
-        sql = "SELECT seq, ts FROM event WHERE session = ? ORDER BY seq {} LIMIT 1"
+        self.settle(session)
+        sql = f"SELECT e.seq, e.ts {OF_SESSION} ORDER BY l.seq {{}} LIMIT 1"
         ends = self.guarded(lambda: [
             self._db.execute(sql.format(turn), (session,)).fetchone() for turn in ("ASC", "DESC")
         ], "read the ends of a log")
@@ -422,4 +433,4 @@ def _messages(lseq: int, topic: str, payload: bytes) -> list[tuple[int, str, byt
     return [(lseq, topic, payload)] if topic else unpacked(payload)
 
 
-__all__ = ["StoredEvent", "StoredRows", "checked_record"]
+__all__ = ["OF_SESSION", "StoredEvent", "StoredRows", "checked_record"]

@@ -15,7 +15,7 @@ import msgspec
 from mesh.core import session as sessions
 from mesh.core.session import ERASED, IMPORTING, SessionState
 from mesh.core.state import State
-from mesh.store.reading import checked_record
+from mesh.store.reading import OF_SESSION, checked_record
 from mesh.store.rows import PUT_SESSION, session_row
 from mesh.store.sqlite import Store
 
@@ -41,6 +41,7 @@ class Removing:
     def purge(self, session: int, limit: int) -> int:
         """Remove some runs, then some events, and when none are left the session; how many events went."""
         removed = 0
+        self.store.settle(session)
 
         def work() -> None:
             nonlocal removed
@@ -51,9 +52,9 @@ class Removing:
                 db.executemany("DELETE FROM progress WHERE run = ?", runs)
                 db.executemany("DELETE FROM run WHERE n = ?", runs)
                 return
-            some = "SELECT pos FROM event WHERE session = ? LIMIT ?"
+            some = "SELECT pos, session, seq FROM log WHERE session = ? ORDER BY seq LIMIT ?"
             events = db.execute(some, (session, limit)).fetchall()
-            db.executemany("DELETE FROM event WHERE pos = ?", events)
+            self._delete(events)
             removed = len(events)
             if removed < limit:
                 db.execute("DELETE FROM session WHERE n = ? AND deleted = ?", (session, ERASED))
@@ -64,6 +65,11 @@ class Removing:
     def _keep_counters(self) -> None:
         state = self.state
         self.store.set_meta(pos=state.pos, next_session=state.next_session, next_run=state.next_run)
+
+    def _delete(self, events: list[Any]) -> None:
+        """Delete (pos, session, seq) from both tables."""
+        self._db.executemany("DELETE FROM event WHERE pos = ? AND session = ? AND seq = ?", events)
+        self._db.executemany("DELETE FROM main.log WHERE pos = ? AND session = ? AND seq = ?", events)
 
     # --- candidates ---
 
@@ -111,11 +117,12 @@ class Removing:
     ) -> tuple[list[Any], int | None]:
         """((pos, session, seq) of those in a window of a log that have one of these types, or none of them;
         the window's end)."""
-        end = self._end("SELECT seq FROM event WHERE session = ? AND seq > ? ORDER BY seq", session, behind)
+        self.store.settle(session)
+        end = self._end("SELECT seq FROM log WHERE session = ? AND seq > ? ORDER BY seq", session, behind)
         codes, sql = _types(types, but=but)
         rows = self._read(
-            "SELECT pos, session, seq FROM event INDEXED BY event_session"
-            f" WHERE session = ? AND seq > ? AND seq <= ? AND {sql} ORDER BY seq",
+            f"SELECT e.pos, e.session, e.seq {OF_SESSION} AND l.seq > ? AND l.seq <= ? AND {sql}"
+            " ORDER BY l.seq",
             session, behind, end or 1 << 62, *codes)
         return rows, end
 
@@ -146,9 +153,11 @@ class Removing:
             pruned_to=max(session.pruned_to, *(seq for _, _, seq in events)),
         )
 
+        self.store.settle(session.n)
+
         def work() -> None:
             self._keep_counters()
-            self._db.executemany("DELETE FROM event WHERE pos = ?", [(pos,) for pos, _, _ in events])
+            self._delete(events)
             self._db.execute(PUT_SESSION, session_row(left))
 
         self.store.small_write(work, "prune events")

@@ -20,6 +20,7 @@ import msgspec
 from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core.session import SessionState
+from mesh.store.by_session import fill_all
 from mesh.store.file import checksum, connect, guard, header, page_checksums
 from mesh.store.rows import PUT_RUN, PUT_SESSION, run_row, session_row
 from mesh.store.schema import META, SCHEMA_VERSION, TABLES
@@ -116,6 +117,7 @@ class _Salvage:
         values: dict[str, Any] = dict(self.keyed("meta", "name"))
         values["epoch"] = values.get("epoch") if isinstance(values.get("epoch"), int) else EPOCH_UNKNOWN
         values["schema"] = SCHEMA_VERSION
+        values.pop("filled", None)
         self.new.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(values.items()))
 
     def routes(self) -> None:
@@ -168,6 +170,7 @@ class _Salvage:
                 continue
             self._put("event", row)
             seen[session] = seq, count + 1
+        fill_all(self.new)
         for n, (highest, count) in seen.items():
             self._note_holes(self.sessions[n], highest, count)
 
@@ -176,10 +179,10 @@ class _Salvage:
         missing = highest - count
         if missing <= state.pruned:
             return
-        sql = ("SELECT max(a.seq) FROM event a WHERE a.session = ? AND a.seq > 1 AND NOT EXISTS"
-               " (SELECT 1 FROM event b WHERE b.session = a.session AND b.seq = a.seq - 1)")
+        sql = ("SELECT max(a.seq) FROM log a WHERE a.session = ? AND a.seq > 1 AND NOT EXISTS"
+               " (SELECT 1 FROM log b WHERE b.session = a.session AND b.seq = a.seq - 1)")
         [(behind,)] = self.new.execute(sql, (state.n,))
-        [(first,)] = self.new.execute("SELECT min(seq) FROM event WHERE session = ?", (state.n,))
+        [(first,)] = self.new.execute("SELECT min(seq) FROM log WHERE session = ?", (state.n,))
         pruned_to = max(state.pruned_to, int(behind or 1) - 1, int(first or 1) - 1)
         self.new.execute(PUT_SESSION, session_row(
             msgspec.structs.replace(state, pruned=missing, pruned_to=pruned_to)))

@@ -19,8 +19,10 @@ from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core.moved import place
 from mesh.core.slots import PARTITIONS_MAX, moved_map
+from mesh.store.by_session import fill_all
 from mesh.store.file import guard
 from mesh.store.node_db import NodeDb
+from mesh.store.reading import OF_SESSION
 from mesh.store.rows import PUT_RUN, PUT_SESSION, run_row, session_row
 from mesh.store.sqlite import Store
 
@@ -70,12 +72,20 @@ def _copy(data_dir: Path, source: int, goal: int, slots: list[int]) -> None:
     giver, taker = Store(_file(data_dir, source)), Store(_file(data_dir, goal))
     try:
         for store in (giver, taker):
-            store.acquire(boot_id="resize", offset_ms=0)
+            _acquire(store)
         mover = _Mover(giver.connection, taker.connection, slots)
         guard(mover.move, f"move slots from partition {source} to {goal}")
     finally:
         giver.close()
         taker.close()
+
+
+def _acquire(store: Store) -> None:
+    """Acquire, with each session's log complete."""
+    store.acquire(boot_id="resize", offset_ms=0)
+    while store.by_session.copying:
+        store.copy_log()
+    store.fill_log()  # raises when it could not
 
 
 def _copy_receipts(data_dir: Path, source: int, partitions: int) -> None:
@@ -84,7 +94,7 @@ def _copy_receipts(data_dir: Path, source: int, partitions: int) -> None:
         return
     giver = Store(_file(data_dir, source))
     try:
-        giver.acquire(boot_id="resize", offset_ms=0)
+        _acquire(giver)
         leaving = _leaving(giver.connection, source, partitions)
         for goal in sorted({owner for owner, _ in leaving.values()}):
             names = {name: there for name, (owner, there) in leaving.items() if owner == goal}
@@ -96,7 +106,7 @@ def _copy_receipts(data_dir: Path, source: int, partitions: int) -> None:
 def _hand_over(giver: Store, file: Path, names: dict[bytes, bytes]) -> None:
     taker = Store(file)
     try:
-        taker.acquire(boot_id="resize", offset_ms=0)
+        _acquire(taker)
         guard(lambda: _give(giver, taker, names), f"move receipts to {file.name}")
     finally:
         taker.close()
@@ -133,7 +143,7 @@ def _sweep(data_dir: Path, index: int, target: bytes) -> None:
     slots = [slot for slot, owner in enumerate(target) if owner != index]
     store = Store(_file(data_dir, index))
     try:
-        store.acquire(boot_id="resize", offset_ms=0)
+        _acquire(store)
         guard(lambda: _delete(store.connection, slots), f"sweep partition {index}")
         guard(lambda: _forget_receipts(store.connection, index, max(target) + 1), f"sweep partition {index}")
     finally:
@@ -151,7 +161,8 @@ def _delete(db: apsw.Connection, slots: list[int]) -> None:
                       _one(db, "SELECT value FROM meta WHERE name = 'pos'") or 0)
         db.execute("DELETE FROM route WHERE slot IN moved")
         db.execute("DELETE FROM spent WHERE slot IN moved")
-        db.execute(f"DELETE FROM event WHERE session IN ({gone})")
+        db.execute(f"DELETE FROM event WHERE pos IN (SELECT pos FROM log WHERE session IN ({gone}))")
+        db.execute(f"DELETE FROM log WHERE session IN ({gone})")
         db.execute(f"DELETE FROM progress WHERE run IN (SELECT n FROM run WHERE session IN ({gone}))")
         db.execute(f"DELETE FROM run WHERE session IN ({gone})")
         db.execute("DELETE FROM session WHERE slot IN moved")
@@ -175,6 +186,7 @@ class _Mover:
             known = "SELECT record FROM session WHERE slot = ? AND ifnull(deleted, 1) > 0 ORDER BY n"
             for record in self._rows(known):  # not ERASED, nor IMPORTING
                 self.session(sessions.decode(record[0]))
+            fill_all(self.taker)
 
     def _rows(self, sql: str) -> Iterator[Any]:
         for slot in self.slots:
@@ -216,7 +228,7 @@ class _Mover:
     def _events(self, old: int, new: int, numbers: dict[int, int]) -> None:
         pos = self._next("event", "pos")
         rows = self.giver.execute(
-            "SELECT seq, type, run, ts, fragment, sum FROM event WHERE session = ? ORDER BY seq", (old,))
+            f"SELECT e.seq, e.type, e.run, e.ts, e.fragment, e.sum {OF_SESSION} ORDER BY l.seq", (old,))
         for step in _steps(rows):
             self.taker.executemany("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [
                 (pos + i, new, seq, kind, numbers[run], ts, fragment, total)

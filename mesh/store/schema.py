@@ -3,12 +3,12 @@
 1: the first. 2: each page of the file has a checksum; ``store/file.py`` rewrites an older file once. 3: what
 searches need stands in columns of ``session`` and ``run``, and there is ``audit``; ``store/migrate.py`` adds
 them to an older file. 4: ``run.id`` is the run's key (``slots.run_key``). 5: a row of ``lifecycle`` may hold
-many messages.
+many messages. 6: the table ``log`` instead of an index of ``event`` by session (``store/by_session.py``).
 """
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 #: WITHOUT ROWID where the key is the row; ``event.pos`` is the rowid, so appending is O(1) at the end of the
 #: tree. Small columns beside the encoded record are only those that a query needs; they stand before it:
@@ -45,7 +45,9 @@ CREATE TABLE IF NOT EXISTS progress (
 CREATE TABLE IF NOT EXISTS event (
     pos INTEGER PRIMARY KEY, session INTEGER NOT NULL, seq INTEGER NOT NULL, type INTEGER NOT NULL,
     run INTEGER NOT NULL, ts REAL NOT NULL, fragment BLOB NOT NULL, sum INTEGER NOT NULL);
-CREATE UNIQUE INDEX IF NOT EXISTS event_session ON event(session, seq);
+CREATE TABLE IF NOT EXISTS main.log (
+    session INTEGER NOT NULL, seq INTEGER NOT NULL, pos INTEGER NOT NULL,
+    PRIMARY KEY (session, seq)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS lifecycle (lseq INTEGER PRIMARY KEY, topic TEXT NOT NULL, payload BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS receipt (
     client BLOB NOT NULL, number INTEGER NOT NULL, seen INTEGER NOT NULL, below INTEGER NOT NULL,

@@ -34,6 +34,7 @@ from mesh.core.spent import added
 from mesh.core.state import State
 from mesh.errors import StoreError
 from mesh.store import migrate, wal
+from mesh.store.by_session import BySession, has_old_index
 from mesh.store.file import LOCK_WAIT_MS, checksum, guard, make_private, open_file
 from mesh.store.reading import StoredEvent, StoredRows
 from mesh.store.rows import PUT_RUN, PUT_SESSION, run_row, session_row
@@ -55,14 +56,15 @@ class Store(StoredRows):
     def __init__(self, path: Path) -> None:
         log = guard(lambda: wal.look(path), f"read the log of {path.name}")
         super().__init__(path, guard(lambda: open_file(path), f"open {path.name}"))
+        self.leased = False  #: whether ``acquire`` succeeded; nothing is written before
         self._check_log(log)
         self._full = True
         self.epoch = 0
         self.boot = 0
+        self.by_session = BySession(self._db, self.note_damage)
         self.unfilled: list[str] = []  #: tables of an older file whose new columns have no values yet
         #: Told of the former schema and the seconds so far, each second, while an older file becomes ours.
         self.on_migration: Callable[[int, float], None] = lambda _version, _seconds: None
-        self.leased = False  #: whether ``acquire`` succeeded; nothing is written before
         self._served_from_s = 0.0
         self._wal_pages = 0
         self._db.set_wal_hook(self._on_wal)
@@ -116,9 +118,16 @@ class Store(StoredRows):
                 # A file that has none yet has receipts with wall times: go on from there.
                 self._served_from_s = (self.meta("served") or time.time()) - time.monotonic()
             self.leased = True
+            self.by_session.open()
             return self.epoch
 
-        return self.guarded(take, "acquire the lease")
+        epoch = self.guarded(take, "acquire the lease")
+        if self.by_session.copying:
+            self.guarded(self.by_session.view, "read an older file")
+        else:
+            with suppress(StoreError):  # then there is the view
+                self.fill_log()
+        return epoch
 
     def borrow(self, starts: int) -> int:
         """An epoch for serving reads while the lease cannot be written: above all that were stored.
@@ -127,6 +136,8 @@ class Store(StoredRows):
         file keeps others out meanwhile.
         """
         self.epoch = int(self.guarded(lambda: self.meta("epoch"), "read the epoch")) + starts
+        self.guarded(self.by_session.open, "look at the logs of sessions")
+        self.guarded(self.by_session.view, "look at the logs of sessions")
         return self.epoch
 
     def set_meta(self, **values: Any) -> None:
@@ -173,6 +184,7 @@ class Store(StoredRows):
                 (e.pos, e.session, e.seq, e.type, e.run, e.ts, e.fragment, checksum(e.fragment))
                 for e in state.events
             ])
+            news = self.by_session.take(state.events)
         if state.lifecycle:
             db.executemany("INSERT INTO lifecycle VALUES (?, '', ?)", packed(state.lifecycle))
         if state.audit:
@@ -185,6 +197,8 @@ class Store(StoredRows):
         if settled:
             db.executemany("DELETE FROM receipt WHERE client = ? AND number < ?", list(settled.items()))
         self._end()
+        if state.events:
+            self.by_session.took(news)
 
     def _synchronize(self, power: bool) -> None:
         """Whether the next transactions survive a loss of power."""
@@ -279,6 +293,31 @@ class Store(StoredRows):
         if done[0]:
             self.unfilled.remove(table)
 
+    def settle(self, session: int) -> None:
+        """Fill in the table ``log`` when this session has events that are not in there."""
+        if session in self.by_session.behind:
+            with suppress(StoreError):  # whoever writes is told; the view shows what is behind
+                self.fill_log()
+
+    def fill_log(self) -> None:
+        """Bring the table ``log`` up to date, unless an older file's index is still being copied."""
+        log = self.by_session
+        if log.copying or log.complete:
+            return
+        try:
+            self.small_write(log.fill, "fill in the logs of sessions")
+            self.guarded(log.filled, "read the logs of sessions")
+        except StoreError:
+            self.guarded(log.view, "read the logs of sessions")
+            raise
+
+    def copy_log(self) -> None:
+        """Copy some entries of an older file's index; with the last ones the table is up to date."""
+        log = self.by_session
+        self.small_write(log.copy, "copy the logs of sessions")
+        log.copying = self.guarded(lambda: has_old_index(self._db), "copy the logs of sessions")
+        self.fill_log()
+
     def save_counters(self, state: State, node_boot: int) -> None:
         """Keep the counters beside the rows, so that deleting the newest row never turns them back."""
 
@@ -291,6 +330,9 @@ class Store(StoredRows):
 
     def checkpoint(self, *, truncate: bool = False) -> None:
         """Copy the WAL into the file. Never waits for anybody."""
+        if self.leased:
+            with suppress(StoreError):  # the view shows what is behind
+                self.fill_log()
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
         self.guarded(lambda: self._db.wal_checkpoint(mode=mode), "checkpoint")
         self._wal_pages = 0

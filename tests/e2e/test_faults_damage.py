@@ -207,7 +207,7 @@ def doctor(data: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("table", ["session", "run", "receipt", "lifecycle", "meta", "event_session", "boot"])
+@pytest.mark.parametrize("table", ["session", "run", "receipt", "lifecycle", "meta", "log", "boot"])
 def test_damage_anywhere_is_a_state_and_no_crash_loop(tmp_path: Path, filled: Filled, table: str) -> None:
     """If a page of any table or index is damaged, then its partition serves what it can or is down, with the
     reason, without a restart; the other one is not disturbed, and no answer is wrong."""

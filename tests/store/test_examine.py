@@ -23,7 +23,7 @@ def test_a_sound_file_is_left_byte_for_byte_as_it_was(tmp_path: Path) -> None:
     assert examine(tmp_path / "old.db") == []
 
 
-@pytest.mark.parametrize("place", ["route", "event", "session", "event_session", "meta"])
+@pytest.mark.parametrize("place", ["route", "event", "session", "log", "meta"])
 def test_a_flipped_byte_is_found_in_tables_and_indexes(tmp_path: Path, place: str) -> None:
     """If a page is damaged, then the findings say so, each in one line."""
     build(tmp_path / "p.db")
