@@ -5,7 +5,8 @@ of it: of 500 sessions' 10 us of CPU and 2.1 kB of write-ahead log for each even
 thousand at once, sorted, takes 2 us and 0.15 kB (``tests/bench/event_log.py``). So:
 
 1. What a commit appends is *behind*: in ``event``, not in ``log``. It is filled in when FILL_EVENTS are
-   behind, and before each checkpoint: what is behind stands in the write-ahead log alone.
+   behind, and before each checkpoint: what is behind stands in the write-ahead log alone, and so does what
+   lies behind the mark (3): no damaged page of the file is in the way at the start.
 2. Who reads by session fills in first, when that session has events behind (``Store.settle``); nobody looks
    at two places. A commit fills in what it appends itself as long as FEW_SESSIONS have events behind: then
    it costs what an index would, and a reader that follows finds nothing to do.
@@ -80,8 +81,8 @@ class BySession:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is behind, and the table is read itself."""
-        return self._pos == self._filled and not self.viewed
+        """Whether nothing is behind the mark, and the table is read itself."""
+        return self._pos == self._marked and not self.viewed
 
     # --- what is appended ---
 
