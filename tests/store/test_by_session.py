@@ -28,6 +28,7 @@ from mesh.store.examine import examine
 from mesh.store.query import Search
 from mesh.store.removing import Removing
 from mesh.store.repair import repair
+from mesh.store.schema import SCHEMA_VERSION
 from mesh.store.sqlite import Store
 
 MANY = FEW_SESSIONS + 4
@@ -80,10 +81,10 @@ def killed(store: Store) -> None:
 
 
 def aged(path: Path) -> None:
-    """Make a file what schema 4 left."""
+    """Make a file what schema 5 left."""
     db = apsw.Connection(str(path))
     db.execute("CREATE UNIQUE INDEX event_session ON event(session, seq); DROP TABLE log;"
-               "DELETE FROM meta WHERE name = 'filled'; UPDATE meta SET value = 4 WHERE name = 'schema'")
+               "DELETE FROM meta WHERE name = 'filled'; UPDATE meta SET value = 5 WHERE name = 'schema'")
     db.close()
 
 
@@ -317,10 +318,10 @@ def test_a_damaged_page_of_the_table_is_told_and_mended(tmp_path: Path) -> None:
     assert not done.lost and done.saved["event"] == 40 * 60 + 40 - len(refused) and examine(path) == []
 
 
-# --- files of schema 4 ---
+# --- files of schema 5 ---
 
 
-def test_a_file_of_schema_4_is_read_at_once_and_copied_in_steps(
+def test_a_file_of_schema_5_is_read_at_once_and_copied_in_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a file has the old index, then its logs are whole at every moment of the copying, over a kill, and
@@ -333,7 +334,7 @@ def test_a_file_of_schema_4_is_read_at_once_and_copied_in_steps(
     aged(path)
     assert examine(path) == []
     store = opened(path)
-    assert store.meta("schema") == 5 and store.by_session.copying and seqs(store, 2) == [1, 2]
+    assert store.meta("schema") == SCHEMA_VERSION and store.by_session.copying and seqs(store, 2) == [1, 2]
     store.copy_log()
     state = state_of(store)
     for sid in ("s0", "s19"):  # one that is copied, one that is not
@@ -362,7 +363,7 @@ def examine_live(store: Store) -> list[str]:
     return [problem.text for phase in phases for problem in consistency.of_phase(db, phase)]
 
 
-def test_a_file_of_schema_4_on_a_disk_that_refuses_is_read(tmp_path: Path) -> None:
+def test_a_file_of_schema_5_on_a_disk_that_refuses_is_read(tmp_path: Path) -> None:
     """If an older file cannot be written, then its logs are read by the old index."""
     path = tmp_path / "p.db"
     store = opened(path)
@@ -393,7 +394,7 @@ def test_purge_and_prune_take_what_is_behind_from_both_tables(store: Store) -> N
 
 
 def test_slots_move_with_events_that_are_behind(tmp_path: Path) -> None:
-    """If files are killed with events behind, or are of schema 4, then another number of partitions has every
+    """If files are killed with events behind, or are of schema 5, then another number of partitions has every
     event, and whole tables."""
     build(tmp_path, 2)
     for index, path in enumerate(sorted(tmp_path.glob("partition-*.db"))):
