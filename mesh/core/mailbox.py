@@ -7,7 +7,7 @@ Three conversations, none of them visible to a client:
     child -> supervisor   ready {epoch, pid}        serving; ``epoch`` is the incarnation it serves under;
                                                     the router adds its endpoints {address, feed}
                           beat {lag_ms}             once a second; silence means it hangs
-                          progress {done}           still recovering, keeps the start limit away
+                          progress {note?}          still recovering, keeps the start limit away
                           restart {name}            (router) a client asked for it
                           fatal {message, code?, details?}   this node cannot start here
                           hopeless {message}        this child cannot start before somebody mends something
@@ -71,6 +71,12 @@ incarnation) from 1 and resent until acknowledged; batches are numbered per (run
     report                {token_usage, turn_count, provider_metadata} of this attempt so far, when that
                           changed; with {status, output, error} it is the settlement: status is completed,
                           failed, cancelled or timeout, its batch ends with the run's terminal event.
+
+**Partition and partition**, through the router (``node/tag_age.py``).
+
+                          ["tags", "old?", [tag, ...], before]    did no run with them end since then?
+                          ["tags", "old", [tag, ...], before]     of these, none
+                          ["tags", "forget", [tag, ...], before]  all said so
 
 Several messages to one receiver may travel as ["many", [message, ...]].
 

@@ -31,6 +31,7 @@ class Actors:
         self.on_welcome = on_welcome  #: takes the boot id of a new router
         self.answers: dict[tuple[int, int], list[bytes]] = {}  #: by runner and its incarnation
         self.questions = Questions(partition)
+        self.on_tags: Callable[[int, list[Any]], None] = lambda _index, _message: None
         self.news = False  #: the runners changed: parked calls may find one now
 
     def take(self, frame: bytes, *, writable: bool) -> None:
@@ -68,6 +69,8 @@ class Actors:
                 self.outboxes.on_acks(index, incarnation, message[1], message[2])
             case mailbox.RUNNER, "read":
                 self.questions.take(index, incarnation, message)
+            case mailbox.PARTITION, "tags":
+                self.on_tags(index, message)
             case mailbox.RUNNER, "catalogue":
                 self.news |= self.partition.ops.on_catalogue(index, message[1], message[2])
 

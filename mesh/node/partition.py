@@ -97,7 +97,8 @@ class PartitionProcess:
         self._connect()
         self.recovery = Recovery(self.store, self.partition, self.log, node_boot=child.node_boot,
                                  boot_id=boot_id, offset_ms=offset_ms)
-        self.upkeep = Upkeep(self.store, self.partition, config, child.node_boot)
+        self.upkeep = Upkeep(self.store, self.partition, config, child.node_boot, self.replies.tell_partition)
+        self.actors.on_tags = self.upkeep.retention.tags.take
         self.backups = Backups(self.store, child.index)
         self.lazy_since: float | None = None
         self.stopping: dict[str, Any] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mesh.core import wire
+from mesh.core import mailbox, wire
 from mesh.errors import MeshError
 from mesh.net import sockets
 from mesh.net.window import MARK_BYTES, ROOM_BYTES, Window
@@ -59,6 +59,10 @@ class Replies:
     def took(self, total: int) -> None:
         """Tell the router that there is room for more requests (``core/credit.py``)."""
         self.send(wire.ROUTER_ID + wire.pack(["took", total]))
+
+    def tell_partition(self, index: int, message: list[Any]) -> None:
+        """Say something to whoever is another partition now; it may be lost."""
+        self.send(wire.actor_id(mailbox.PARTITION, index) + wire.pack(message))
 
     def send(self, frame: bytes) -> None:
         """Send what is complete with its address."""

@@ -25,6 +25,7 @@ from mesh.core.state import State
 from mesh.errors import MeshError, NotFound, StoreError
 from mesh.node.archive import Archive
 from mesh.node.artifacts import Artifacts
+from mesh.node.tag_age import TagAge
 from mesh.store.removing import Removing
 from mesh.store.sqlite import Store
 
@@ -45,18 +46,19 @@ class Retention:
 
     def __init__(
         self, store: Store, state: State, keeping: Keeping, policy: RetentionSection, *, share: float,
-        owns: Callable[[str], bool], forget_tag: Callable[[str], None] = lambda _: None,
+        owns: Callable[[str], bool],
+        tags: Callable[[Removing], TagAge] = lambda removing: TagAge(removing, str),
     ) -> None:
         self.state = state
         self.keeping = keeping
         self.policy = policy
         self.removing = Removing(store, state)
+        self.tags = tags(self.removing)
         self._artifacts = Artifacts(state, store)
         self.archive = None if not policy.archive_dir else Archive(
             Path(policy.archive_dir).expanduser(), store, state, rows=policy.batch_size)
         self._events_max = ceil(policy.max_total_events * share)
         self._owns = owns
-        self._forget_tag = forget_tag
         self._first = [TYPE_CODE[name] for name in policy.prune_event_types_first]
         self._waiting: list[PartOf] = []
         self._answering: list[PartOf] = []
@@ -69,6 +71,8 @@ class Retention:
     @property
     def due_s(self) -> float | None:
         """When the next step is due; None: there is nothing to do."""
+        if self.tags.heard:
+            return 0.0
         return None if self._steps is None else self._next_step_s
 
     def ask(self, part: PartOf) -> None:
@@ -106,7 +110,9 @@ class Retention:
         Raises:
             StoreError: the disk refuses; the sweep is over, whoever waits is told.
         """
-        assert self._steps is not None
+        self.tags.act()
+        if self._steps is None:
+            return
         self._next_step_s = self.state.mono + PAUSE_S
         try:
             next(self._steps)
@@ -283,13 +289,8 @@ class Retention:
         self.removing.trim_audit(self.policy.audit_kept)
         yield
         days = self.policy.max_tag_age_days
-        behind = "" if days > 0 else None
-        while behind is not None:
-            before = self.state.now - days * DAY_S
-            gone, behind = self.removing.forget_tags(behind, before, self.policy.batch_size)
-            for tag in gone:
-                self._forget_tag(tag)
-            yield
+        if days > 0:
+            yield from self.tags.sweep(self.state.now - days * DAY_S, self.policy.batch_size)
 
 
 __all__ = ["DAY_S", "IMPORT_S", "PAUSE_S", "PROTECTED", "Retention"]

@@ -10,6 +10,7 @@ from mesh.config import NodeConfig
 from mesh.core.partition import Partition
 from mesh.core.records import StopReason
 from mesh.node.retention import Retention
+from mesh.node.tag_age import TagAge, Tell
 from mesh.store.sqlite import WAL_BYTES_MAX, Store
 
 ROUTES_PER_SWEEP = 2_000
@@ -22,7 +23,9 @@ TRIM_STEP = 512
 class Upkeep:
     """Of one partition. Its methods raise ``StoreError`` when the disk refuses."""
 
-    def __init__(self, store: Store, partition: Partition, config: NodeConfig, node_boot: int) -> None:
+    def __init__(
+        self, store: Store, partition: Partition, config: NodeConfig, node_boot: int, tell: Tell
+    ) -> None:
         self.store = store
         self.partition = partition
         self.state = partition.state
@@ -31,7 +34,9 @@ class Upkeep:
         self.sweeping = False
         self.retention = Retention(
             store, self.state, partition.ops.keeping, config.retention, share=1 / config.node.partitions,
-            owns=partition.owns_session, forget_tag=partition.runners.spent.forget,
+            owns=partition.owns_session, tags=lambda removing: TagAge(
+                removing, partition.runners.spent.forget, index=partition.index,
+                partitions=config.node.partitions, tell=tell),
         )
         self._next_prune_s = self._next_sweep_s = 0.0
 

@@ -170,16 +170,22 @@ class Removing:
         sql = f"DELETE FROM audit WHERE id IN ({old})"
         self.store.small_write(lambda: self._db.execute(sql, (kept, WINDOW_ROWS)), "trim the audit log")
 
-    def forget_tags(self, behind: str, before: float, limit: int) -> tuple[list[str], str | None]:
-        """Forget what tags used with which no run ended since then, of some tags behind one: (those, and
-        where to go on, None at the end)."""
+    def old_tags(self, behind: str, before: float, limit: int) -> tuple[list[str], str | None]:
+        """The tags with which no run ended here since then, of some tags behind one: (those, and where to go
+        on, None at the end)."""
         rows = self._read("SELECT DISTINCT tag FROM spent WHERE tag > ? ORDER BY tag LIMIT ?", behind, limit)
-        old = [tag for (tag,) in rows if self.store.spent_at(tag) < before]
-        if old:
-            sql = "DELETE FROM spent WHERE tag = ?"
-            self.store.small_write(
-                lambda: self._db.executemany(sql, [(tag,) for tag in old]), "forget what tags used")
+        old = [tag for (tag,) in rows if self.is_old(tag, before)]
         return old, rows[-1][0] if len(rows) == limit else None
+
+    def is_old(self, tag: str, before: float) -> bool:
+        """Whether no run with the tag ended here since then."""
+        return self.store.spent_at(tag) < before
+
+    def forget_tags(self, tags: list[str]) -> None:
+        """Forget what these tags used."""
+        sql = "DELETE FROM spent WHERE tag = ?"
+        self.store.small_write(
+            lambda: self._db.executemany(sql, [(tag,) for tag in tags]), "forget what tags used")
 
     def _read(self, sql: str, *args: Any) -> list[Any]:
         return self.store.guarded(lambda: self._db.execute(sql, args).fetchall(), "look for what may go")

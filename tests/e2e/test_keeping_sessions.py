@@ -35,7 +35,7 @@ def test_delete_hides_undelete_brings_back_hard_forgets(client: mesh.Client) -> 
 
 def test_retention_prunes_and_followers_are_told(tmp_path: Path, node_config: dict[str, Any]) -> None:
     """If a log was shortened, then a follower from the start is told once, and loses nothing else."""
-    config = {**node_config, "retention": {"max_events_per_session": 10}}
+    config = {**node_config, "retention": {"max_events_per_session": 10, "max_tag_age_days": 1e-9}}
     with mesh.LocalNode(tmp_path / "d", config=config) as node, node.client(timeout_s=20.0) as client:
         client.sessions.start("counter", id="s")
         client.runs.wait(client.runs.submit("s", "50").id)
@@ -52,6 +52,12 @@ def test_retention_prunes_and_followers_are_told(tmp_path: Path, node_config: di
         client.sessions.delete("s", hard=True)
         client.maintenance.run()
         assert client.events.count() == 0
+        ids = [next(f"t{n}" for n in range(99) if client.partitions.of(f"t{n}") == of) for of in (0, 1)]
+        for sid in ids:
+            client.run_once("counter", "3", id=sid, tags=["acme"])
+        assert client.usage.spent(tag="acme")["duration_ms"] > 0
+        client.maintenance.run()  # each partition hears of the other that the tag is old there, too
+        assert not any(client.usage.spent(tag="acme").values())
 
 
 def test_a_live_session_is_not_deleted(client: mesh.Client) -> None:

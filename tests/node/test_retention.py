@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mesh.core.export import END, EVENT, HEADER, RUN, decode_line
 from mesh.core.workspace import patch_key
 from mesh.errors import StoreError
 from mesh.node.retention import DAY_S, PROTECTED, Retention
+from mesh.node.tag_age import TagAge
 from mesh.workspaces.artifacts import FileStore
 
 
@@ -43,7 +45,7 @@ def sweep(
     """One whole sweep, step by step as the partition's loop does it; somebody may call ``meanwhile``."""
     retention = Retention(
         bench.store, bench.state, bench.ops.keeping, RetentionSection(**policy), share=1.0,
-        owns=lambda _: True, forget_tag=bench.ops.runners.spent.forget,
+        owns=lambda _: True, tags=lambda removing: TagAge(removing, bench.ops.runners.spent.forget),
     )
     asker = Asker()
     retention.ask(asker)  # type: ignore[arg-type]
@@ -214,21 +216,11 @@ def test_a_session_that_is_forgotten_by_hand_meanwhile_leaves_no_file(bench: Ben
 def test_what_a_tag_used_is_forgotten_when_no_run_ended_with_it_for_long(bench: Bench) -> None:
     """If a tag is not used for longer than it may be, then its sums are gone, in memory too; another one's,
     and those of a tag that is used, stay."""
-    def use(sid: str, tag: str) -> None:
-        bench.call("session.start", sid, "echo", {"tags": [tag]})
-        run_id = new_run_id(sid, 1)
-        bench.call("run.submit", run_id, sid, "x")
-        bench.deliver()
-        message = bench.runners[0].batch(run_id, "completed")
-        message[5]["token_usage"] = {"total_tokens": 7}
-        bench.say(bench.runners[0], message)
-
     def used(tag: str) -> float:
-        answer = wire.unpack(bench.ops.runners.spent.read([None, [tag], None], 0))
-        return answer[1][f"tag:{tag}"].get("total_tokens", 0)
+        return tag_used(bench, tag)
 
     for sid, tag in (("a", "old"), ("b", "new")):
-        use(sid, tag)
+        use_tag(bench, sid, tag)
         bench.now += 5 * DAY_S
     assert (used("old"), used("new")) == (7, 7)
     sweep(bench, max_tag_age_days=8, batch_size=1)
@@ -236,6 +228,57 @@ def test_what_a_tag_used_is_forgotten_when_no_run_ended_with_it_for_long(bench: 
     sweep(bench)
     bench.kill()
     assert (used("old"), used("new")) == (0, 7)
+
+
+def use_tag(bench: Bench, sid: str, tag: str) -> None:
+    """A run of a session with the tag uses 7 tokens."""
+    bench.call("session.start", sid, "echo", {"tags": [tag]})
+    run_id = new_run_id(sid, 1)
+    bench.call("run.submit", run_id, sid, "x")
+    bench.deliver()
+    message = bench.runners[0].batch(run_id, "completed")
+    message[5]["token_usage"] = {"total_tokens": 7}
+    bench.say(bench.runners[0], message)
+
+
+def tag_used(bench: Bench, tag: str) -> float:
+    answer = wire.unpack(bench.ops.runners.spent.read([None, [tag], None], 0))
+    return float(answer[1][f"tag:{tag}"].get("total_tokens", 0))
+
+
+@pytest.mark.parametrize(("lost", "newer", "left"), [(None, False, 0), (None, True, 14), ("old", False, 14)])
+def test_what_a_tag_used_is_forgotten_in_all_partitions_or_in_none(
+    tmp_path: Path, lost: str | None, newer: bool, left: int
+) -> None:
+    """If a tag is old in one partition, then its sums go everywhere at once when it is old everywhere; else,
+    or when another partition does not answer, nothing of them goes."""
+    made = [next(opened(folder)) for folder in (tmp_path / "a", tmp_path / "b") if not folder.mkdir()]
+    post: deque[tuple[int, int, list[Any]]] = deque()
+    retentions = [Retention(
+        bench.store, bench.state, bench.ops.keeping, RetentionSection(max_tag_age_days=8), share=0.5,
+        owns=lambda _: True, tags=lambda removing, index=index, bench=bench: TagAge(  # type: ignore[misc]
+            removing, bench.ops.runners.spent.forget, index=index, partitions=2,
+            tell=lambda other, message: post.append((index, other, message))),
+    ) for index, bench in enumerate(made)]
+    for index, bench in enumerate(made):
+        bench.now += 9 * DAY_S * (newer and index == 1)
+        use_tag(bench, f"s{index}", "t")
+    now = max(bench.now for bench in made) + (1 if newer else 9) * DAY_S
+    retentions[0].ask(Asker())  # type: ignore[arg-type]
+    while any(retention.due_s is not None for retention in retentions):
+        for bench, retention in zip(made, retentions, strict=True):
+            bench.now, bench.mono = now, max(bench.mono, retention.due_s or 0)
+            bench._clock()
+            bench.partition.begin()
+            retention.step()
+            bench._commit()
+        while post:
+            sender, other, message = post.popleft()
+            if message[1] != lost:
+                retentions[other].tags.take(sender, wire.unpack(wire.pack(message)))
+    assert sum(tag_used(bench, "t") for bench in made) == left
+    for bench in made:
+        bench.store.connection.close()
 
 
 def test_patches_of_attempts_that_died_over_them_go_with_their_session(bench: Bench) -> None:
