@@ -108,6 +108,7 @@ _METADATA = pack("metadata")
 _PROVIDER = pack("provider")
 _CORRELATION = pack("correlation_id")
 _SCHEMA = pack("schema_version") + pack(SCHEMA_VERSION)
+_NO_METADATA, _NO_CORRELATION = _METADATA + pack({}), _CORRELATION + pack(None) + _SCHEMA
 #: ... and the beginning of its value, a text of 36 bytes.
 _ID = pack("id") + b"\xd9\x24evt_"
 _SEQ = pack("seq")
@@ -205,7 +206,8 @@ class FragmentEncoder:
         self._middle = b"".join((_SESSION, repack(session_id), _RUN, repack(run_id), _DATA))
         self._provider = _PROVIDER + repack(provider)
         self._correlation_id = correlation_id
-        self._tail = self._tail_of({}, correlation_id)
+        self._tail = (self._tail_of({}, correlation_id) if correlation_id is not None else
+                      b"".join((_NO_METADATA, self._provider, _NO_CORRELATION)))
         self._piece = b"".join((_TYPE["message_streamed"], self._middle, _CONTENT))
         self._piece_bytes = len(_TS) + _FLOAT_BYTES + len(self._piece) + len(self._tail)
 

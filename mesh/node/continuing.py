@@ -138,7 +138,10 @@ async def _past(
 
 def able(provider: Provider) -> bool:
     """Whether the provider can resume a session of its own."""
-    return any(c.get("name") == _RESUME and c.get("enabled", True) for c in provider.capabilities)
+    for capability in provider.capabilities:
+        if capability.get("name") == _RESUME and capability.get("enabled", True):
+            return True
+    return False
 
 
 _RESUME = SESSION_RESUME["name"]

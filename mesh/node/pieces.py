@@ -22,7 +22,7 @@ from mesh.core.plain import plain, plain_map, seconds
 from mesh.core.redact import Redactor
 from mesh.core.runner import Key, Outbox, RunLog, encode_event
 from mesh.core.spent import DURATION
-from mesh.core.wire import DEPTH_MAX, pack
+from mesh.core.wire import DEPTH_MAX, pack, repack
 from mesh.errors import InvalidArgument, MeshError, shown
 from mesh.node.ending import Ending, error_map, failure, terminal_data
 from mesh.node.guard import Guard
@@ -382,10 +382,10 @@ class Pieces:
             **self._report.to_map(), **policy,
         }
         # Part by part: each is flat mostly, and that is seen at once.
-        result = {key: part if part is None or type(part) in (str, int) else
-                  plain(part, "the result", depth_max=DEPTH_MAX + 1) for key, part in result.items()}
+        result = {key: part if part is None or type(part) in (str, int) or (not part and type(part) is dict)
+                  else plain(part, "the result", depth_max=DEPTH_MAX + 1) for key, part in result.items()}
         result = self._redactor.data(result)
-        settlement = pack(result)
+        settlement = repack(result)
         most = 2 * self._sink.output_bytes_max + TEXT_CHARS_MAX
         if len(settlement) > most:
             what = f"an output of {len(settlement)} bytes"
