@@ -157,6 +157,28 @@ def test_a_library_starts_once(sdk: Path) -> None:
     assert (runs, words) == ([1], ["said"] * 8)
 
 
+@pytest.mark.parametrize("wake", ["rare.made(2)", "rare.Thing"])
+def test_a_module_of_rare_functions_runs_when_it_is_needed(
+    sdk: Path, monkeypatch: pytest.MonkeyPatch, wake: str
+) -> None:
+    """If a client takes a function that is rarely called, then its module runs at the first call, or when
+    another name of it is asked for; what was taken before is that function."""
+    (sdk / "_client.py").write_text("from ._rare import made\nclass Client: make = staticmethod(made)\n")
+    (sdk / "_rare.py").write_text(
+        "from .types.big import Big\nclass Thing: ...\ndef made(n, *, more=0): return [Big] * (n + more)\n")
+    monkeypatch.setattr(lazy_sdk, "LATE", frozenset((f"{SDK}._rare.made",)))
+    monkeypatch.setattr(lazy_sdk, "_LATE_MODULES", frozenset((f"{SDK}._rare",)))
+    make = lazy_sdk.client_module(SDK).Client.make
+    assert "types.big" not in loaded()
+    rare = importlib.import_module(f"{SDK}._rare")
+    assert "types.big" not in loaded()
+    eval(wake)
+    assert "types.big" in loaded()
+    assert make(1, more=1) == [rare.Big, rare.Big]
+    assert type(rare).__name__ == "module"
+    assert not hasattr(rare, "missing")
+
+
 @pytest.mark.parametrize(("source", "names"), [
     ("from .a import B as C, d\n", {"C": ("p.a", "B"), "d": ("p.a", "d")}),
     ("from __future__ import annotations\n", {"annotations": ("__future__", "annotations")}),
