@@ -9,7 +9,7 @@ from mesh.client import _surface_node as node_plans
 from mesh.client import _surface_routes as plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._protocol import READ, WRITE
-from mesh.client._surface import GETS, Key, Route, failure, get_call, place_route, resolution, route_record
+from mesh.client._surface import GETS, Key, Route, failure, get_call, place_route, resolution
 from mesh.core.records import Page, PartitionInfo, PruneResult, Resolution, RouteEntry, RouteRecord
 from mesh.errors import MeshError
 
@@ -48,7 +48,8 @@ class Routes:
         status, value = self._link.call(READ, slot, call, timeout_s)
         if status:
             raise failure(value)
-        return value if type(value) is RouteRecord else route_record(value)
+        found: RouteRecord = value
+        return found
 
     def resolve(
         self, key: Key, fallbacks: Route | Iterable[Route] = (), *, timeout_s: float | None = None

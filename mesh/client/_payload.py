@@ -7,26 +7,18 @@ Rules of this file:
 2. A payload is packed once and sent as often as needed; only its header is made anew, because the
    remaining time and ``done_below`` change.
 3. One bad value fails its own call, not the calls that happened to travel with it.
-4. Neighbours of one op travel as its ``*_many`` form (GATHERED): less than half the bytes and of the work at
-   both ends. Nobody above sees it: every call gets its own pair again (``spread``).
+4. Neighbours of one op travel as its ``*_many`` form (``_gather.py``).
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from itertools import groupby, repeat
 from typing import Any, NamedTuple
 
+from mesh.client._gather import Call, Pair, Spans, gather
 from mesh.core import wire
-from mesh.errors import InvalidArgument, LocalProtocolError, MeshError, RemoteProtocolError
-
-Call = tuple[str, Sequence[Any]]
-#: (0, value), (1, error map), (LOCAL_ERROR, MeshError) or STALE.
-Pair = Sequence[Any]
-
-#: For each call that travels, how many calls of the SDK it is (see ``gather``).
-Spans = Sequence[int]
+from mesh.errors import InvalidArgument, LocalProtocolError, MeshError
 
 LOCAL_ERROR = 2
 #: The placement map changed under a call that names keys of many slots: place it anew.
@@ -37,17 +29,11 @@ PIECE_CALLS = 256
 PAYLOAD_CALLS = 512
 #: A payload is closed when it has reached this size; a single call may be larger.
 PAYLOAD_BYTES = 1024 * 1024
-#: Ops whose neighbours travel together, and their form for many: its one argument is the list of their
-#: arguments; of a single argument, where an op has no other, just that.
-GATHERED = {f"route.{name}": f"route.{name}_many" for name in ("get", "set", "resolve")}
 #: What the header's field can say; a longer limit is kept by the client alone.
 REMAINING_S_MAX = 4_000_000.0
 
 _PLACED = frozenset((int(wire.Kind.READ), int(wire.Kind.WRITE), int(wire.Kind.WAIT)))
 _PARTITION, _MOVED, _WAIT = int(wire.Flag.PARTITION), int(wire.Flag.MOVED), int(wire.Kind.WAIT)
-_TWO = {2}
-#: One call, as it came.
-ONE: Spans = (0,)
 
 
 class Numbering:
@@ -313,65 +299,6 @@ def _pack_range(
     bodies.append(Packed(first, end, body, spans, op if same else ""))
 
 
-def gather(calls: Sequence[Call]) -> tuple[Sequence[Call], Spans]:
-    """The calls as they travel, and for each of those how many of ``calls`` it is: 0 is one, as it came."""
-    if len(calls) == 1:
-        return calls, ONE
-    ops = [op for op, _ in calls]
-    if ops.count(ops[0]) == len(ops):
-        runs = [calls]
-    else:
-        runs = [list(run) for _, run in groupby(calls, key=_first)]
-    travel: list[Call] = []
-    spans: list[int] = []
-    for run in runs:
-        op = run[0][0]
-        many = GATHERED.get(op) if len(run) > 1 else None
-        if many == "route.get_many":
-            items: list[Any] = [key for _, (key,) in run]
-        elif many == "route.set_many":
-            items = [args for _, args in run]
-        elif many is not None and max(len(args) for _, args in run) == 1:  # fallbacks are each caller's own
-            items = [key for _, (key,) in run]
-        else:
-            travel += run
-            spans += repeat(0, len(run))
-            continue
-        travel.append((many, (items,)))
-        spans.append(len(run))
-    return travel, spans
-
-
-def _first(call: Call) -> str:
-    return call[0]
-
-
-def spread(pairs: Sequence[Pair], spans: Spans) -> Sequence[Pair]:
-    """Give each call of ``gather`` its own pair.
-
-    Raises:
-        RemoteProtocolError: these are not the answers to those calls.
-    """
-    if len(spans) == 1 and spans[0] and pairs[0][0] == 0:
-        found: Sequence[Pair] = _members(pairs[0][1], spans[0])
-        return found
-    every: list[Pair] = []
-    for pair, span in zip(pairs, spans, strict=True):
-        if not span:
-            every.append(pair)
-        elif pair[0]:
-            every += repeat(pair, span)
-        else:
-            every += _members(pair[1], span)
-    return every
-
-
-def _members(value: Any, count: int) -> Any:
-    if type(value) is not list or len(value) != count or set(map(len, value)) != _TWO:
-        raise RemoteProtocolError(f"not the answers to {count} calls")
-    return value
-
-
 def _join(pieces: list[Packed], limit: int) -> list[Packed]:
     """Join neighbouring packed arrays into larger ones, within the bounds of a payload."""
     joined: list[Packed] = []
@@ -426,8 +353,6 @@ __all__ = [
     "Spans",
     "Unsent",
     "error_pair",
-    "gather",
     "split",
-    "spread",
     "told_and_rest",
 ]

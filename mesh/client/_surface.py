@@ -26,7 +26,7 @@ from mesh.client._protocol import READ, WRITE
 from mesh.core import wire
 from mesh.core.keys import SessionKey, text_of
 from mesh.core.plain import plain_map
-from mesh.core.records import Provenance, Resolution, RouteEntry, RouteRecord, Source, error_of
+from mesh.core.records import Provenance, Resolution, RouteEntry, Source, error_of
 from mesh.core.slots import route_slot
 from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, shown
 
@@ -131,12 +131,12 @@ def place_route(key: Any) -> tuple[str, int]:
     return found if found is not None else _remember(key)
 
 
-def known_places(keys: Sequence[Any]) -> Sequence[tuple[str, int] | None]:
-    """What is remembered of many route keys, looked up in one go; None where nothing is."""
+def known_places(keys: Sequence[Any]) -> list[Any]:
+    """(text, slot) of many route keys, looked up in one go; None where nothing is remembered."""
     try:
         return list(map(_places.get, keys))
     except TypeError:  # one of them is a list
-        return (None,) * len(keys)
+        return [None] * len(keys)
 
 
 def _place_route(key: Any) -> tuple[str, int]:
@@ -231,7 +231,7 @@ def listed(items: Any, what: str) -> list[Any]:
     Raises:
         InvalidArgument: ``invalid_argument``.
     """
-    if isinstance(items, Iterable) and not isinstance(items, str | bytes | Mapping):
+    if type(items) is list or (isinstance(items, Iterable) and not isinstance(items, str | bytes | Mapping)):
         return list(items)
     raise InvalidArgument(f"{what} is a list, not {type(items).__name__}", code="invalid_argument")
 
@@ -243,14 +243,6 @@ def failure(value: Any) -> MeshError:
 
 PROVENANCES: dict[str, Provenance] = {p.value: p for p in Provenance}
 _SOURCE: dict[str, Source] = {s.value: s for s in Source}
-
-
-def route_record(value: Any) -> RouteRecord:
-    """Read the answer of ``route.get``; one that came alone, or among its like, is a record already."""
-    if type(value) is RouteRecord:
-        return value
-    route, age_ms, ttl_left_ms, provenance = value
-    return RouteRecord(route, age_ms, ttl_left_ms, PROVENANCES[provenance])
 
 
 def route_entry(value: Any) -> RouteEntry:
@@ -386,7 +378,6 @@ __all__ = [
     "resolution",
     "result_of",
     "route_entry",
-    "route_record",
     "valid_fallbacks",
     "value_of",
 ]

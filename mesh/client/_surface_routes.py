@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Sequence
-from itertools import compress
 from typing import Any, NamedTuple, Protocol
 
+from mesh.client._found import found_of
 from mesh.client._payload import Call, Unsent
 from mesh.client._protocol import READ, WRITE, Facts
 from mesh.client._surface import (
@@ -28,7 +28,6 @@ from mesh.client._surface import (
     place_route,
     resolution,
     route_entry,
-    route_record,
     valid_fallbacks,
     value_of,
 )
@@ -134,46 +133,39 @@ class _Many:
         self,
         kind: int,
         call: Callable[[list[Any]], Call],
-        store: Callable[[list[Any], list[int], list[Any]], Iterable[int]],
+        store: Callable[[list[Any], list[int], Any], Iterable[int]],
     ) -> None:
         self.kind = kind
         self.call = call
-        self.store = store  #: (results, places, pairs): read a group's answers; the places to ask anew
+        self.store = store  #: (results, places, answer): read a group's answer; the places to ask anew
         self.results: list[Any] = []
         self.errors: dict[int, MeshError] = {}  #: what was found wrong here, by place
-        self.slots: list[int] = []  #: by place
-        self.items: list[Any] = []  #: by place
+        self.items: list[tuple[Any, int]] = []  #: by place: what travels, and its slot
 
     def add_keys(self, keys: Iterable[Any]) -> None:
         """Keys that travel as their text."""
         keys = listed(keys, "keys")
         known = known_places(keys)
-        if None not in known and keys:
-            texts, slots = zip(*known, strict=True)
-            self.items += texts
-            self.slots += slots
+        if all(known):
+            self.items = known
             return
-        for key, place in zip(keys, known, strict=True):
+        for key, found in zip(keys, known, strict=True):
             try:
-                text, slot = place or place_route(key)
+                self.items.append(found or place_route(key))
             except MeshError as error:
                 self.add_error(error)
-                continue
-            self.slots.append(slot)
-            self.items.append(text)
 
     def add_error(self, error: MeshError) -> None:
         """The next item is wrong: it is answered here."""
-        self.errors[len(self.slots)] = error
-        self.slots.append(0)
-        self.items.append(None)
+        self.errors[len(self.items)] = error
+        self.items.append((None, 0))
 
     def plan(self, limit_s: float | None) -> Plan:
         """Ask every partition at once; returns the results in the caller's order."""
-        self.results = [None] * len(self.slots)
+        self.results = [None] * len(self.items)
         for place, error in self.errors.items():
             self.results[place] = error
-        places: Sequence[int] = range(len(self.slots))
+        places: Sequence[int] = range(len(self.items))
         if self.errors:
             places = [p for p in places if p not in self.errors]
         for _ in range(PLACE_ATTEMPTS):
@@ -194,17 +186,19 @@ class _Many:
         return self.results
 
     def _grouped(self, places: Sequence[int], slot_map: bytes) -> list[_Group]:
-        slots, items = self.slots, self.items
-        if len(places) < len(slots):
-            slots, items = [slots[place] for place in places], [items[place] for place in places]
-        homes = list(map(slot_map.__getitem__, slots))
-        groups = []
-        for partition in sorted(set(homes)):
-            here = list(map(partition.__eq__, homes))  # no loop of ours: 0.1 us per key in all
-            whole, those = list(compress(places, here)), list(compress(items, here))
-            for first in range(0, len(whole), MANY_MAX):
-                end = first + MANY_MAX
-                groups.append(_Group(partition, whole[first:end], those[first:end]))
+        items = self.items
+        if len(places) < len(items):
+            items = [items[place] for place in places]
+        found: dict[int, _Group] = {}
+        groups: list[_Group] = []
+        for place, (item, slot) in zip(places, items, strict=True):
+            partition = slot_map[slot]
+            group = found.get(partition)
+            if group is None or len(group[1]) == MANY_MAX:
+                group = found[partition] = _Group(partition, [], [])
+                groups.append(group)
+            group[1].append(place)
+            group[2].append(item)
         return groups
 
     def _take(self, groups: list[_Group], answers: Sequence[Any], anew: list[int]) -> list[_Group]:
@@ -220,10 +214,11 @@ class _Many:
                 again.append(_Group(partition, places[middle:], items[middle:]))
             elif isinstance(answer, MeshError):
                 self._fail(places, answer)
-            elif type(answer) is not list or len(answer) != len(places):
-                self._fail(places, RemoteProtocolError(f"not the answers to {len(places)} keys"))
             else:
-                anew.extend(self.store(self.results, places, answer))
+                try:
+                    anew.extend(self.store(self.results, places, answer))
+                except RemoteProtocolError as wrong:
+                    self._fail(places, wrong)
         return again
 
     def _fail(self, places: Iterable[int], error: MeshError) -> None:
@@ -231,20 +226,27 @@ class _Many:
             self.results[place] = error
 
 
-def _store_nothing(results: list[Any], places: list[int], pairs: list[Any]) -> list[int]:
+def _pairs(answer: Any, count: int) -> list[Any]:
+    if type(answer) is not list or len(answer) != count:
+        raise RemoteProtocolError(f"not the answers to {count} keys")
+    return answer
+
+
+def _store_nothing(results: list[Any], places: list[int], answer: Any) -> list[int]:
     anew = []
-    for place, (status, value) in zip(places, pairs, strict=True):
+    for place, (status, value) in zip(places, _pairs(answer, len(places)), strict=True):
         results[place] = failure(value) if status else None
         if status and results[place].details.get("again") is True:
             anew.append(place)
     return anew
 
 
-def _store_records(results: list[Any], places: list[int], pairs: list[Any]) -> Iterable[int]:
-    if pairs and type(pairs[0]) is list:  # they travelled with calls of other ops, and were read as they are
-        pairs = [(status, value if status else route_record(value)) for status, value in pairs]
-    for place, (status, value) in zip(places, pairs, strict=True):
-        results[place] = failure(value) if status else value
+def _store_records(results: list[Any], places: list[int], answer: Any) -> Iterable[int]:
+    found = found_of(answer)
+    for place, one in zip(places, found.each(len(places)), strict=True):
+        results[place] = one
+    for inside, error in found.errors:
+        results[places[inside]] = failure(error)
     return ()
 
 
@@ -264,8 +266,7 @@ def set_many(pairs: Iterable[Any], timeout_s: float | None) -> Plan:
         except (TypeError, ValueError):
             many.add_error(InvalidArgument("an item of set_many is (key, route) or (key, route, ttl_ms)"))
         else:
-            many.slots.append(slot)
-            many.items.append(travels)
+            many.items.append((travels, slot))
     return (yield from many.plan(timeout_s))
 
 
@@ -280,11 +281,11 @@ def resolve_many(link: Linked, keys: Iterable[Any], fallbacks: Any, timeout_s: f
     """``routes.resolve`` of many; the fallbacks hold for each of them."""
     usable = valid_fallbacks(fallbacks)
 
-    def store(results: list[Any], places: list[int], pairs: list[Any]) -> Iterable[int]:
-        slot_map, slots, items = link.slot_map, many.slots, many.items
-        for place, (status, value) in zip(places, pairs, strict=True):
-            partition = slot_map[slots[place]]
-            results[place] = failure(value) if status else resolution(value, partition, items[place])
+    def store(results: list[Any], places: list[int], answer: Any) -> Iterable[int]:
+        slot_map = link.slot_map
+        for place, (status, value) in zip(places, _pairs(answer, len(places)), strict=True):
+            text, slot = many.items[place]
+            results[place] = failure(value) if status else resolution(value, slot_map[slot], text)
         return ()
 
     many = _Many(READ, lambda items: ("route.resolve_many", (items, usable)), store)
@@ -293,7 +294,7 @@ def resolve_many(link: Linked, keys: Iterable[Any], fallbacks: Any, timeout_s: f
     if usable:
         for place, result in enumerate(results):
             if place not in many.errors and isinstance(result, MeshError) and result.code in _UNAVAILABLE:
-                results[place] = _from_fallback(link, many.items[place], many.slots[place], usable)
+                results[place] = _from_fallback(link, *many.items[place], usable)
     return results
 
 

@@ -34,7 +34,7 @@ CATALOGUE: tuple[Op, ...] = (
     ),
     Op("route.delete", "write", "key", "bool: whether it was there"),
     Op("route.set_many", "write", "[[key, route map, ttl_ms?], ...]", "[[status, value], ...]"),
-    Op("route.get_many", "read", "[key, ...]", "[[status, value], ...]"),
+    Op("route.get_many", "read", "[key, ...]", "[now, [record or nil, ...], [[place, error], ...]]: below"),
     Op("route.resolve_many", "read", "[key, ...], fallbacks?", "[[status, value], ...]"),
     Op(
         "route.list",

@@ -11,12 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-import msgspec
-from msgspec.structs import force_setattr
-
 from mesh.core.events import type_code
 from mesh.core.plain import RECORD_DEPTH_MAX, converted, utc
 from mesh.core.record import Count, Number, Record, Text
+from mesh.core.route_found import Provenance, RouteRecord
 from mesh.errors import InvalidArgument, MeshError, RemoteProtocolError, from_wire
 
 if TYPE_CHECKING:
@@ -58,13 +56,6 @@ class Source(StrEnum):
     PROVIDED_FALLBACK = "provided_fallback"
 
 
-class Provenance(StrEnum):
-    """``learned`` by a set, or ``guessed`` by a write-back of resolve."""
-
-    LEARNED = "learned"
-    GUESSED = "guessed"
-
-
 class CostState(StrEnum):
     """How ``cost_usd`` is known."""
 
@@ -84,60 +75,6 @@ class StopReason(StrEnum):
     CRASH = "crash"
     RESTART_EXHAUSTED = "restart_exhausted"
     NODE_LOST = "node_lost"
-
-
-class RouteRecord(Record, frozen=True, gc=False, array_like=True, eq=False):
-    """What ``routes.get`` finds: ``route``, ``age_ms`` and ``ttl_left_ms`` (ms on the node's clock, never raw
-    clock readings) and ``provenance``.
-
-    Its fields stand in the order of the wire, so that a reply is read straight into records, and the route is
-    decoded when it is first looked at: 0.25 us per record instead of 1.1. Until then the record keeps the
-    reply's bytes alive. Not tracked by the collector: decoded data cannot point back to the record.
-    """
-
-    packed: msgspec.Raw  #: the route as it came; a dict once it was looked at
-    age_ms: int
-    ttl_left_ms: int
-    provenance: Provenance = Provenance.LEARNED
-
-    @property
-    def route(self) -> dict[str, Any]:
-        """The caller's map, as it was set."""
-        known: Any = self.packed
-        if type(known) is msgspec.Raw:
-            known = _decode_route(known)
-            force_setattr(self, "packed", known)
-        route: dict[str, Any] = known
-        return route
-
-    def to_map(self) -> dict[str, Any]:
-        """The record as plain, JSON-friendly maps and lists."""
-        return {
-            "route": self.route,
-            "age_ms": self.age_ms,
-            "ttl_left_ms": self.ttl_left_ms,
-            "provenance": self.provenance.value,
-        }
-
-    @classmethod
-    def from_map(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_map``."""
-        provenance = Provenance(values.get("provenance", Provenance.LEARNED))
-        return cls(values["route"], values["age_ms"], values["ttl_left_ms"], provenance)
-
-    def __repr__(self) -> str:
-        return "RouteRecord(" + ", ".join(f"{k}={v!r}" for k, v in self.to_map().items()) + ")"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RouteRecord) and self.to_map() == other.to_map()
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RouteRecord, (self.route, self.age_ms, self.ttl_left_ms, self.provenance)
-
-
-_decode_route = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
 class RouteEntry(Record, frozen=True):

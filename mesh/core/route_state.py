@@ -26,6 +26,8 @@ from typing import Any, Protocol
 
 from mesh.core.expiry import ExpiryIndex
 from mesh.core.route_record import (
+    BARE_BYTES,
+    BIN,
     HEADER,
     HEADER_BYTES,
     SLOT,
@@ -193,7 +195,8 @@ class RouteState:
             (slot,) = unpack_slot(old)
             self._expiry.refile(slot, expires)
             entries.move_to_end(key)
-        record = pack_header(updated, expires, flags, slot, at + HEADER_BYTES, size) + route
+        whole = BARE_BYTES + len(route)
+        record = pack_header(BIN, whole, updated, expires, flags, slot, at + HEADER_BYTES, size) + route
         entries[key] = self.dirty[key] = record
         if self._expired:
             self._expired.pop(key, None)
@@ -292,7 +295,7 @@ class RouteState:
 
     def _say_evicted(self, key: str, record: bytes, undo: Undo | None) -> None:
         if self.watched:
-            at, size = HEADER.unpack_from(record)[4:]
+            at, size = HEADER.unpack_from(record)[6:]
             fields = {"count": 1, "entries": len(self.entries), "session_key": key, "reason": "capacity"}
             self._say("evicted", fields | {"external_room_id": unpack(record[at : at + size])}, undo)
 

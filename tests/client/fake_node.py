@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.core import wire
+from mesh.core.route_record import encode_record, encode_route
 from mesh.core.slots import even_map
 from mesh.core.wire import Flag, Header, Kind
 from mesh.errors import MeshError, NotFound
@@ -153,7 +154,7 @@ class FakeNode:
         if op == "route.get":
             return self._get(args[0])
         if op == "route.get_many":
-            return [0, [self._get(key) for key in args[0]]]
+            return [0, self._get_many(args[0])]
         if op == "route.set_many":
             self.routes.update({item[0]: item[1] for item in args[0]})
             return [0, [[0, None] for _ in args[0]]]
@@ -165,6 +166,18 @@ class FakeNode:
                 else [1, NotFound(code="no_route").to_map()]
             )
         return [0, None]
+
+    def _get_many(self, keys: list[str]) -> list[Any]:
+        records: list[bytes | None] = []
+        errors: list[Any] = []
+        for place, key in enumerate(keys):
+            if key in self.routes:
+                record = encode_record(0, 1001, 0, 0, encode_route(self.routes[key], 1 << 20))
+                records.append(wire.unpack(record))
+            else:
+                records.append(None)
+                errors.append([place, self._get(key)[1]])
+        return [1, records, errors]
 
     def _get(self, key: str) -> list[Any]:
         if key in self.routes:

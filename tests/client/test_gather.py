@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.client._facts import answers_of
-from mesh.client._payload import GATHERED, ONE, gather, split, spread
+from mesh.client._found import Found, found_of
+from mesh.client._gather import GATHERED, ONE, gather, spread
+from mesh.client._payload import split
 from mesh.core import wire
 from mesh.core.records import Provenance, RouteRecord
+from mesh.core.route_record import encode_record, encode_route
 from mesh.errors import RemoteProtocolError
 
 FALLBACK = {"external_room_id": "f"}
@@ -34,13 +37,26 @@ CALLS = st.lists(RUNS, min_size=1, max_size=20).map(
 )
 
 
+def stored(route: dict[str, Any], age_ms: int = 5, left_ms: int = 7, flags: int = 0) -> bytes:
+    """A node's record at the time 1 000, as a list brings it."""
+    record = encode_record(1_000 - age_ms, 1_000 + left_ms, flags, 0, encode_route(route, 10_000))
+    found: bytes = wire.unpack(record)
+    return found
+
+
+def record_of(key: str) -> RouteRecord:
+    return RouteRecord({"external_room_id": key}, 5, 7)
+
+
 def node(body: bytes) -> list[Any]:
-    """What a node answers: each single call with its op and arguments, each list with such pairs."""
+    """What a node answers: a list of keys with a record for each, other lists with a pair for each item."""
     singles = {many: single for single, many in GATHERED.items()}
     answers: list[Any] = []
     for op, args in wire.decode_calls(body):
         if op not in singles:
             answers.append([0, [op, *args]])
+        elif op == "route.get_many":
+            answers.append([0, [1_000, [stored({"external_room_id": key}) for key in args[0]], []]])
         elif op == "route.set_many":
             answers.append([0, [[0, ["route.set", *item]] for item in args[0]]])
         else:
@@ -50,9 +66,19 @@ def node(body: bytes) -> list[Any]:
 
 def expected(call: Any) -> list[Any]:
     op, args = call
+    if op == "route.get":
+        return [0, record_of(args[0])]
     if op == "route.get_many":  # a caller's own list stays one call with one answer
-        return [0, [[0, ["route.get", key]] for key in args[0]]]
+        return [0, [record_of(key) for key in args[0]]]
     return [0, [op, *args]]
+
+
+def seen(pair: Any) -> list[Any]:
+    """A pair as ``expected`` says it."""
+    status, value = pair
+    if type(value) is list and type(value[0]) is int:
+        value = found_of(value).each(2)
+    return [status, value]
 
 
 @given(CALLS)
@@ -60,7 +86,7 @@ def test_each_call_gets_its_own_answer_in_order(calls: list[Any]) -> None:
     """If any calls travel together, then each gets the answer to itself, in order."""
     bodies, bad = split(calls, wire.FRAME_BYTES_MAX)
     assert not bad
-    found = [pair for packed in bodies for pair in spread(node(packed.body), packed.spans)]
+    found = [seen(pair) for packed in bodies for pair in spread(node(packed.body), packed.spans)]
     assert found == [expected(call) for call in calls]
 
 
@@ -72,8 +98,15 @@ def test_gets_of_one_turn_travel_as_one_call() -> None:
 
 def test_single_call_travels_as_it_is() -> None:
     """If there is one call, then nothing is gathered."""
-    call = ("route.get", ("a:b:c",))
+    call = ("route.set", ("a:b:c", ROUTE))
     assert gather([call]) == ([call], ONE)
+
+
+def test_single_get_travels_as_a_list_of_one() -> None:
+    """If there is one get, alone or beside other calls, then it is a list, whose answer is a record."""
+    get, put = ("route.get", ("a:b:c",)), ("route.delete", ("a:b:c",))
+    assert gather([get]) == ([("route.get_many", (["a:b:c"],))], (1,))
+    assert gather([put, get]) == ([put, ("route.get_many", (["a:b:c"],))], [0, 1])
 
 
 def test_resolve_with_fallbacks_keeps_its_own_fallbacks() -> None:
@@ -99,17 +132,48 @@ def _frame(value: Any) -> bytes:
     return bytes(wire.HEADER_BYTES) + wire.pack(value)
 
 
+ERROR = {"code": "not_found", "message": "m", "details": {}}
+
+
 def test_answer_of_get_many_is_read_into_records() -> None:
     """If routes come, then they are records already, and errors stand beside them as maps."""
     route = {"external_room_id": "x", "n": [1, {"a": None}], "raw": b"\x00"}
-    error = {"code": "not_found", "message": "m", "details": {}}
-    frame = _frame([[0, [[0, [route, 5, 7, "guessed"]], [1, error]]]])
-    assert answers_of(frame, "route.get_many") == [
-        (0, [(0, RouteRecord(route, 5, 7, Provenance.GUESSED)), (1, error)])
-    ]
+    frame = _frame([[0, [1_000, [stored(route, flags=1), None], [[1, ERROR]]]]])
+    [(status, found)] = answers_of(frame, "route.get_many")
+    assert status == 0 and found.each(2) == [RouteRecord(route, 5, 7, Provenance.GUESSED), ERROR]
+    assert found.pairs(2) == [(0, RouteRecord(route, 5, 7, Provenance.GUESSED)), (1, ERROR)]
 
 
-@pytest.mark.parametrize("op", ["route.get", "route.get_many", "session.get"])
+@pytest.mark.parametrize(
+    ("records", "errors"),
+    [
+        ([], []),
+        ([None], []),
+        (["r"], []),
+        (["r", "r", "r"], []),
+        (["r", None], []),
+        (["r", "r"], [[1, ERROR]]),
+        (["r", None], [[0, ERROR]]),
+        (["r", None], [[2, ERROR]]),
+        (["r", None], [[-1, ERROR]]),
+        (["r", None], [[1, ERROR], [1, ERROR]]),
+        ([None, None], [[1, ERROR], [1, ERROR]]),
+    ],
+)
+def test_list_that_does_not_answer_each_key_is_a_protocol_error(records: Any, errors: Any) -> None:
+    """If a key has neither a record nor an error, or both, then nobody gets another one's answer."""
+    whole = [stored(ROUTE) if one else None for one in records]
+    with pytest.raises(RemoteProtocolError):
+        Found(1_000, whole, [(place, error) for place, error in errors]).pairs(2)
+
+
+def test_record_too_short_for_its_times_is_a_protocol_error() -> None:
+    """If a record has no room for a route, then the answer is refused before anybody looks at it."""
+    with pytest.raises(RemoteProtocolError):
+        answers_of(_frame([[0, [1_000, [bytes(29)], []]]]), "route.get_many")
+
+
+@pytest.mark.parametrize("op", ["route.get_many", "session.get"])
 @pytest.mark.parametrize(
     "value",
     [None, 7, "x", {"a": 1}, [7], [[0]], [[0, 1, 2]], [[0, [[7]]]], [["x", []]], [[0, [[0, [{}, 1]]]]]],
@@ -125,7 +189,7 @@ def test_answer_of_a_wrong_shape_is_a_protocol_error(op: str, value: Any) -> Non
 
 def test_answer_cut_anywhere_is_a_protocol_error() -> None:
     """If an answer is cut at any byte, then it is refused."""
-    whole = _frame([[0, [[0, [{"external_room_id": "x"}, 5, 7, "learned"]]]]])
+    whole = _frame([[0, [1_000, [stored(ROUTE), None], [[1, ERROR]]]]])
     for end in range(wire.HEADER_BYTES, len(whole)):
         with pytest.raises(RemoteProtocolError):
             answers_of(whole[:end], "route.get_many")

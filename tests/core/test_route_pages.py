@@ -27,6 +27,7 @@ from route_cases import (
 
 from mesh.config import RoutesSection
 from mesh.core import route_state, wire
+from mesh.core.route_found import RouteRecord
 from mesh.core.routes import LIST_BYTES_MAX, LIST_LIMIT_MAX, MANY_MAX, RouteTable
 
 # --- many, list, prune, sweep ---
@@ -45,12 +46,13 @@ def test_many_answer_item_by_item() -> None:
         "invalid_ttl",
         0,
     ]
-    gets = value(t.get_many([[KT, "c:b:none", None, K]], 50))
-    assert [result["code"] if status else result[0] for status, result in gets] == [
+    assert found(t, [KT, "c:b:none", None, K, [], KT], 50) == [
         "expired",
         "not_found",
         "invalid_session_key",
-        R,
+        RouteRecord(R, 50, TTL - 50),
+        "invalid_session_key",
+        "not_found",
     ]
     resolved = value(t.resolve_many([["c:b:1", K, "bad"], F], 50))
     assert [result["code"] if status else result[0] for status, result in resolved] == [
@@ -66,7 +68,54 @@ def test_many_have_a_bound() -> None:
     t = table()
     assert code(t.get_many, [[K] * (MANY_MAX + 1)], 0) == "limit_exceeded"
     assert code(t.set_many, ["x"], 0, []) == "invalid_argument"
-    assert len(value(t.get_many([[K] * 20], 0))) == 20
+    assert found(t, [K] * 20, 0) == ["not_found"] * 20
+
+
+FIELDS = ("route", "age_ms", "ttl_left_ms", "provenance")
+
+
+def found(t: RouteTable, asked: list[Any], now_ms: int) -> list[Any]:
+    """What a list brings for each key: the record as the SDK reads it, or the code of its error."""
+    now, records, errors = value(t.get_many([asked], now_ms))
+    assert now == now_ms and [place for place, _ in errors] == [n for n, r in enumerate(records) if r is None]
+    said = [record and RouteRecord(record, now) for record in records]
+    for place, error in errors:
+        said[place] = error["code"]
+    return said
+
+
+def test_list_of_live_keys_is_their_records_and_uses_them() -> None:
+    """If every key of a list is here, then each record says what get says, and is used in the list's order."""
+    t = table()
+    for name in ("c:b:1", "c:b:2", "c:b:3"):
+        t.set([name, R], 100, [])
+    asked = ["c:b:2", "c:b:1", "c:b:2"]
+    said = [dict(zip(FIELDS, value(t.get([name], 130)), strict=True)) for name in asked]
+    assert found(t, asked, 130) == list(map(RouteRecord.from_map, said))
+    assert list(t.entries) == ["c:b:3", "c:b:1", "c:b:2"]
+
+
+@pytest.mark.parametrize("moved_ms", [0, -10_000])
+def test_list_beside_an_expired_entry_gives_what_lives(moved_ms: int) -> None:
+    """If something in the table has expired, then the live keys of a list come, and an expired one does not,
+    also when its end lies before the boot of the machine."""
+    old = table()
+    old.set(["c:b:old", R, 50], 0, [])
+    old.set(["c:b:1", R, 90_000], 0, [])
+    t = table()
+    t.load([(key, row) for key, row in old.take_dirty().items() if row], moved_ms, now_ms=60)
+    assert found(t, ["c:b:1"], 60) == [RouteRecord(R, 60 - moved_ms, 90_000 - 60 + moved_ms)]
+    assert found(t, ["c:b:1", "c:b:old"], 60)[1] == "expired"
+    assert "c:b:old" not in t.entries
+
+
+def test_list_finds_what_is_not_loaded_yet() -> None:
+    """If rows of the store are still missing in memory, then a list finds their keys there."""
+    old, t = table(), table()
+    old.set([K, R], 0, [])
+    [(key, row)] = old.take_dirty().items()
+    t.loading, t.fetch = True, {key: row}.get
+    assert found(t, [K, "c:b:none"], 5) == [RouteRecord(R, 5, TTL - 5), "not_found"]
 
 
 def test_list_pages_through_live_routes_in_key_order() -> None:
