@@ -85,7 +85,7 @@ def found(t: RouteTable, asked: list[Any], now_ms: int) -> list[Any]:
 
 
 def test_list_of_live_keys_is_their_records_and_uses_them() -> None:
-    """If every key of a list is here, then each record says what get says, and is used in the list's order."""
+    """If every key of a list is here, then each record says what get says, and is used in that order."""
     t = table()
     for name in ("c:b:1", "c:b:2", "c:b:3"):
         t.set([name, R], 100, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tracemalloc
 from typing import Any
 
@@ -27,6 +28,7 @@ from mesh.core.route_record import (
     decode_record,
     encode_record,
     encode_route,
+    header_of,
     rebase,
 )
 from mesh.core.routes import RouteTable
@@ -343,6 +345,17 @@ def test_a_reboot_long_ago_leaves_expired_routes() -> None:
     assert code(t.get, [K], 50) == "expired"
     t.load(stored((K, R, 10_000, 500)).items(), -1_000_000, now_ms=50)
     assert t.sweep(50, 10) == 1
+
+
+def test_a_row_from_before_the_mark_is_loaded() -> None:
+    """If a row lacks msgpack's mark, as older ones do, then it says the same, and a list may hold it."""
+    route, at, size = encode_route(R, 10_000)
+    row = struct.pack(">qqBIII", -5, 95, 1, 7, at + 29, size) + route
+    marked = encode_record(-5, 95, 1, 7, (route, at, size))
+    assert header_of(row) == header_of(marked) and decode_record(row) == decode_record(marked)
+    t = table()
+    t.load([(K, row)])
+    assert wire.unpack(t.entries[K]) == t.entries[K][5:] and len(t.entries[K]) == len(row) + 5
 
 
 @pytest.mark.parametrize("record", [b"", b"x" * HEADER_BYTES, encode_record(0, 1, 0, 0, (b"ab", 1, 99))])

@@ -84,7 +84,8 @@ def test_routes_of_a_foreign_client_are_read_by_the_sdk(foreign: Foreign, client
     [status, value], missing = foreign.ask(READ, slot, [["route.get", [text]], ["route.get", ["a:b:c"]]])[1]
     assert status == 0 and value[0] == {"external_room_id": "1"} and value[3] == "learned"
     assert missing[0] == 1 and missing[1]["code"] == "not_found"
-    [[_, (now_ms, records, errors)]] = foreign.ask(READ, slot, [["route.get_many", [[text, text + ":no"]]]])[1]
+    both = [["route.get_many", [[text, text + ":no"]]]]
+    [[_, (now_ms, records, errors)]] = foreign.ask(READ, slot, both)[1]
     updated_ms, expires_ms, guessed = struct.unpack_from(">qqB", records[0])
     assert 0 <= now_ms - updated_ms < 60_000 and expires_ms > now_ms and not guessed & 1
     assert msgpack.unpackb(records[0][29:]) == {"external_room_id": "1"} and records[1] is None
