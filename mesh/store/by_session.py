@@ -2,7 +2,7 @@
 
 An index is kept at each commit, and when many sessions stream, every event of a commit stands on another page
 of it: of 500 sessions' 10 us of CPU and 2.1 kB of write-ahead log for each event, where the filling of some
-thousand at once, sorted, takes 2 us and 0.15 kB (``tests/bench/event_log.py``). So:
+thousand at once, sorted, takes 2 us and 0.15 kB. So:
 
 1. What a commit appends is *behind*: in ``event``, not in ``log``. It is filled in when FILL_EVENTS are
    behind, and before each checkpoint: what is behind stands in the write-ahead log alone, and so does what
