@@ -142,7 +142,7 @@ class Recovery:
             self.log.write("routes cannot be loaded; each is fetched when it is asked for", why=error.message)
             self._after, self._unread = None, error
             return
-        if self.store.damaged > damaged:
+        if self.store.damaged > damaged or (self.store.route_log.damage and self._unread is None):
             self.log.write("damaged routes were left out", rows=self.store.damaged - damaged)
             self._unread = StoreError(self.store.damage or "", code="storage_read_failed")
         groups: dict[int, list[tuple[str, bytes]]] = {}

@@ -93,6 +93,8 @@ class Upkeep:
         if self.sweeping:
             removed = self.partition.routes.sweep(self.partition.boot_ms, ROUTES_PER_SWEEP)
             self.sweeping = removed >= ROUTES_PER_SWEEP
+        if self.store.route_log.due(self.partition.routes.count):
+            self.store.fold_routes()
         self.state.trim(CACHE_MAX, TRIM_STEP)
         if self.store.wal_bytes_estimate() > WAL_BYTES_MAX:
             self.store.checkpoint()

@@ -17,11 +17,12 @@ from mesh.core import session as sessions
 from mesh.core.records import TERMINAL
 from mesh.core.run import RunState
 from mesh.core.session import SessionState
+from mesh.store import route_log
 from mesh.store.by_session import marked
 from mesh.store.file import checksum
 
-PHASES = ("session", "run", "log", "event", "route")
-ROWS, LOG_ROWS = 300, 2_000
+PHASES = ("session", "run", "log", "event", "route", "route_log")
+ROWS, LOG_ROWS, BATCHES = 300, 2_000, 30
 Place = tuple[int, Any, int]
 START: Place = (0, 0, 0)
 
@@ -57,6 +58,8 @@ def look(db: apsw.Connection, place: Place) -> Window:
         following = _log(db, a, b, problems)
     elif name == "route":
         following = _routes(db, a or "", problems)
+    elif name == "route_log":
+        following = _batches(db, a, problems)
     else:
         following = _rows(db, name, a, problems, active)
     if following is not None:
@@ -168,6 +171,18 @@ def _routes(db: apsw.Connection, after: str, problems: list[Problem]) -> tuple[s
         if checksum(record) != total:
             problems.append(Problem("damaged", f"route {key}", "its checksum is wrong"))
     return (found[-1][0], 0) if len(found) == ROWS else None
+
+
+def _batches(db: apsw.Connection, after: int, problems: list[Problem]) -> tuple[int, int] | None:
+    """Batches of the log of routes."""
+    sql = "SELECT n, boot, sum, head, records FROM route_log WHERE n > ? ORDER BY n LIMIT ?"
+    found: list[Any] = db.execute(sql, (after, BATCHES)).fetchall()
+    for row in found:
+        _, _, keys, records = route_log.decode(row, lambda _: None)
+        damaged = [f"route {key}" for key, record in zip(keys or (), records, strict=True) if record == b""]
+        subjects = damaged if keys is not None else [f"route_log {row[0]}"]
+        problems += [Problem("damaged", subject, "its checksum is wrong") for subject in subjects]
+    return (found[-1][0], 0) if len(found) == BATCHES else None
 
 
 __all__ = ["LOG_ROWS", "PHASES", "ROWS", "START", "Place", "Problem", "Window", "begin", "look", "of_phase"]

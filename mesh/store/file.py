@@ -30,6 +30,8 @@ RESERVED_BYTES = 8
 MARK = int.from_bytes(b"MESH")
 _HEADER_BYTES, _RESERVED_AT, _MARK_AT = 100, 20, 68
 DAMAGED = "storage_read_failed"
+#: What SQLite raises where a page cannot be read.
+DAMAGE = (apsw.CorruptError, apsw.IOError, apsw.NotADBError)
 
 
 @functools.cache
@@ -128,6 +130,28 @@ def checksum(data: bytes) -> int:
     return xxh3_64_intdigest(data) >> 1
 
 
+def readable_behind(db: apsw.Connection, sql: str, last: int) -> int | None:
+    """The lowest number behind which a query reads a row again, or finds none; None: nowhere."""
+
+    def reads(number: int) -> bool:
+        try:
+            db.execute(sql, (number,)).fetchone()
+            return True
+        except DAMAGE:
+            return False
+
+    step = 1
+    while not reads(last + step):
+        step *= 2
+        if last + step >= 1 << 62:
+            return None
+    low, high = last + step // 2, last + step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reads(middle) else (middle, high)
+    return high
+
+
 def guard(work: Callable[[], T], what: str, undo: Callable[[], None] | None = None) -> T:
     """Run database work; its exceptions become StoreError, once, here. ``undo`` follows any exception."""
     try:
@@ -158,6 +182,6 @@ def refused(what: str, exc: Exception) -> StoreError:
 
 
 __all__ = [
-    "DAMAGED", "LOCK_WAIT_MS", "checksum", "connect", "guard", "header", "make_private", "open_file",
-    "page_checksums", "refused",
+    "DAMAGE", "DAMAGED", "LOCK_WAIT_MS", "checksum", "connect", "guard", "header", "make_private",
+    "open_file", "page_checksums", "readable_behind", "refused",
 ]

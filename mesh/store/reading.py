@@ -54,6 +54,7 @@ class StoredRows(ABC):
     def __init__(self, path: Path, db: apsw.Connection) -> None:
         self.path = path
         self._db = db
+        self.boot = 0  #: the row of the present boot; 0 before ``acquire``
         self.damaged = 0  #: rows that recovery had to leave out; reading one by its id says why
         self._damage: dict[str, None] = {}
 
@@ -378,30 +379,6 @@ class StoredRows(ABC):
         return self.guarded(lambda: [
             (row[0], Receipt(tuple(wire.unpack(row[1])), row[2])) for row in self._all(sql, client)
         ], "read receipts")
-
-    def routes(self, after: str, limit: int) -> list[tuple[str, bytes, int, str]]:
-        """(key, record, offset_ms, boot id) in key order, after one; a damaged row has an empty record."""
-        rows = self.guarded(lambda: self._all(
-            "SELECT r.key, r.record, b.offset_ms, b.boot_id, r.sum FROM route r JOIN boot b ON b.id = r.boot"
-            " WHERE r.key > ? ORDER BY r.key LIMIT ?", after, limit), "read routes")
-        found = [(row[0], row[1] if checksum(row[1]) == row[4] else b"", row[2], row[3]) for row in rows]
-        for row in found:
-            if not row[1]:
-                self.damaged += 1
-                self.note_damage(f"the route of {row[0]} (its checksum is wrong)")
-        return found
-
-    def route_keys(self, after: str, limit: int) -> list[str]:
-        """Keys of routes in order, after one."""
-        sql = "SELECT key FROM route WHERE key > ? ORDER BY key LIMIT ?"
-        return [row[0] for row in self.guarded(lambda: self._all(sql, after, limit), "read keys of routes")]
-
-    def route(self, key: str) -> tuple[bytes, int, str] | None:
-        """(record, offset_ms, boot id) of one key."""
-        row = self.guarded(lambda: self._db.execute(
-            "SELECT r.record, r.sum, b.offset_ms, b.boot_id FROM route r JOIN boot b ON b.id = r.boot"
-            " WHERE r.key = ?", (key,)).fetchone(), "read a route")
-        return None if row is None else (checked_record(row, f"the route of {key}"), row[2], row[3])
 
 
 #: What ``StoredEvent._make`` does, without its frame: half of its time, and a log is read by the thousand.

@@ -20,15 +20,16 @@ import msgspec
 from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core.session import SessionState
+from mesh.core.slots import route_slot
+from mesh.store import route_log
 from mesh.store.by_session import fill_all
-from mesh.store.file import checksum, connect, guard, header, page_checksums
+from mesh.store.file import DAMAGE, checksum, connect, guard, header, page_checksums, readable_behind
 from mesh.store.rows import PUT_RUN, PUT_SESSION, run_row, session_row
 from mesh.store.schema import META, SCHEMA_VERSION, TABLES
 
 #: Above every epoch that a file whose own cannot be read may have given.
 EPOCH_UNKNOWN = 1 << 40
 _PLAIN = ("boot", "lifecycle", "audit", "progress", "spent")
-_DAMAGE = (apsw.CorruptError, apsw.IOError, apsw.NotADBError)
 
 
 class Repaired(NamedTuple):
@@ -126,8 +127,23 @@ class _Salvage:
                 self._put("route", row)
             else:
                 self._lose("route")
+        self.logged_routes()
         for client in self.keyed("receipt", "client, number"):
             self._put("receipt", client)
+
+    def logged_routes(self) -> None:
+        """What stands in the log of routes is newer than the table; one that is lost there is lost."""
+        newest: dict[str, tuple[int, bytes | None]] = {}
+        for _, boot, keys, records in route_log.read(self.old, self.gaps.append):
+            for key, record in zip(keys or (), records, strict=True):
+                newest[key] = boot, record
+        self.new.executemany(route_log.DELETE_ROUTE, [(key,) for key in newest])
+        for key, (boot, record) in newest.items():
+            if record:
+                self._put("route", (key, route_slot(key), boot, record, checksum(record)))
+            elif record is not None:
+                self._lose("route")
+        [(self.saved["route"],)] = self.new.execute("SELECT count(*) FROM route")
 
     def session_rows(self) -> None:
         for row in self.numbered("session", "n, record, sum"):
@@ -216,34 +232,13 @@ class _Salvage:
                     last = row[0]
                     yield row[1:]
                 return
-            except _DAMAGE:
-                following = self._readable_behind(f"{sql} LIMIT 1", last)
+            except DAMAGE:
+                following = readable_behind(self.old, f"{sql} LIMIT 1", last)
                 end = "the end" if following is None else following
                 self.gaps.append(f"{table}: rows behind {last} up to {end} cannot be read")
                 if following is None:
                     return
                 last = following
-
-    def _readable_behind(self, sql: str, last: int) -> int | None:
-        """The lowest number behind which a row can be read again."""
-
-        def reads(number: int) -> bool:
-            try:
-                self.old.execute(sql, (number,)).fetchone()
-                return True
-            except _DAMAGE:
-                return False
-
-        step = 1
-        while not reads(last + step):
-            step *= 2
-            if last + step >= 1 << 62:
-                return None
-        low, high = last + step // 2, last + step
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if reads(middle) else (middle, high)
-        return high
 
     def keyed(self, table: str, key: str) -> Iterator[Any]:
         """Rows of a table without numbers: from its beginning, and when that breaks off, from its end."""
@@ -252,7 +247,7 @@ class _Salvage:
         count, whole = 0, False
         last: Any = None
         width = key.count(",") + 1
-        with suppress(*_DAMAGE):
+        with suppress(*DAMAGE):
             for row in self.old.execute(f"SELECT * FROM {table} ORDER BY {key}"):
                 last, count = row[:width], count + 1
                 yield row
@@ -260,7 +255,7 @@ class _Salvage:
         if whole:
             return
         self.gaps.append(f"{table}: behind {count} rows from its beginning")
-        with suppress(*_DAMAGE):
+        with suppress(*DAMAGE):
             backwards = ", ".join(f"{name} DESC" for name in key.split(", "))
             for row in self.old.execute(f"SELECT * FROM {table} ORDER BY {backwards}"):
                 if last is not None and row[:width] <= last:

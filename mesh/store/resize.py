@@ -19,6 +19,7 @@ from mesh.core import run as runs
 from mesh.core import session as sessions
 from mesh.core.moved import place
 from mesh.core.slots import PARTITIONS_MAX, moved_map
+from mesh.errors import StoreError
 from mesh.store.by_session import fill_all
 from mesh.store.file import guard
 from mesh.store.node_db import NodeDb
@@ -81,11 +82,18 @@ def _copy(data_dir: Path, source: int, goal: int, slots: list[int]) -> None:
 
 
 def _acquire(store: Store) -> None:
-    """Acquire, with each session's log complete."""
+    """Acquire, with each session's log complete, and the routes where their slots are known.
+
+    Raises:
+        StoreError: also when the log of routes is damaged.
+    """
     store.acquire(boot_id="resize", offset_ms=0)
     while store.by_session.copying:
         store.copy_log()
     store.fill_log()  # raises when it could not
+    store.fold_all_routes()
+    if store.route_log.damage:
+        raise StoreError(f"{store.damage}: mesh repair mends it", code="storage_read_failed")
 
 
 def _copy_receipts(data_dir: Path, source: int, partitions: int) -> None:

@@ -4,11 +4,12 @@
 searches need stands in columns of ``session`` and ``run``, and there is ``audit``; ``store/migrate.py`` adds
 them to an older file. 4: ``run.id`` is the run's key (``slots.run_key``). 5: a row of ``lifecycle`` may hold
 many messages. 6: the table ``log`` instead of an index of ``event`` by session (``store/by_session.py``).
+7: routes are logged before they enter their table (``store/route_log.py``).
 """
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 #: WITHOUT ROWID where the key is the row; ``event.pos`` is the rowid, so appending is O(1) at the end of the
 #: tree. Small columns beside the encoded record are only those that a query needs; they stand before it:
@@ -23,6 +24,9 @@ CREATE TABLE IF NOT EXISTS boot (
 CREATE TABLE IF NOT EXISTS route (
     key TEXT PRIMARY KEY, slot INTEGER NOT NULL, boot INTEGER NOT NULL, record BLOB NOT NULL,
     sum INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS route_log (
+    n INTEGER PRIMARY KEY, boot INTEGER NOT NULL, sum INTEGER NOT NULL, head BLOB NOT NULL,
+    records BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS session (
     n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, slot INTEGER NOT NULL, status INTEGER NOT NULL,
     agent_id TEXT NOT NULL, live INTEGER NOT NULL, created REAL, updated REAL, deleted REAL,

@@ -1,8 +1,8 @@
-"""Is a log of batches cheaper than writing routes into their table? ``python tests/bench/route_log.py``.
+"""What the log of routes saves: ``PYTHONPATH=. python tests/bench/route_log.py``.
 
-``table`` is what a partition does: a commit upserts its rows. ``log`` commits each batch as one row, and
-folds what gathered into the table, sorted by key, at every ``--fold`` rows. Both with the partition's own
-pragmas and page checksums, checkpoints included. Prints CPU time per route; the two take turns.
+A store commits batches of routes under random keys, synced to disk, as a partition does: ``table`` upserts
+them into their table, ``log`` is the store as it is (``store/route_log.py``), folding and checkpoints
+included. Prints microseconds of CPU per route, and the bytes written to the disk; the two take turns.
 """
 
 from __future__ import annotations
@@ -12,106 +12,91 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import apsw
-import msgpack
+from mesh.core.route_record import encode_record, encode_route
+from mesh.core.slots import route_slot
+from mesh.core.state import State
+from mesh.store.file import checksum
+from mesh.store.route_log import PUT_ROUTE, Records, RouteLog
+from mesh.store.sqlite import WAL_BYTES_MAX, Store
 
-from mesh.store.file import checksum, open_file
-from mesh.store.sqlite import PAGE_BYTES, WAL_BYTES_MAX
+BODY = encode_route({"external_room_id": "C0123456789", "text": "x" * 70}, 9_999)
 
-RECORD = os.urandom(130)
-TABLES = """
-CREATE TABLE route (key TEXT PRIMARY KEY, slot INTEGER, boot INTEGER, record BLOB, sum INTEGER) WITHOUT ROWID;
-CREATE TABLE log (n INTEGER PRIMARY KEY, batch BLOB, sum INTEGER);
-"""
-PUT = (
-    "INSERT INTO route VALUES (?, 1, 1, ?, ?) ON CONFLICT(key) "
-    "DO UPDATE SET boot = excluded.boot, record = excluded.record, sum = excluded.sum"
-)
-Row = tuple[str, bytes, int]
+
+class Table(RouteLog):
+    """A log that is none: each batch goes into the table at once."""
+
+    def append(self, db: object, boot: int, routes: Records) -> None:
+        db.executemany(PUT_ROUTE, [  # type: ignore[attr-defined]
+            (key, route_slot(key), boot, record, checksum(record or b"")) for key, record in routes.items()])
+
+    def appended(self, routes: Records) -> None:
+        pass
 
 
 class Bench:
-    """One database with its keys, and the CPU time that its commits took."""
+    """One store with its routes, and the CPU time that its turns took."""
 
-    def __init__(self, folder: str, keys: int, fold: int) -> None:
-        self.path = Path(folder) / "routes.db"
-        self.db: apsw.Connection = open_file(self.path)
-        self.db.execute("PRAGMA synchronous = NORMAL").fetchall()
-        self.db.execute(TABLES)
-        self.keys = [f"telegram:bot_{i % 7}:room_{i}" for i in range(keys)]
-        self.fold_rows = fold
-        self.gathered: dict[str, Row] = {}
+    def __init__(self, folder: str, log: RouteLog, count: int) -> None:
+        self.store = Store(Path(folder) / "partition-0.db")
+        self.store.acquire(boot_id="bench", offset_ms=0)
+        self.store.route_log = log
+        self.state = State(self.store, partition=0, epoch=self.store.epoch, node="bench")
+        self.keys = [f"telegram:bot_{i % 7}:room_{i}" for i in range(count)]
+        self.written, self.cpu_s = 0, 0.0
+        for i in range(0, count, 500):
+            self.turn(self.keys[i : i + 500])
+        self.store.fold_all_routes()
+        self.store.checkpoint(truncate=True)
         self.cpu_s = 0.0
-        self.wal_pages = 0
-        self.db.set_wal_hook(self.on_commit)
-        self.commit(lambda: self.db.executemany(PUT, map(self.row, self.keys)))
-        self.cpu_s = 0.0
 
-    @staticmethod
-    def row(key: str) -> Row:
-        return key, RECORD, checksum(RECORD)
-
-    def on_commit(self, _db: apsw.Connection, _name: str, pages: int) -> int:
-        self.wal_pages = pages
-        return apsw.SQLITE_OK
-
-    def commit(self, work: Callable[[], object]) -> None:
+    def turn(self, keys: list[str]) -> None:
+        routes: Records = {}
+        for key in keys:
+            self.written += 1
+            routes[key] = encode_record(self.written, 10**9, 0, 0, BODY)
         began_s = time.process_time()
-        self.db.execute("BEGIN IMMEDIATE")
-        work()
-        self.db.execute("COMMIT")
-        if self.wal_pages * PAGE_BYTES > WAL_BYTES_MAX:
-            self.db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        self.store.commit(self.state, routes, {}, {}, power=True)
+        if self.store.route_log.due(len(self.keys)):
+            self.store.fold_routes()
+        if self.store.wal_bytes_estimate() > WAL_BYTES_MAX:
+            self.store.checkpoint()
         self.cpu_s += time.process_time() - began_s
 
-    def table(self, rows: list[Row]) -> None:
-        self.commit(lambda: self.db.executemany(PUT, rows))
 
-    def log(self, rows: list[Row]) -> None:
-        def write() -> None:
-            batch = msgpack.packb([row[:2] for row in rows])
-            self.db.execute("INSERT INTO log (batch, sum) VALUES (?, ?)", (batch, checksum(batch)))
-
-        self.commit(write)
-        self.gathered.update((row[0], row) for row in rows)
-        if len(self.gathered) >= self.fold_rows:
-            self.fold()
-
-    def fold(self) -> None:
-        def write() -> None:
-            self.db.executemany(PUT, sorted(self.gathered.values()))
-            self.db.execute("DELETE FROM log")
-
-        self.commit(write)
-        self.gathered.clear()
-
-
-def measure(shape: str, keys: int, asked: argparse.Namespace) -> float:
-    """Microseconds of CPU per route."""
+def measure(log: RouteLog, count: int, batch: int, writes: int) -> tuple[float, float]:
+    """(microseconds of CPU, bytes written) per route."""
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(folder, keys, asked.fold)
-        dice = random.Random(keys)
-        for _ in range(asked.commits):
-            rows = [bench.row(dice.choice(bench.keys)) for _ in range(asked.batch)]
-            (bench.table if shape == "table" else bench.log)(rows)
-        bench.fold()
-        bench.db.close()
-        return 1e6 * bench.cpu_s / (asked.commits * asked.batch)
+        bench = Bench(folder, log, count)
+        dice = random.Random(count)
+        before = _written()
+        for _ in range(writes // batch):
+            bench.turn([dice.choice(bench.keys) for _ in range(batch)])
+        written = _written() - before
+        bench.store.close()
+        return 1e6 * bench.cpu_s / writes, written / writes
+
+
+def _written() -> int:
+    """Bytes that this process gave to write calls."""
+    lines = Path(f"/proc/{os.getpid()}/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--batch", type=int, default=60, help="rows of a commit")
-    parser.add_argument("--commits", type=int, default=800)
-    parser.add_argument("--fold", type=int, default=6_000, help="rows after which the log is folded")
+    parser.add_argument("--batch", type=int, default=60, help="routes of a commit")
+    parser.add_argument("--writes", type=int, default=60_000)
     asked = parser.parse_args()
-    for keys in (1_000, 10_000, 100_000):
-        turns = [(measure("table", keys, asked), measure("log", keys, asked)) for _ in range(3)]
-        table, log = (min(column) for column in zip(*turns, strict=True))
-        print(f"{keys:>7,} keys: table {table:.2f} us, log {log:.2f} us of CPU per route: {log / table:.2f}x")
+    for count in (1_000, 2_500, 10_000, 100_000):
+        found: dict[type[RouteLog], list[tuple[float, float]]] = {Table: [], RouteLog: []}
+        for _ in range(2):
+            for shape, taken in found.items():
+                taken.append(measure(shape(), count, asked.batch, asked.writes))
+        (table_us, table_bytes), (log_us, log_bytes) = min(found[Table]), min(found[RouteLog])
+        print(f"{count:>7,} routes: table {table_us:.1f} us, {table_bytes:,.0f} bytes; log {log_us:.1f} us,"
+              f" {log_bytes:,.0f} bytes: {table_us / log_us:.1f}x", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from helpers import wait_for
 
 import mesh
 from mesh.store.file import page_checksums
+from mesh.store.sqlite import Store
 
 ROUTE = {"external_room_id": "x"}
 PAGE = 4096
@@ -32,6 +33,11 @@ def fill(data: Path) -> Filled:
     with mesh.LocalNode(data, partitions=2) as node, node.client(timeout_s=20.0) as client:
         client.routes.set_many([(k, {**ROUTE, "n": n, "text": "y" * 100}) for n, k in enumerate(keys)])
         sids = [client.run_once("echo", "z" * 3000).session_id for _ in range(24)]
+    for index in range(2):
+        store = Store(data / f"partition-{index}.db")
+        store.acquire(boot_id="test", offset_ms=0)
+        store.fold_all_routes()  # as time would
+        store.close()
     return keys, sids
 
 
@@ -91,6 +97,9 @@ def test_damaged_routes_are_refused_by_name_and_the_rest_goes_on(tmp_path: Path,
         assert codes == {"storage_read_failed"}
         sound = [(n, r) for n, r in enumerate(found) if not isinstance(r, mesh.MeshError)]
         assert len(sound) > 500 and all(r.route["n"] == n for n, r in sound)
+        bad = next(k for k, r in zip(keys, found, strict=True) if isinstance(r, mesh.MeshError))
+        client.routes.set(bad, ROUTE)
+        assert client.routes.get(bad).route == ROUTE
         new = next(k for k in map(key, range(10_000, 10_100)) if client.partitions.of(k) == 0)
         assert ask(lambda: client.routes.get(new)) in ("not_found", "storage_read_failed")
         assert client.run_once("echo", "still").output["content"]
@@ -118,13 +127,13 @@ def test_a_write_that_meets_damage_ends_all_writes_of_that_partition(tmp_path: P
     """If a write needs a damaged page, then nothing of its batch is written, that partition takes no more
     writes, reads go on, and the other partition is not disturbed."""
     keys, sids = filled
-    flip(tmp_path / "data", "route")
+    flip(tmp_path / "data", "run_started")
     with mesh.LocalNode(tmp_path / "data", partitions=2) as node, node.client(timeout_s=20.0) as client:
-        bad = next(k for k in keys if ask(lambda k=k: client.routes.get(k)) == "storage_read_failed")
-        assert ask(lambda: client.routes.set(bad, ROUTE)) == "store_unavailable"
-        other = next(k for k in keys if client.partitions.of(k) == 1)
-        mine = next(k for k in keys if client.partitions.of(k) == 0 and k != bad
-                    and ask(lambda k=k: client.routes.get(k)) == "ok")
+        mine, other = (next(k for k in keys if client.partitions.of(k) == index) for index in (0, 1))
+        client.routes.set(mine, {**ROUTE, "text": "before"})
+        bad = next(sid for sid in map(str, range(100)) if client.partitions.of(sid) == 0)
+        client.sessions.create("echo", id=bad)
+        assert ask(lambda: client.runs.create(bad, "x")) == "store_unavailable"
         pid = client.partitions.pid(0)
         wait_for(lambda: "damaged" in str(degraded(client)), "the status says why")
         assert ask(lambda: client.routes.set(mine, ROUTE)) == "store_unavailable"

@@ -182,6 +182,7 @@ def test_a_flipped_byte_is_an_error_and_does_not_keep_the_rest_down(store: Store
     for sid in ("s", "t"):
         fill(state, sid, runner=0, incarnation=1)
     commit(store, state, {"a:b:c": route(), "a:b:d": route()})
+    store.fold_all_routes()
     column = "fragment" if table == "event" else "record"
     key = {"event": "pos", "route": "key"}.get(table, "n")
     blob = bytearray(

@@ -1,0 +1,278 @@
+"""The log of routes: what was written is what is read, whatever was folded, killed or damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from test_damage import flipped, page_of
+from test_sqlite import state_of
+
+from mesh.core.route_record import encode_record, encode_route
+from mesh.errors import StoreError
+from mesh.store import consistency, route_log
+from mesh.store.repair import repair
+from mesh.store.schema import SCHEMA_VERSION
+from mesh.store.sqlite import Store
+
+KEYS = [f"a:b:r{n}" for n in range(12)]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generations of few writes, steps of few keys."""
+    monkeypatch.setattr(route_log, "KEPT_MIN", 8)
+    monkeypatch.setattr(route_log, "KEYS_PER_ROW", 3)
+    monkeypatch.setattr(route_log, "KEYS_PER_STEP", 2)
+    monkeypatch.setattr(route_log, "ROWS_PER_STEP", 2)
+
+
+def record(n: int) -> bytes:
+    return encode_record(n, 10**9, 0, 0, encode_route({"external_room_id": f"room {n}"}, 999))
+
+
+def opened(path: Path, boot_id: str = "boot") -> Store:
+    store = Store(path)
+    store.acquire(boot_id=boot_id, offset_ms=len(boot_id))
+    return store
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "p.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    store = opened(path)
+    yield store
+    store.connection.close()
+
+
+def write(store: Store, routes: dict[str, bytes | None]) -> None:
+    store.commit(state_of(store), routes, {}, {}, power=False)
+
+
+def logged(store: Store) -> int:
+    found: int = store.connection.execute("SELECT count(*) FROM route_log").fetchall()[0][0]
+    return found
+
+
+def tabled(store: Store) -> list[str]:
+    return [row[0] for row in store.connection.execute("SELECT key FROM route ORDER BY key")]
+
+
+class Model(RuleBasedStateMachine):
+    """A store beside a dict: key -> (record, boot id)."""
+
+    @initialize()
+    def open(self) -> None:
+        self.folder = TemporaryDirectory()
+        self.path = Path(self.folder.name) / "p.db"
+        self.boot, self.written = "boot", 0
+        self.expected: dict[str, tuple[bytes, str]] = {}
+        self.store = opened(self.path)
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1), deleted=st.booleans())
+    def write(self, keys: list[str], deleted: bool) -> None:
+        routes: dict[str, bytes | None] = {}
+        for n, key in enumerate(keys):
+            self.written += 1
+            routes[key] = None if deleted and n % 2 else record(self.written)
+        write(self.store, routes)
+        for key, value in routes.items():
+            self.expected.pop(key, None)
+            if value is not None:
+                self.expected[key] = value, self.boot
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=5))
+    def refuse(self, keys: list[str]) -> None:
+        self.store.connection.execute("UPDATE meta SET value = value + 1 WHERE name = 'epoch'")
+        with pytest.raises(StoreError):
+            write(self.store, dict.fromkeys(keys, record(0)))
+        self.store.connection.execute("UPDATE meta SET value = value - 1 WHERE name = 'epoch'")
+
+    @rule(steps=st.integers(1, 8), routes=st.sampled_from((0, 100)))
+    def fold(self, steps: int, routes: int) -> None:
+        for _ in range(steps):
+            if self.store.route_log.due(routes):
+                self.store.fold_routes()
+
+    @rule()
+    def fold_all(self) -> None:
+        self.store.fold_all_routes()
+        assert logged(self.store) == 0 and tabled(self.store) == sorted(self.expected)
+
+    @rule(again=st.booleans())
+    def kill(self, again: bool) -> None:
+        self.store.connection.close()
+        if not again:
+            self.boot += "+"
+        self.store = opened(self.path, self.boot)
+
+    @invariant()
+    def what_was_written_is_read(self) -> None:
+        found: list[tuple[str, bytes, int, str]] = []
+        while page := self.store.routes(found[-1][0] if found else "", 4):
+            found += page
+            if len(page) < 4:
+                break
+        rows = sorted(self.expected.items())
+        assert found == [(key, value, len(boot), boot) for key, (value, boot) in rows]
+        for key in KEYS:
+            known = self.expected.get(key)
+            assert self.store.route(key) == (known and (known[0], len(known[1]), known[1]))
+
+    @invariant()
+    def keys_come_in_order(self) -> None:
+        found: list[str] = []
+        while page := self.store.route_keys(found[-1] if found else "", 3):
+            found += page
+        assert found == sorted(set(found)) and set(self.expected) <= set(found) <= set(KEYS)
+
+    @invariant()
+    def the_file_is_sound(self) -> None:
+        for phase in (4, 5):
+            assert not list(consistency.of_phase(self.store.connection, phase))
+        assert self.store.damage is None
+
+    def teardown(self) -> None:
+        self.store.connection.close()
+        self.folder.cleanup()
+
+
+@pytest.mark.usefixtures("short")
+def test_what_is_read_is_what_was_written() -> None:
+    """If routes are written, deleted, folded in steps, refused, and their partition killed, in any order,
+    then every read gives what a dict would."""
+    limits = settings(max_examples=15, stateful_step_count=25, deadline=None)
+    run_state_machine_as_test(Model, settings=limits)  # type: ignore[no-untyped-call]
+
+
+def test_what_is_written_again_and_again_never_enters_the_table(store: Store) -> None:
+    """If the same few routes are written all the time, then the log stays short and the table untouched."""
+    for n in range(200):
+        write(store, {KEYS[n % 4]: record(n)})
+        if store.route_log.due(0):
+            store.fold_routes()
+    assert tabled(store) == [] and logged(store) < 40
+    assert store.route(KEYS[3]) == (record(199), 4, "boot")
+
+
+@pytest.mark.parametrize("size", [1, 12])
+def test_the_log_stays_bounded_however_fast_it_grows(store: Store, size: int) -> None:
+    """If every route is a new one, then folding keeps up, with one step for each batch."""
+    longest = 0
+    for n in range(120):
+        write(store, {f"a:b:r{n * size + k}": record(n) for k in range(size)})
+        if store.route_log.due(0):
+            store.fold_routes()
+        longest = max(longest, logged(store))
+    assert longest <= 60 and len(store.routes("", 9_999)) == 120 * size
+
+
+def test_kills_do_not_let_the_log_grow(store: Store, path: Path) -> None:
+    """If a partition dies again and again before a generation is long enough, then it is folded still."""
+    for n in range(40):
+        write(store, {f"a:b:r{n}": record(n)})
+        store.connection.close()
+        store = opened(path)
+        for _ in range(12):
+            if store.route_log.due(0):
+                store.fold_routes()
+    assert logged(store) < 30 and len(store.routes("", 99)) == 40
+    store.connection.close()
+
+
+@pytest.fixture
+def two_batches(path: Path) -> Path:
+    """r0 to r5 in the table, r0 and r1 newer in the log, r2 newer behind them."""
+    store = opened(path)
+    write(store, {key: record(1) for key in KEYS[:6]})
+    store.fold_all_routes()
+    write(store, {KEYS[0]: record(20), KEYS[1]: record(21)})
+    write(store, {KEYS[2]: record(22)})
+    store.close()
+    return path
+
+
+def test_a_damaged_record_of_the_log_costs_that_route_alone(
+    two_batches: Path
+) -> None:
+    """If a record in the log is damaged, then it is refused, never its older one; the rest is there, nothing
+    is folded, and repair loses that route alone."""
+    store = opened(two_batches)
+    [(body,)] = store.connection.execute("SELECT records FROM route_log ORDER BY n LIMIT 1")
+    store.connection.execute("UPDATE route_log SET records = ? WHERE n = (SELECT min(n) FROM route_log)",
+                             (body.replace(b"room 20", b"room 99"),))
+    store.close()
+    store = opened(two_batches)
+    with pytest.raises(StoreError) as refused:
+        store.route(KEYS[0])
+    assert refused.value.code == "storage_read_failed"
+    assert store.route(KEYS[1]) == (record(21), 4, "boot") and store.route(KEYS[3]) == (record(1), 4, "boot")
+    assert [key for key, value, _, _ in store.routes("", 99) if not value] == [KEYS[0]]
+    assert KEYS[0] in str(store.damage) and not store.route_log.finish()
+    assert [p.subject for p in consistency.of_phase(store.connection, 5)] == [f"route {KEYS[0]}"]
+    write(store, {KEYS[0]: record(30)})
+    assert store.route(KEYS[0]) == (record(30), 4, "boot")
+    store.connection.close()
+    done = repair(two_batches)
+    store = opened(two_batches)
+    assert store.route(KEYS[0]) == (record(30), 4, "boot") and store.damage is None
+    assert done.saved["route"] == 6 and not done.lost and logged(store) == 0
+    store.connection.close()
+
+
+def test_a_batch_that_does_not_say_its_keys_puts_older_ones_in_doubt(two_batches: Path) -> None:
+    """If the keys of a batch are lost, then what was not written since is refused until it is repaired."""
+    store = opened(two_batches)
+    first = "(SELECT min(n) FROM route_log)"
+    store.connection.execute(f"UPDATE route_log SET head = zeroblob(9) WHERE n = {first}")
+    store.close()
+    store = opened(two_batches)
+    assert store.route(KEYS[2]) == (record(22), 4, "boot")
+    for key in (KEYS[0], KEYS[3], "a:b:unknown"):
+        with pytest.raises(StoreError, match="a newer one may be lost"):
+            store.route(key)
+    assert [key for key, value, _, _ in store.routes("", 99) if value] == [KEYS[2]]
+    assert "of the log of routes" in str(store.damage)
+    store.close()
+    done = repair(two_batches)
+    assert len(done.gaps) == 1 and "of the log of routes (its checksum is wrong)" in done.gaps[0]
+    store = opened(two_batches)
+    assert store.route(KEYS[2]) == (record(22), 4, "boot") and store.route(KEYS[3]) is not None
+    store.close()
+
+
+def test_an_unreadable_page_of_the_log_is_passed_over(store: Store, path: Path) -> None:
+    """If a page of the log cannot be read, then what stands behind it counts; older routes are in doubt."""
+    for n in range(60):
+        write(store, {f"a:b:r{n}": record(n)})
+    store.close()
+    broken = opened(flipped(path, path.with_name("f.db"), page_of(path, "route_log") + 3_000, 1))
+    with pytest.raises(StoreError):
+        broken.route("a:b:r3")
+    assert broken.route("a:b:r59") == (record(59), 4, "boot") and broken.route_log.lost
+    with pytest.raises(StoreError):
+        broken.route("a:b:unknown")
+    broken.close()
+
+
+def test_an_older_file_gets_a_log(path: Path) -> None:
+    """If a file is of a schema without the log, then its routes are there, and new ones are logged."""
+    store = opened(path)
+    write(store, {KEYS[0]: record(1)})
+    store.fold_all_routes()
+    store.connection.execute("DROP TABLE route_log; UPDATE meta SET value = 4 WHERE name = 'schema'")
+    store.close()
+    store = opened(path)
+    assert store.meta("schema") == SCHEMA_VERSION and store.route(KEYS[0]) == (record(1), 4, "boot")
+    write(store, {KEYS[1]: record(2)})
+    assert logged(store) == 1 and len(store.routes("", 9)) == 2
+    store.close()
