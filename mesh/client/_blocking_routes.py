@@ -9,7 +9,7 @@ from mesh.client import _surface_node as node_plans
 from mesh.client import _surface_routes as plans
 from mesh.client._blocking_link import BlockingLink
 from mesh.client._protocol import READ, WRITE
-from mesh.client._surface import GETS, Key, Route, failure, get_call, place_route, resolution
+from mesh.client._surface import GETS, Key, Route, failure, get_call, place_route, resolution, route_record
 from mesh.core.records import Page, PartitionInfo, PruneResult, Resolution, RouteEntry, RouteRecord
 from mesh.errors import MeshError
 
@@ -48,8 +48,7 @@ class Routes:
         status, value = self._link.call(READ, slot, call, timeout_s)
         if status:
             raise failure(value)
-        found: RouteRecord = value
-        return found
+        return value if type(value) is RouteRecord else route_record(value)
 
     def resolve(
         self, key: Key, fallbacks: Route | Iterable[Route] = (), *, timeout_s: float | None = None

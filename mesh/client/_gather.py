@@ -1,7 +1,6 @@
 """Neighbours of one op travel as its ``*_many`` form: less than half the bytes and of the work at both ends.
 
-Nobody above sees it: every call gets its own pair again (``spread``). ``route.get`` travels so alone, too:
-what a list finds is a record as the node has it, and the client knows no second form.
+Nobody above sees it: every call gets its own pair again (``spread``). One call travels as it is.
 """
 
 from __future__ import annotations
@@ -25,16 +24,13 @@ Spans = Sequence[int]
 GATHERED = {f"route.{name}": f"route.{name}_many" for name in ("get", "set", "resolve")}
 #: One call, as it came.
 ONE: Spans = (0,)
-#: One call, as a list of one.
-_ALONE: Spans = (1,)
 _TWO = {2}
 
 
 def gather(calls: Sequence[Call]) -> tuple[Sequence[Call], Spans]:
     """The calls as they travel, and for each of those how many of ``calls`` it is: 0 is one, as it came."""
     if len(calls) == 1:
-        op, args = calls[0]
-        return (calls, ONE) if op != "route.get" else ([("route.get_many", ([args[0]],))], _ALONE)
+        return calls, ONE
     ops = [op for op, _ in calls]
     if ops.count(ops[0]) == len(ops):
         runs = [calls]

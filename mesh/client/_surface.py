@@ -26,7 +26,7 @@ from mesh.client._protocol import READ, WRITE
 from mesh.core import wire
 from mesh.core.keys import SessionKey, text_of
 from mesh.core.plain import plain_map
-from mesh.core.records import Provenance, Resolution, RouteEntry, Source, error_of
+from mesh.core.records import Provenance, Resolution, RouteEntry, RouteRecord, Source, error_of
 from mesh.core.slots import route_slot
 from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, shown
 
@@ -245,6 +245,14 @@ PROVENANCES: dict[str, Provenance] = {p.value: p for p in Provenance}
 _SOURCE: dict[str, Source] = {s.value: s for s in Source}
 
 
+def route_record(value: Any) -> RouteRecord:
+    """Read the answer of ``route.get``: a record when it travelled in a list, else four values."""
+    if type(value) is RouteRecord:
+        return value
+    route, age_ms, ttl_left_ms, provenance = value
+    return RouteRecord(route, age_ms, ttl_left_ms, PROVENANCES[provenance])
+
+
 def route_entry(value: Any) -> RouteEntry:
     """Read one row of ``route.list``."""
     key, route, age_ms, ttl_left_ms, provenance = value
@@ -378,6 +386,7 @@ __all__ = [
     "resolution",
     "result_of",
     "route_entry",
+    "route_record",
     "valid_fallbacks",
     "value_of",
 ]

@@ -78,6 +78,10 @@ def seen(pair: Any) -> list[Any]:
     status, value = pair
     if type(value) is list and type(value[0]) is int:
         value = found_of(value).each(2)
+    if type(value) is RouteRecord:
+        return [status, value]
+    if type(value) is list and value and value[0] == "route.get":  # it travelled alone
+        value = record_of(value[1])
     return [status, value]
 
 
@@ -102,10 +106,10 @@ def test_single_call_travels_as_it_is() -> None:
     assert gather([call]) == ([call], ONE)
 
 
-def test_single_get_travels_as_a_list_of_one() -> None:
-    """If there is one get, alone or beside other calls, then it is a list, whose answer is a record."""
+def test_single_get_beside_other_calls_travels_as_a_list_of_one() -> None:
+    """If there is one get beside other calls, then it is a list, whose answer is a record."""
     get, put = ("route.get", ("a:b:c",)), ("route.delete", ("a:b:c",))
-    assert gather([get]) == ([("route.get_many", (["a:b:c"],))], (1,))
+    assert gather([get]) == ([get], ONE)
     assert gather([put, get]) == ([put, ("route.get_many", (["a:b:c"],))], [0, 1])
 
 
