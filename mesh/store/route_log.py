@@ -195,6 +195,8 @@ class RouteLog:
     def replay(self, db: apsw.Connection) -> None:
         """Read what is there."""
         for n, boot, keys, records in read(db, self.damage.append):
+            if not self._last:
+                self._old_first = n - 1  # rows of former lives are gone: no step is spent on their numbers
             self._last = n
             if keys is None:
                 self.lost = True
@@ -228,8 +230,8 @@ def read(db: apsw.Connection, note: Callable[[str], object]) -> Iterator[Batch]:
             found = _head_behind(db, last)
             if found is None:
                 note(f"the log of routes behind its row {last} cannot be read ({exc})")
-                yield Batch(last, 0, None, [])
-                following = readable_behind(db, f"{_NEXT.format('n')} LIMIT 1", last)
+                following = _number_behind(db, last)
+                yield Batch(following or last, 0, None, [])  # its number stays taken
                 if following is None:
                     return
                 last = following
@@ -244,6 +246,16 @@ def _head_behind(db: apsw.Connection, last: int) -> Any:
         return db.execute(f"{_NEXT.format('n, boot, sum, head')} LIMIT 1", (last,)).fetchone()
     except DAMAGE:
         return None
+
+
+def _number_behind(db: apsw.Connection, last: int) -> int | None:
+    """Behind which number to go on: that of the row that cannot be read, or the last of such a page."""
+    numbers = f"{_NEXT.format('n')} LIMIT 1"
+    try:
+        found: Any = db.execute(numbers, (last,)).fetchone()
+    except DAMAGE:
+        return readable_behind(db, numbers, last)
+    return None if found is None else int(found[0])
 
 
 def decode(row: Any, note: Callable[[str], object]) -> Batch:

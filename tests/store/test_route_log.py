@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import apsw
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -262,6 +265,47 @@ def test_an_unreadable_page_of_the_log_is_passed_over(store: Store, path: Path) 
     with pytest.raises(StoreError):
         broken.route("a:b:unknown")
     broken.close()
+
+
+def without_keys(path: Path, row: int) -> Path:
+    """A copy of a file in which the page with the keys of a row of its log cannot be read."""
+    with closing(apsw.Connection(str(path))) as db:
+        overflows: Any = db.execute(
+            "SELECT pageno FROM dbstat WHERE name = 'route_log' AND path LIKE '%+000000' ORDER BY path")
+        pages = [page for (page,) in overflows]
+    return flipped(path, path.with_name("f.db"), (pages[row] - 1) * 4096 + 500, 1)
+
+
+@pytest.mark.parametrize("row", [0, 1, -1])
+def test_a_row_of_the_log_without_readable_keys_stops_no_start_and_no_write(
+    store: Store, path: Path, row: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a row's keys cannot be read, the last row's or that of a log with high numbers, then the start
+    passes it over at once, and what is written next has a number of its own."""
+    monkeypatch.setattr(route_log, "KEYS_PER_ROW", 1_000)
+    store.route_log._last = 1 << 40
+    for batch in range(3):
+        write(store, {f"a:b:{batch}:{'long' * 20}{n}": record(n) for n in range(200)})
+    store.close()
+    broken = opened(without_keys(path, row))
+    assert broken.route_log.lost and len(broken.route_log.damage) == 1
+    write(broken, {KEYS[0]: record(1)})
+    assert broken.route(KEYS[0]) == (record(1), 4, "boot") and logged(broken) == 4
+    broken.connection.close()
+
+
+def test_a_log_with_high_numbers_is_removed_as_fast_as_another(store: Store, path: Path) -> None:
+    """If a log that was long in use is left behind, then the next start spends no steps on what is gone."""
+    store.route_log._last = 1 << 40
+    write(store, dict.fromkeys(KEYS, record(1)))
+    store.connection.close()
+    store = opened(path)
+    steps = 0
+    while store.route_log.finish() and steps < 20:
+        store.fold_routes()
+        steps += 1
+    assert logged(store) == 0 and tabled(store) == sorted(KEYS)
+    store.connection.close()
 
 
 def test_an_older_file_gets_a_log(path: Path) -> None:
