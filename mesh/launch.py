@@ -87,7 +87,8 @@ class Begun(NamedTuple):
         shutil.rmtree(self.data_dir, ignore_errors=True)
 
     def _say(self, word: bytes) -> None:
-        self.document.close()
+        with suppress(OSError):  # a full disk, where ``tell`` failed: it tries the rest again
+            self.document.close()
         stdin = self.spawned.process.stdin
         assert stdin is not None
         if not stdin.closed:

@@ -29,9 +29,9 @@ def look(arguments: Sequence[str]) -> None:
     from mesh.errors import MeshError
     from mesh.launch import address_file, begin_node
 
-    if address_file(os.environ.get("MESH_NODE_NAME") or "mesh").exists():
-        return
-    with suppress(MeshError, OSError):
+    with suppress(MeshError, OSError, RuntimeError):  # the last: a ~ of nobody in a path
+        if address_file(os.environ.get("MESH_NODE_NAME") or "mesh").exists():
+            return
         _begun.append(begin_node())
         atexit.register(_drop)
 

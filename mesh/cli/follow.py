@@ -168,12 +168,16 @@ def _unwritable(error: OSError) -> InvalidArgument:
 
 def _warn(first: Sink, others: Sequence[Sink], made: Renderer) -> Callable[[Sink, Exception], None]:
     """Say which sink gets no more. That of stdout itself is told by ``show``, when it was the last."""
+    as_json = shell().json  # here: a sink may break in a thread of its own
 
     def broken(sink: Sink, error: Exception) -> None:
         if sink is first and (isinstance(error, BrokenPipeError) or not others):
-            return
+            return None
         gap = "\n" if made.line_open and sys.stdout.isatty() else ""
-        render.echo(f"{gap}warning: {sink.name} gets no more: {error}", err=True)
+        text = f"{sink.name} gets no more: {error}"
+        if as_json:
+            return click.echo(render.to_json({"warning": text}), err=True)
+        return render.echo(f"{gap}warning: {text}", err=True)
 
     return broken
 

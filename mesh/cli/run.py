@@ -333,7 +333,7 @@ def _node(config_file: str | None) -> mesh.LocalNode:
     import mesh
 
     settings = load(config_file)
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not shell().json:
         click.echo(
             "no node is up: running on one for this command alone (mesh up starts one that stays)", err=True
         )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from click.testing import Result
 
+import mesh
 from mesh import launch
 from mesh.cli import ahead
-from mesh.errors import ConfigError
+from mesh.errors import ConfigError, MeshError
 
 
 class Fake:
@@ -91,3 +94,32 @@ def test_a_node_that_cannot_be_begun_is_no_error_yet(
     assert begun == []
     with pytest.raises(ConfigError, match="no space"):
         ahead.take()
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("MESH_NODE_NAME", "x" * 300), ("MESH_RUNTIME_DIR", "~no_such_user_here/run"),
+])
+def test_a_place_that_cannot_be_looked_at_is_no_error_yet(
+    begun: list[Fake], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """If the address file cannot be looked at, then there is no traceback: the command says what is wrong."""
+    monkeypatch.setenv(name, value)
+    ahead.look(["run", "echo", "hi"])
+    assert begun == []
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_what_a_run_says_of_its_own_node_is_for_people(
+    begun: list[Fake], cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    """If a run on a terminal has a node of its own, then it says so, unless its answer goes to a program; and
+    what was begun is dropped when the node cannot be."""
+
+    def refused(**_settings: object) -> None:
+        raise MeshError("no", code="internal_error")
+
+    monkeypatch.setattr(mesh, "LocalNode", refused)
+    monkeypatch.setattr("mesh.cli.run.sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
+    lines = cli("run", "echo", "hi", "-o", output).stderr.splitlines()
+    assert [line[:8] for line in lines] == (['{"error"'] if output == "json" else ["no node ", "error: n"])
+    assert begun[0].dropped

@@ -73,6 +73,18 @@ def test_a_begun_process_that_died_is_a_node_that_died(tmp_path: Path) -> None:
     assert fds() == before
 
 
+def test_a_node_whose_document_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    """If the disk is full when a begun process is told what to be, then it ends, and nothing stays open."""
+    before = fds()
+    begun = begin_node(tmp_path / "data")
+    begun.document.close()
+    full = Path("/dev/full").open("r+b")  # noqa: SIM115 - the begun node closes it
+    with pytest.raises(OSError, match="No space left"):
+        begun._replace(document=full).tell({"config": {}})
+    assert gone(begun)
+    assert fds() == before
+
+
 def test_a_command_that_fails_before_its_node_leaves_nothing(tmp_path: Path) -> None:
     """If ``mesh run`` fails before it has a node, then that which it began is gone with it."""
     env = {**os.environ, "TMPDIR": str(tmp_path), "MESH_RUNTIME_DIR": str(tmp_path / "run")}

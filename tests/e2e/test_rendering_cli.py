@@ -115,6 +115,8 @@ def test_sinks_get_the_run_beside_the_terminal(node: mesh.LocalNode, tmp_path: P
     assert end.startswith("[run_completed] stop_reason=end_turn seq=") and summary.endswith(" 1 tools ---")
     assert [json.loads(line)["type"] for line in lines.read_text().splitlines()][-1] == "run_completed"
     assert done.stderr.decode().startswith("warning: FileSink(/dev/full) gets no more: ")
+    done = run_mesh(node, "run", "coder", "x", "-o", "json", "--sink", "file:/dev/full")
+    assert [list(json.loads(line)) for line in done.stderr.splitlines()] == [["warning"]]
 
 
 @pytest.mark.parametrize(
