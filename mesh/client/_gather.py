@@ -24,7 +24,7 @@ Spans = Sequence[int]
 GATHERED = {f"route.{name}": f"route.{name}_many" for name in ("get", "set", "resolve")}
 #: One call, as it came.
 ONE: Spans = (0,)
-_TWO = {2}
+_LISTS, _TWO = {list}, {2}
 
 
 def gather(calls: Sequence[Call]) -> tuple[Sequence[Call], Spans]:
@@ -67,8 +67,7 @@ def spread(pairs: Sequence[Pair], spans: Spans) -> Sequence[Pair]:
         RemoteProtocolError: these are not the answers to those calls.
     """
     if len(spans) == 1 and spans[0] and pairs[0][0] == 0:
-        found: Sequence[Pair] = _members(pairs[0][1], spans[0])
-        return found
+        return _members(pairs[0][1], spans[0])
     every: list[Pair] = []
     for pair, span in zip(pairs, spans, strict=True):
         if not span:
@@ -80,12 +79,23 @@ def spread(pairs: Sequence[Pair], spans: Spans) -> Sequence[Pair]:
     return every
 
 
-def _members(value: Any, count: int) -> Any:
+def _members(value: Any, count: int) -> Sequence[Pair]:
     if type(value) is Found or (type(value) is list and value and type(value[0]) is int):
         return found_of(value).pairs(count)
-    if type(value) is not list or len(value) != count or set(map(len, value)) != _TWO:
+    return listed_pairs(value, count)
+
+
+def listed_pairs(value: Any, count: int) -> list[Pair]:
+    """The pairs of a list of calls, one for each.
+
+    Raises:
+        RemoteProtocolError: it is not the answer to so many calls.
+    """
+    if type(value) is not list or len(value) != count or set(map(type, value)) != _LISTS or (
+        set(map(len, value)) != _TWO
+    ):
         raise RemoteProtocolError(f"not the answers to {count} calls")
     return value
 
 
-__all__ = ["GATHERED", "ONE", "Call", "Pair", "Spans", "gather", "spread"]
+__all__ = ["GATHERED", "ONE", "Call", "Pair", "Spans", "gather", "listed_pairs", "spread"]

@@ -28,7 +28,7 @@ from mesh.core.keys import SessionKey, text_of
 from mesh.core.plain import plain_map
 from mesh.core.records import Provenance, Resolution, RouteEntry, RouteRecord, Source, error_of
 from mesh.core.slots import route_slot
-from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, shown
+from mesh.errors import DeadlineExceeded, InvalidArgument, MeshError, RemoteProtocolError, shown
 
 Key = SessionKey | Sequence[str | None] | str
 Route = Mapping[str, Any]
@@ -243,26 +243,54 @@ def failure(value: Any) -> MeshError:
 
 PROVENANCES: dict[str, Provenance] = {p.value: p for p in Provenance}
 _SOURCE: dict[str, Source] = {s.value: s for s in Source}
+_MISREAD = (TypeError, ValueError, KeyError)  #: what a value of another form raises
 
 
 def route_record(value: Any) -> RouteRecord:
-    """Read the answer of ``route.get``: a record when it travelled in a list, else four values."""
+    """Read the answer of ``route.get``: a record when it travelled in a list, else four values.
+
+    Raises:
+        RemoteProtocolError: it is neither.
+    """
     if type(value) is RouteRecord:
         return value
-    route, age_ms, ttl_left_ms, provenance = value
-    return RouteRecord(route, age_ms, ttl_left_ms, PROVENANCES[provenance])
+    try:
+        route, age_ms, ttl_left_ms, provenance = value
+        return RouteRecord(_as_map(route), age_ms, ttl_left_ms, PROVENANCES[provenance])
+    except _MISREAD as exc:
+        raise RemoteProtocolError(f"not a route: {shown(exc, 80)}") from exc
 
 
 def route_entry(value: Any) -> RouteEntry:
-    """Read one row of ``route.list``."""
-    key, route, age_ms, ttl_left_ms, provenance = value
-    return RouteEntry(key, route, age_ms, ttl_left_ms, PROVENANCES[provenance])
+    """Read one row of ``route.list``.
+
+    Raises:
+        RemoteProtocolError: it is none.
+    """
+    try:
+        key, route, age_ms, ttl_left_ms, provenance = value
+        return RouteEntry(key, _as_map(route), age_ms, ttl_left_ms, PROVENANCES[provenance])
+    except _MISREAD as exc:
+        raise RemoteProtocolError(f"not a row of a list of routes: {shown(exc, 80)}") from exc
 
 
 def resolution(value: Any, partition: int, text: str) -> Resolution:
-    """Read the answer of ``route.resolve``."""
-    room, route, source, fallback, stale, reason = value
-    return Resolution(room, route, partition, text, _SOURCE[source], fallback, stale, reason)
+    """Read the answer of ``route.resolve``.
+
+    Raises:
+        RemoteProtocolError: it is none.
+    """
+    try:
+        room, route, source, fallback, stale, reason = value
+        return Resolution(room, _as_map(route), partition, text, _SOURCE[source], fallback, stale, reason)
+    except _MISREAD as exc:
+        raise RemoteProtocolError(f"not a resolution: {shown(exc, 80)}") from exc
+
+
+def _as_map(value: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise TypeError(f"a route is a map, not {type(value).__name__}")
+    return value
 
 
 def valid_fallbacks(fallbacks: Any) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from mesh.client._found import found_of
+from mesh.client._gather import listed_pairs
 from mesh.client._payload import Call, Unsent
 from mesh.client._protocol import READ, WRITE, Facts
 from mesh.client._surface import (
@@ -226,15 +227,9 @@ class _Many:
             self.results[place] = error
 
 
-def _pairs(answer: Any, count: int) -> list[Any]:
-    if type(answer) is not list or len(answer) != count:
-        raise RemoteProtocolError(f"not the answers to {count} keys")
-    return answer
-
-
 def _store_nothing(results: list[Any], places: list[int], answer: Any) -> list[int]:
     anew = []
-    for place, (status, value) in zip(places, _pairs(answer, len(places)), strict=True):
+    for place, (status, value) in zip(places, listed_pairs(answer, len(places)), strict=True):
         results[place] = failure(value) if status else None
         if status and results[place].details.get("again") is True:
             anew.append(place)
@@ -283,7 +278,7 @@ def resolve_many(link: Linked, keys: Iterable[Any], fallbacks: Any, timeout_s: f
 
     def store(results: list[Any], places: list[int], answer: Any) -> Iterable[int]:
         slot_map = link.slot_map
-        for place, (status, value) in zip(places, _pairs(answer, len(places)), strict=True):
+        for place, (status, value) in zip(places, listed_pairs(answer, len(places)), strict=True):
             text, slot = many.items[place]
             results[place] = failure(value) if status else resolution(value, slot_map[slot], text)
         return ()

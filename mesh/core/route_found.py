@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from mesh.core.record import Record
+from mesh.errors import RemoteProtocolError
 
 #: A node's record on the wire, without msgpack's mark: updated_ms, expires_ms, flags, 12 bytes of the node's
 #: own, and behind these 29 bytes the route (``route_record.py``).
@@ -39,8 +40,9 @@ class RouteRecord(Record, frozen=True, gc=False, eq=False):
     """What ``routes.get`` finds: ``route``, ``age_ms`` and ``ttl_left_ms`` (ms on the node's clock, never raw
     clock readings) and ``provenance``. Made by hand it takes these four, in this order.
 
-    What comes from a node is its record and its clock, and is opened at the first look. Not tracked by the
-    collector: decoded data cannot point back to the record.
+    What comes from a node is its record and its clock, and is opened at the first look; one that holds no
+    route is a ``RemoteProtocolError`` then. Not tracked by the collector: decoded data cannot point back to
+    the record.
     """
 
     packed: Any  #: the record's bytes, once opened the four values; or the route of one that was made by hand
@@ -73,7 +75,11 @@ class RouteRecord(Record, frozen=True, gc=False, eq=False):
         if type(known) is bytes:
             updated_ms, expires_ms, flags = _TIMES.unpack_from(known)
             ages = self.at_ms - updated_ms, expires_ms - self.at_ms
-            known = (_decode_route(known[_ROUTE_AT:]), *ages, _PROVENANCES[flags & _GUESSED])
+            try:
+                route = _decode_route(known[_ROUTE_AT:])
+            except (ValueError, RecursionError) as exc:
+                raise RemoteProtocolError(f"not a route: {exc}"[:200]) from exc
+            known = (route, *ages, _PROVENANCES[flags & _GUESSED])
             force_setattr(self, "packed", known)  # one step: other threads see the bytes or all of it
         elif type(known) is not tuple:
             return known, self.at_ms, self.left_ms, self.origin

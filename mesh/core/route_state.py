@@ -169,9 +169,9 @@ class RouteState:
         row = self.fetch(key)
         if row is None:
             return None
-        record = self._adopt(key, row)
+        self._adopt(key, row)
         self._trim(now_ms, None)
-        return record
+        return self.entries.get(key)  # one that has expired is the first to go
 
     def _adopt(self, key: str, record: bytes) -> bytes:
         updated, expires, flags, _, body = header_of(record)

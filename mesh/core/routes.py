@@ -116,7 +116,7 @@ class RouteTable(RouteState):
 
     def _all_live(self, records: Records, now_ms: int) -> bool:
         """Whether none of these records has expired."""
-        if self._expiry.first_expired(now_ms) is None:
+        if not records or self._expiry.first_expired(now_ms) is None:
             return True
         ends: Pieces = list(map(expires_of, records))
         return min(ends) > now_ms.to_bytes(8, "big") and max(ends) < _BEFORE_0

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.client import _surface_routes as plans
 from mesh.client._facts import answers_of
 from mesh.client._found import Found, found_of
 from mesh.client._gather import GATHERED, ONE, gather, spread
 from mesh.client._payload import split
+from mesh.client._surface import resolution, route_entry, route_record
 from mesh.core import wire
 from mesh.core.records import Provenance, RouteRecord
 from mesh.core.route_record import encode_record, encode_route
@@ -125,11 +129,49 @@ def test_refused_list_refuses_each_of_its_calls() -> None:
     assert spread([[1, error], [0, 7]], [3, 0]) == [[1, error]] * 3 + [[0, 7]]
 
 
-@pytest.mark.parametrize("value", [None, [], [[0, 1]], [[0, 1], [0, 2], [0, 3]], [[0, 1], [0]], "ab"])
-def test_answer_of_another_length_is_a_protocol_error(value: Any) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [None, [], [[0, 1]], [[0, 1], [0, 2], [0, 3]], [[0, 1], [0]], "ab", [[0, 1], 5], ["ab", "cd"], [{}, {}]],
+)
+def test_answer_of_another_form_is_a_protocol_error(value: Any) -> None:
     """If a list does not answer each of its calls, then nobody gets another one's answer."""
     with pytest.raises(RemoteProtocolError):
         spread([[0, value]], [2])
+
+
+@pytest.mark.parametrize("value", [None, 7, [], [7], [[0, 1], 5], ["ab", "cd"], [[0, [1, 2]], [0, None]]])
+def test_wrong_answer_to_resolve_many_is_an_error_of_each_key(value: Any) -> None:
+    """If a node's answer to a list has another form, then each of its keys has that error."""
+    link: Any = SimpleNamespace(slot_map=bytes(4096), timeout_s=1.0)
+    plan = plans.resolve_many(link, ["a:b:1", "a:b:2"], (), None)
+    next(plan)
+    plan.send(SimpleNamespace(slot_map=bytes(4096)))
+    with pytest.raises(StopIteration) as ended:
+        plan.send([value])
+    assert [type(result) for result in ended.value.value] == [RemoteProtocolError] * 2
+
+
+@pytest.mark.parametrize("read", [route_record, route_entry, lambda value: resolution(value, 0, "a:b:c")])
+@pytest.mark.parametrize(
+    "value",
+    [None, 7, [], {}, [ROUTE, 1, 2, "x"], [b"xx", 1, 2, "learned"], ["k", None, 1, 2, "learned"],
+     ["r", 7, "state_hit", False, False, None], ["r", ROUTE, [], False, False, None]],
+)
+def test_wrong_answer_about_one_route_is_a_protocol_error(read: Callable[[Any], Any], value: Any) -> None:
+    """If a node's answer about one route has another form, then it is refused as such."""
+    with pytest.raises(RemoteProtocolError):
+        read(value)
+
+
+@pytest.mark.parametrize(
+    "route", [b"\xc1", b"\x90", b"\x81\xa1\xff\x01", b"\x80\x80", b"\x81\xa1a" + b"\x91" * 5000]
+)
+def test_record_without_a_route_is_a_protocol_error_when_it_is_opened(route: bytes) -> None:
+    """If what stands behind a record's times is no route, then whoever looks is told so, each time."""
+    [found] = Found(1_000, [bytes(29) + route], []).each(1)
+    for _ in range(2):
+        with pytest.raises(RemoteProtocolError):
+            print(found.ttl_left_ms)
 
 
 def _frame(value: Any) -> bytes:

@@ -109,6 +109,31 @@ def test_list_beside_an_expired_entry_gives_what_lives(moved_ms: int) -> None:
     assert "c:b:old" not in t.entries
 
 
+def test_empty_list_beside_an_expired_entry_is_answered() -> None:
+    """If a list has no key while something in the table has expired, then its answer is empty, too."""
+    t = table()
+    put(t, "c:b:old", R, 0, 5)
+    assert found(t, [], 10) == []
+
+
+def test_expired_row_of_a_full_table_is_gone_when_it_is_met() -> None:
+    """If a row that is not loaded yet has expired and the table is full, then it is evicted and not there."""
+    old = table()
+    put(old, K, R, 0, 5)
+    rows = {key: row for key, row in old.take_dirty().items() if row}
+    for ask in (
+        lambda t: code(t.get, [K], 10) == "not_found",
+        lambda t: code(t.resolve, [K], 10) == "no_route",
+        lambda t: code(t.resolve, [KT], 10) == "no_route",
+        lambda t: t.delete([K], 10, []) == wire.OK_FALSE,
+    ):
+        t = table(capacity=1)
+        t.loading, t.fetch = True, rows.get
+        put(t, "c:b:live", R, 0)
+        assert ask(t)
+        assert list(t.entries) == ["c:b:live"] and t.take_dirty()[K] is None
+
+
 def test_list_finds_what_is_not_loaded_yet() -> None:
     """If rows of the store are still missing in memory, then a list finds their keys there."""
     old, t = table(), table()
