@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from mesh.core import usage
 from mesh.core.error_map import with_provider_error
 from mesh.core.events import AGENT_EVENTS, RUN_TERMINAL_EVENT, TYPE_CODE, FragmentEncoder
+from mesh.core.pending import REPLY_BYTES_MAX
 from mesh.core.plain import plain, plain_map, seconds
 from mesh.core.redact import Redactor
 from mesh.core.runner import Key, Outbox, RunLog, encode_event
@@ -123,12 +124,11 @@ class Pieces:
         Raises:
             MeshError: it can be no event; the run fails.
         """
-        if isinstance(piece, str):
-            if len(piece) <= TEXT_CHARS_MAX and piece.isascii():
-                if piece:
-                    self._speech.say(piece)
-            else:
-                self._say(piece)
+        if type(piece) is str and len(piece) <= TEXT_CHARS_MAX and piece.isascii():
+            if piece:
+                self._speech.say(piece)
+        elif isinstance(piece, str):
+            self._say(piece)
         elif isinstance(piece, Output):
             self._output = _checked_output(piece)
         elif not isinstance(piece, dict):
@@ -145,7 +145,7 @@ class Pieces:
     def _say(self, text: str) -> None:
         """One ``message_streamed`` per piece of text; one that is very long becomes several."""
         for i in range(0, len(text), TEXT_CHARS_MAX):
-            part = text[i:i + TEXT_CHARS_MAX] if len(text) > TEXT_CHARS_MAX else text
+            part = text[i:i + TEXT_CHARS_MAX]  # a plain str, also of a text that is more than that
             self._speech.say(part if part.isascii() else part.encode(errors="replace").decode())
 
     def said(self, text: str, data: dict[str, Any]) -> None:
@@ -386,10 +386,10 @@ class Pieces:
                   else plain(part, "the result", depth_max=DEPTH_MAX + 1) for key, part in result.items()}
         result = self._redactor.data(result)
         settlement = repack(result)
-        most = 2 * self._sink.output_bytes_max + TEXT_CHARS_MAX
+        most = min(2 * self._sink.output_bytes_max + TEXT_CHARS_MAX, REPLY_BYTES_MAX)
         if len(settlement) > most:
             what = f"an output of {len(settlement)} bytes"
-            raise _too_large(what, len(settlement), most, "twice limits.output_bytes and a bit")
+            raise _too_large(what, len(settlement), most, "twice limits.output_bytes and a bit, within a frame")
         if self.workspace is None:
             return settlement
         return pack({**result, "workspace": self._redactor.data(dict(self.workspace))})

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.core import wire
-from mesh.core.events import EVENT_TYPES, RUN_TERMINAL_EVENT
+from mesh.core.events import EVENT_TYPES, RUN_TERMINAL_EVENT, TYPE_CODE
 from mesh.core.redact import Redactor
 from mesh.core.runner import Outbox, RunLog
 from mesh.errors import CODES, MeshError
@@ -89,6 +89,35 @@ outputs = st.builds(
     Output, data=maps, token_usage=maps, cost_usd=anything, provider_metadata=maps, completion=maps
 )
 pieces = events | outputs | anything | st.text()
+
+
+class Chunk(str):
+    """A text of a library's own class."""
+
+
+def test_text_of_a_class_of_its_own_is_a_text() -> None:
+    """If an agent yields a subclass of str, then it is said like any other text."""
+    written = Pieces(Sink(), ("run_" + "0" * 32, 1), 0, SessionInfo(id="ses_1", agent="agent"))
+    written.begin(None, {})
+    for piece in ("Good. ", Chunk("Very good. "), Chunk("Sch\u00f6n. "), Chunk("")):
+        written.take(piece)
+    ending = written.completed()
+    assert ending.output is not None and ending.output.data == {"content": "Good. Very good. Sch\u00f6n. "}
+    [batch] = written.log.close(0.0)
+    assert [row[0] for row in wire.unpack(batch.message)[4]].count(TYPE_CODE["message_streamed"]) == 3
+
+
+def test_output_beyond_a_frame_fails_the_run_however_large_outputs_may_be() -> None:
+    """If the settings allow a result that could not travel, then its run fails instead of never ending."""
+    sink = Sink()
+    sink.output_bytes_max = wire.FRAME_BYTES_MAX
+    written = Pieces(sink, ("run_" + "0" * 32, 1), 0, SessionInfo(id="ses_1", agent="agent"))
+    written.begin(None, {})
+    written.take(Output(data={"content": "x", "raw": bytes(wire.FRAME_BYTES_MAX)}))
+    written.settle(written.completed())
+    [batch] = written.log.close(0.0)
+    settlement = wire.unpack(batch.message)[5]
+    assert (settlement["status"], settlement["error"]["code"]) == ("failed", "limit_exceeded")
 
 
 @given(st.lists(pieces, max_size=4), maps)
