@@ -389,7 +389,7 @@ class Pieces:
         most = min(2 * self._sink.output_bytes_max + TEXT_CHARS_MAX, REPLY_BYTES_MAX)
         if len(settlement) > most:
             what = f"an output of {len(settlement)} bytes"
-            raise _too_large(what, len(settlement), most, "twice limits.output_bytes and a bit, within a frame")
+            raise _too_large(what, len(settlement), most, "twice limits.output_bytes, or a frame")
         if self.workspace is None:
             return settlement
         return pack({**result, "workspace": self._redactor.data(dict(self.workspace))})
