@@ -139,12 +139,12 @@ class BySession:
     # --- where the table cannot be read ---
 
     def view(self) -> None:
-        """Give the table's name to a view that shows what is behind, too."""
-        if not self.viewed:
-            view(self._db, self._filled)
-            self.viewed = True
-            self.behind.clear()
-            self._count = None
+        """Give the table's name to a view that shows what is behind, too; also in place of one that reads by
+        an older file's index, which may be gone."""
+        view(self._db, self._filled)
+        self.viewed = True
+        self.behind.clear()
+        self._count = None
 
     def copy(self) -> None:
         """Copy some entries of an older file's index, in a transaction; drop it when all are there.

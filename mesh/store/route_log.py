@@ -268,6 +268,8 @@ def decode(row: Any, note: Callable[[str], object]) -> Batch:
     if keys is None:
         note(f"row {n} of the log of routes (its checksum is wrong)")
         return Batch(n, 0, None, [])
+    if not isinstance(body, bytes):  # repair reads pages whose checksum is wrong
+        body = b""
     ends = list(accumulate(sizes))
     found = [body[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     records: list[bytes | None] = [record or None for record in found] if 0 in sizes else [*found]

@@ -363,6 +363,35 @@ def examine_live(store: Store) -> list[str]:
     return [problem.text for phase in phases for problem in consistency.of_phase(db, phase)]
 
 
+def test_a_copied_index_is_read_by_nobody_when_the_disk_fills_up_then(tmp_path: Path) -> None:
+    """If the old index was copied and dropped, and what is behind cannot be filled in, then a session is read
+    by the table, and not by a look at all events."""
+    path = tmp_path / "p.db"
+    store = opened(path)
+    state = crowd(store)
+    store.close()
+    aged(path)
+    store = opened(path)
+    state = state_of(store)
+    for n in range(MANY):
+        state.session(f"s{n}")
+        state.append(f"s{n}", "message_streamed", {})
+    commit(store, state)
+    with store.connection:
+        store.by_session.copy()
+    store.by_session.copying = False
+    store.connection.execute(
+        "CREATE TEMP TRIGGER full BEFORE INSERT ON main.log BEGIN SELECT RAISE(ABORT, 'full'); END")
+    with pytest.raises(StoreError):
+        store.fill_log()
+    [(sql,)] = store.connection.execute("SELECT sql FROM sqlite_temp_schema WHERE name = 'log'")
+    assert "main.log" in sql and all(seqs(store, n) == [1, 2, 3] for n in range(1, MANY + 1))
+    store.connection.execute("DROP TRIGGER full")
+    store.fill_log()
+    assert whole(store)
+    store.close()
+
+
 def test_a_file_of_schema_5_on_a_disk_that_refuses_is_read(tmp_path: Path) -> None:
     """If an older file cannot be written, then its logs are read by the old index."""
     path = tmp_path / "p.db"

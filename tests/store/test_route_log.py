@@ -232,6 +232,15 @@ def test_a_damaged_record_of_the_log_costs_that_route_alone(
     store.connection.close()
 
 
+def test_records_that_are_no_bytes_are_damaged_ones(two_batches: Path) -> None:
+    """If a flipped byte makes a number of a batch's records, then its routes are lost, and no others."""
+    store = opened(two_batches)
+    store.connection.execute("UPDATE route_log SET records = 7 WHERE n = (SELECT min(n) FROM route_log)")
+    store.close()
+    done = repair(two_batches)
+    assert done.lost == {"route": 2} and done.saved["route"] == 4
+
+
 def test_a_batch_that_does_not_say_its_keys_puts_older_ones_in_doubt(two_batches: Path) -> None:
     """If the keys of a batch are lost, then what was not written since is refused until it is repaired."""
     store = opened(two_batches)
