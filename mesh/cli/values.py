@@ -74,11 +74,11 @@ def _moment(_ctx: Any, _param: Any, text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text).astimezone().timestamp()
+        try:
+            moment = datetime.fromisoformat(text)  # first: 20260131 is no second of the year 1970
+        except ValueError:
+            return float(text)
+        return moment.astimezone().timestamp()
     except (ValueError, OverflowError, OSError) as exc:
         raise click.BadParameter("a time such as 2026-01-31 or 2026-01-31T12:00, or seconds") from exc
 

@@ -209,6 +209,9 @@ def test_session_events_are_filtered_by_time_and_types(cli: Cli, fake: FakeClien
     assert fake.named("sessions.events") == [(("s1",), {
         **filters, "since": 1769860800.0, "until": 1769860801.5, "type": ("a", "b")})]
     assert cli("session", "events", "s1", "--until", "soon").exit_code == 2
+    for day in ("2026-01-31", "20260131"):  # not a second of August 1970
+        cli("session", "events", "s1", "--since", day)
+    assert len({given["since"] for _, given in fake.named("sessions.events")[1:]}) == 1
 
 
 def test_control_show_is_one_run_by_its_id(cli: Cli, fake: FakeClient) -> None:
