@@ -52,7 +52,7 @@ class Spawned:
         self, process: subprocess.Popen[bytes], ready_fd: int, parent_fd: int | None, log: Path
     ) -> None:
         self.process = process
-        self.ready_fd = ready_fd  #: one JSON line arrives here, see ``wait_ready``
+        self.ready_fd = ready_fd  #: one JSON line arrives here, and empty ones before it; see ``wait_ready``
         self.parent_fd = parent_fd  #: closing it asks the node for an orderly end; None when it is detached
         self.log = log  #: where its own stderr goes
 
@@ -212,7 +212,8 @@ def wait_ready(spawned: Spawned, timeout_s: float = START_TIMEOUT_S) -> dict[str
     """Wait until the node serves, and return its address map. Closes ``ready_fd``.
 
     Raises:
-        MeshError: it refused to start (its own error), died, or took longer; in each case it was ended.
+        MeshError: it refused to start (its own error), died, or was silent for so long; in each case it was
+            ended.
     """
     try:
         answer = _read_line(spawned.ready_fd, timeout_s)
@@ -332,7 +333,9 @@ def _read_line(fd: int, timeout_s: float) -> dict[str, Any] | None:
         chunk = os.read(fd, 65536)
         if not chunk or len(data) > _READY_BYTES_MAX:
             return None
-        data += chunk
+        data = (data + chunk).lstrip(b"\n")
+        if not data:  # an empty line: it takes long, and goes on
+            until_s = time.monotonic() + timeout_s
     answer: dict[str, Any] = json.loads(data)
     return answer
 

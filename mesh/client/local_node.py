@@ -33,7 +33,7 @@ class LocalNode:
     the shape of the TOML file; what it says in ``[node]`` comes before ``partitions`` and ``runners``.
 
     Raises:
-        MeshError: the node refused to start, or did not within 30 s; nothing is left running.
+        MeshError: the node refused to start, or did not and was silent for 30 s; nothing is left running.
     """
 
     def __init__(

@@ -60,6 +60,10 @@ class Report:
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
 
+    def goes_on(self) -> None:
+        """It takes long, for a reason: who waits goes on waiting."""
+        self._write(b"")
+
     def ready(self, address: Mapping[str, Any]) -> None:
         """The node serves at this address."""
         self._tell(dict(address))
@@ -75,10 +79,13 @@ class Report:
             self._fd = None
 
     def _tell(self, answer: dict[str, Any]) -> None:
+        self._write(json.dumps(answer).encode())
+        self.close()
+
+    def _write(self, line: bytes) -> None:
         if self._fd is not None:
             with suppress(OSError):
-                os.write(self._fd, json.dumps(answer).encode() + b"\n")
-            self.close()
+                os.write(self._fd, line + b"\n")
 
 
 def prepare(

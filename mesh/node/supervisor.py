@@ -160,6 +160,7 @@ class Supervisor:
             case "progress":
                 self._core.progress(name, now_s)
                 self._note = str(message.get("note") or "")
+                self._report.goes_on()
             case "restart":
                 self._log.write("restart by hand", child=message.get("name"))
                 self._do(self._core.restart(str(message.get("name")), now_s))

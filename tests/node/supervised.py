@@ -2,7 +2,8 @@
 
 Children are steered by files in ``data_dir``: ``<name>.crash`` makes the child of that name die before it is
 ready, ``<name>.stubborn`` makes a runner ignore the end of its supervisor, ``<name>.fatal`` holds the message
-of a child that knows it cannot start, ``restart`` holds a name that the router asks to restart.
+of a child that knows it cannot start, ``<name>.slow`` makes one say that it goes on, ``restart`` holds a
+name that the router asks to restart.
 """
 
 from __future__ import annotations
@@ -63,6 +64,9 @@ def obey_files(child: Child) -> None:
         sys.exit(1)
     if (child.data_dir / f"{child.name}.crash").exists():
         raise RuntimeError("told to crash")
+    while (child.data_dir / f"{child.name}.slow").exists():
+        child.control.send("progress", note="slow")
+        time.sleep(BEAT_S)
 
 
 def simple(child: Child) -> None:

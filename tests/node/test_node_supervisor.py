@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -11,12 +12,15 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conditions import wait_for
 
+from mesh import launch
 from mesh.config import load
+from mesh.errors import MeshError
 from mesh.launch import Spawned, abandon, document, find_node, launch_env, runtime_dir, stop_node, wait_ready
 from mesh.node.reaper import Proc, alive, children, proc_of
 from mesh.store.node_db import NodeDb
@@ -249,6 +253,38 @@ def test_fatal_child_ends_the_first_start_with_its_message(node: Node) -> None:
     with pytest.raises(Exception, match="port 7400 is in use"):
         node.start()
     assert node.spawned[0].process.wait() == 1
+
+
+def test_a_start_that_goes_on_is_not_silent(node: Node) -> None:
+    """If a child says that its start takes long, then whoever waits for the node hears that it goes on."""
+    slow = node.data_dir / "partition-1.slow"
+    slow.touch()
+    spawned = node.spawn()
+    assert select.select([spawned.ready_fd], [], [], WAIT_S)[0] and os.read(spawned.ready_fd, 1) == b"\n"
+    slow.unlink()
+    assert wait_ready(spawned)["pid"] == spawned.process.pid
+
+
+def test_who_waits_for_a_node_gives_up_when_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a node says that its start goes on, then it has its time again; in silence it has not."""
+    told, tell = os.pipe()
+    clock, words = [0.0], [b"\n", b"\n\n", b'\n{"pid"', b": 1}\n", b"\n"]
+
+    def later(*_: object) -> tuple[list[int], list[int], list[int]]:
+        clock[0] += 20
+        os.write(tell, words.pop(0) if words else b"")
+        return select.select([told], [], [], 0)
+
+    monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(launch, "select", SimpleNamespace(select=later))
+    try:
+        assert launch._read_line(told, 45.0) == {"pid": 1}
+        with pytest.raises(MeshError, match="within 45 s"):
+            launch._read_line(told, 45.0)
+        assert clock[0] == 80 + 40
+    finally:
+        os.close(told)
+        os.close(tell)
 
 
 def test_node_without_any_partition_does_not_start(node: Node) -> None:
