@@ -232,12 +232,17 @@ def told_and_rest(
     told: list[Pair] = []
     rest = []
     for row, pair in zip(payload.rows(), pairs, strict=True):
-        if pair[0] == 1 and pair[1].get("details", {}).get("again") is True:
+        if pair[0] == 1 and _asks_again(pair[1]):
             rest.append(row)
         else:
             tokens.append(row[2])
             told.append(pair)
     return (tokens, told), rest
+
+
+def _asks_again(error: Any) -> bool:
+    details = error.get("details") if type(error) is dict else None
+    return type(details) is dict and details.get("again") is True
 
 
 class Unsent(InvalidArgument):

@@ -264,7 +264,7 @@ class Protocol(Traffic):
         if payload.waiting is not None:
             return self._on_parts(payload, frame)
         self._close_payload(payload)
-        if not header.flags & _MORE:
+        if not header.flags & _MORE or not payload.calls:
             return [(payload.tokens, pairs_of(payload, frame))]
         told, rest = told_and_rest(payload, pairs_of(payload, frame))
         done: list[Completion] = [told]

@@ -331,6 +331,23 @@ def test_garbage_after_hello_is_counted_and_harms_nobody(ready: Wire) -> None:
     assert ready.done["t"] == [0, 1]
 
 
+@pytest.mark.parametrize("value", [[[1, 5]], [[1, None]], [[1, {"details": 5}]], [[1, {}]], [[1, "x"]]])
+def test_part_of_an_answer_with_a_strange_error_is_an_answer(ready: Wire, value: Any) -> None:
+    """If a reply says that there is more and its error has another form, then the call has its answer."""
+    ready.add()
+    [(_, header, _)] = ready.flush()
+    ready.reply(header, value, flags=Flag.MORE)
+    assert ready.done["t"] == value[0]
+
+
+def test_part_of_an_answer_of_the_router_is_its_answer(ready: Wire) -> None:
+    """If a reply to what has no calls says that there is more, then it is taken as the answer."""
+    ready.core.add_control(STATUS, 0, "t", None)
+    [(_, header, _)] = ready.flush()
+    ready.reply(header, {"name": "n"}, flags=Flag.MORE)
+    assert tuple(ready.done["t"]) == (0, {"name": "n"})
+
+
 def test_second_reply_to_the_same_request_is_dropped(ready: Wire) -> None:
     """If a request is answered twice, then the second answer changes nothing."""
     ready.add()
