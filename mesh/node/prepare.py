@@ -30,8 +30,8 @@ from mesh.node.reaper import become_subreaper, weaker
 
 #: Whose children are forked first.
 FIRST = "runner"
-#: Pause between two looks at the child that moves slots.
-_LOOK_S = 0.01
+#: Pause between two looks at the child that moves slots, and between two words that it goes on.
+_LOOK_S, _SAY_S = 0.01, 1.0
 
 
 class Ground(NamedTuple):
@@ -97,10 +97,11 @@ def prepare(
     log: Log,
     stack: ExitStack,
     stopped: Callable[[], bool],
+    goes_on: Callable[[], object],
 ) -> Ground:
     """Make everything ready for the first fork; ``stack`` takes it back at the end, in reverse.
 
-    ``stopped`` tells whether somebody wants us to stop, while slots are moving.
+    While slots are moving, ``stopped`` tells whether somebody wants us to stop, and ``goes_on`` is called.
 
     Raises:
         MeshError: the node cannot start here; nothing was changed but the traces of an earlier life.
@@ -124,7 +125,7 @@ def prepare(
     if not life.resize:
         return ground
     log.write("moving slots", partitions=config.node.partitions)
-    return ground._replace(life=_resize(config, ground, stopped))
+    return ground._replace(life=_resize(config, ground, stopped, goes_on))
 
 
 def _make_data_dir(data_dir: Path) -> None:
@@ -146,7 +147,7 @@ def _begin_life(config: NodeConfig, data_dir: Path, mains: Mapping[str, Main]) -
 
 
 def _resize(
-    config: NodeConfig, ground: Ground, stopped: Callable[[], bool]
+    config: NodeConfig, ground: Ground, stopped: Callable[[], bool], goes_on: Callable[[], object]
 ) -> runtime.Life:
     """Move slots in a child, which opens the databases in our place; a kill is mended by the next start."""
     ours, theirs = socket.socketpair()
@@ -159,7 +160,7 @@ def _resize(
     log = LogFile(ground.data_dir / "logs" / "resize.log", config.limits.log_bytes)
     with ours, theirs:
         pid = fork_child(child, ground.mains.get("resize", _resize_main), log)
-        status = _wait(pid, stopped)
+        status = _wait(pid, stopped, goes_on)
     if status is None:
         raise MeshError("stopped while slots were moving; the next start goes on with it", code="cancelled")
     after = runtime.read_life(ground.data_dir, life.boot, config.node.partitions)
@@ -169,8 +170,9 @@ def _resize(
     return after
 
 
-def _wait(pid: int, stopped: Callable[[], bool]) -> int | None:
+def _wait(pid: int, stopped: Callable[[], bool], goes_on: Callable[[], object]) -> int | None:
     """The exit status of a child; None when it was killed because somebody wants us to stop."""
+    said_s = time.monotonic()
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
@@ -179,6 +181,9 @@ def _wait(pid: int, stopped: Callable[[], bool]) -> int | None:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return None
+        if time.monotonic() - said_s > _SAY_S:
+            said_s = time.monotonic()
+            goes_on()
         time.sleep(_LOOK_S)
 
 

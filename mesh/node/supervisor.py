@@ -51,8 +51,9 @@ def run(
 ) -> int:
     """Supervise one node until a signal, the parent's end or a fatal error; return the exit status.
 
-    ``ready_fd`` gets one JSON line: the address map, or ``{"error": ...}``. ``status`` is called about once
-    a second. ``complain`` gets the error that ends the node. ``mains`` replaces what the children run.
+    ``ready_fd`` gets one JSON line, the address map or ``{"error": ...}``; empty ones say that it takes long.
+    ``status`` is called about once a second. ``complain`` gets the error that ends the node.
+    ``mains`` replaces what the children run.
     """
     log = log or Log("supervisor")
     report = Report(ready_fd)
@@ -62,7 +63,7 @@ def run(
             try:
                 ground = prepare(
                     config, data_dir, by_name=by_name, mains=mains, log=log, stack=stack,
-                    stopped=lambda: wake.asked > 0,
+                    stopped=lambda: wake.asked > 0, goes_on=report.goes_on,
                 )
             except OSError as exc:  # a full or read-only disk
                 where = f"node.data_dir: {exc.filename or data_dir}: {exc.strerror}"

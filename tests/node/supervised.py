@@ -89,6 +89,8 @@ def runner(child: Child) -> None:
 def resize(child: Child) -> None:
     from mesh.core.slots import even_map
 
+    while (child.data_dir / "resize.slow").exists():
+        time.sleep(0.01)
     with NodeDb(child.data_dir / "node.db") as db:
         db.set_map(even_map(child.config.node.partitions))
 

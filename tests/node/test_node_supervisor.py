@@ -255,9 +255,12 @@ def test_fatal_child_ends_the_first_start_with_its_message(node: Node) -> None:
     assert node.spawned[0].process.wait() == 1
 
 
-def test_a_start_that_goes_on_is_not_silent(node: Node) -> None:
-    """If a child says that its start takes long, then whoever waits for the node hears that it goes on."""
-    slow = node.data_dir / "partition-1.slow"
+@pytest.mark.parametrize("child", ["partition-1", "resize"])
+def test_a_start_that_goes_on_is_not_silent(node: Node, child: str) -> None:
+    """If a partition's start or the moving of slots takes long, then whoever waits hears that it goes on."""
+    with NodeDb(node.data_dir / "node.db") as db:
+        db.ensure_map(3 if child == "resize" else 2)
+    slow = node.data_dir / f"{child}.slow"
     slow.touch()
     spawned = node.spawn()
     assert select.select([spawned.ready_fd], [], [], WAIT_S)[0] and os.read(spawned.ready_fd, 1) == b"\n"
