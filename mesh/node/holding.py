@@ -29,7 +29,7 @@ class Holding:
         self._loop = asyncio.get_running_loop()
         self._logs: dict[int, dict[RunLog, None]] = {}
         self._acks: set[int] = set()
-        self._sent_s: dict[int, float] = {}  #: no entry outlives the next call of ``_over``
+        self._sent_s: dict[int, float] = {}  #: while there is one, the timer of ``_over`` runs
         self._timer: asyncio.TimerHandle | None = None
 
     def changed(self, log: RunLog) -> None:

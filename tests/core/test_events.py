@@ -184,3 +184,15 @@ def test_the_encoder_of_a_run_writes_the_same_as_the_plain_one(
     assert faster == encode_fragment(
         event_type, "s1", "run_1", data, ts=1.5, provider="python", metadata=metadata, correlation_id="corr"
     )
+
+
+@pytest.mark.parametrize("correlation_id", [None, "corr"])
+def test_a_piece_of_text_is_the_event_that_the_plain_encoder_writes(correlation_id: str | None) -> None:
+    """If a piece is of any length, in bytes or in letters, then it reads as the event it stands for."""
+    encoder = FragmentEncoder("s1", "run_1", "python", correlation_id)
+    edge = 65_536 - len(encoder.piece("", 1.5))
+    for size in (0, 1, 31, 32, 255, 256, *range(edge - 8, edge + 16), 70_000):
+        for letter in ("a", "\u00e4", "\u20ac", "\U0001f600"):
+            text = letter * (size // len(letter.encode()))
+            fragment = encoder.encode("message_streamed", {"content": text}, 1.5)
+            assert wire.unpack(encoder.piece(text, 1.5)) == [TYPE_CODE["message_streamed"], 1.5, fragment]
