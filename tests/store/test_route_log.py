@@ -179,6 +179,17 @@ def test_the_log_stays_bounded_however_fast_it_grows(store: Store, size: int) ->
     assert longest <= 60 and len(store.routes("", 9_999)) == 120 * size
 
 
+def test_few_large_routes_are_folded_by_their_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If routes are large, then the log is bounded by its bytes, long before it has enough writes."""
+    monkeypatch.setattr(route_log, "KEPT_MIN", 10**6)
+    monkeypatch.setattr(route_log, "KEPT_BYTES_MAX", 8 * len(record(1)))
+    for n in range(120):
+        write(store, {f"a:b:r{n}": record(n)})
+        if store.route_log.due(0):
+            store.fold_routes()
+    assert logged(store) <= 60 and len(store.routes("", 999)) == 120
+
+
 def test_kills_do_not_let_the_log_grow(store: Store, path: Path) -> None:
     """If a partition dies again and again before a generation is long enough, then it is folded still."""
     for n in range(40):
