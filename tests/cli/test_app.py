@@ -55,6 +55,19 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr.split() == []
 
 
+def test_ctrl_c_while_a_command_is_imported_is_an_interrupt(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If Ctrl-C comes before a command has begun, then the exit code is 130 as well, and nothing is said."""
+
+    def interrupted(_name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app.importlib, "import_module", interrupted)
+    done = cli("run", "echo", "hi")
+    assert (done.exit_code, done.output) == (130, "")
+
+
 def test_unknown_command_names_the_nearest(cli: Cli) -> None:
     """If a command is misspelt, then the exit code is 2 and the nearest name is shown."""
     done = cli("sttus")
