@@ -76,11 +76,12 @@ class _Generation:
             self._order.sort()
         return self._order
 
-    def between(self, after: str, upto: str | None) -> list[str]:
-        """Keys behind one, up to another, in order."""
+    def between(self, after: str, upto: str | None, most: int | None) -> list[str]:
+        """Keys behind one, up to another, in order; the first so many."""
         order = self.order
+        begin = bisect_right(order, after)
         end = len(order) if upto is None else bisect_right(order, upto)
-        return order[bisect_right(order, after) : end]
+        return order[begin : end if most is None else min(end, begin + most)]
 
 
 class RouteLog:
@@ -106,9 +107,9 @@ class RouteLog:
                 return part[key], self._boots.get(key)
         return None
 
-    def between(self, after: str, upto: str | None) -> set[str]:
-        """The keys of the log behind one, up to another."""
-        return {*self._new.between(after, upto), *self._old.between(after, upto)}
+    def between(self, after: str, upto: str | None, most: int | None = None) -> set[str]:
+        """The keys of the log behind one, up to another; the first so many at least."""
+        return {*self._new.between(after, upto, most), *self._old.between(after, upto, most)}
 
     # --- writing ---
 

@@ -78,7 +78,7 @@ class StoredRoutes(StoredRows):
         """Keys of routes in order, after one; some may be of routes that were deleted since."""
         sql = "SELECT key FROM route WHERE key > ? ORDER BY key LIMIT ?"
         found = [row[0] for row in self.guarded(lambda: self._all(sql, after, limit), "read keys of routes")]
-        logged = self.route_log.between(after, found[-1] if len(found) == limit else None)
+        logged = self.route_log.between(after, found[-1] if len(found) == limit else None, limit)
         return sorted(logged.union(found))[:limit] if logged else found
 
     def route(self, key: str) -> tuple[bytes, int, str] | None:

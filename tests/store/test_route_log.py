@@ -179,6 +179,15 @@ def test_the_log_stays_bounded_however_fast_it_grows(store: Store, size: int) ->
     assert longest <= 60 and len(store.routes("", 9_999)) == 120 * size
 
 
+def test_a_page_of_keys_looks_at_a_page_of_the_log(store: Store) -> None:
+    """If all routes are in the log, then a page of their keys is made of no more than a page of each part."""
+    write(store, dict.fromkeys(KEYS, record(1)))
+    store.route_log.due(0)
+    write(store, dict.fromkeys(reversed(KEYS), record(2)))
+    assert store.route_log.between(KEYS[1], None, 3) == set(KEYS[2:5])
+    assert store.route_keys(KEYS[1], 3) == KEYS[2:5]
+
+
 def test_few_large_routes_are_folded_by_their_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """If routes are large, then the log is bounded by its bytes, long before it has enough writes."""
     monkeypatch.setattr(route_log, "KEPT_MIN", 10**6)
