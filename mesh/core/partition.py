@@ -25,7 +25,7 @@ from mesh.core.access import AS, NEEDS, NODE, SHOWING, Credentials, envelope, un
 from mesh.core.audit import AUDITED, entries
 from mesh.core.live import NoRunner
 from mesh.core.moved import elsewhere
-from mesh.core.pending import REPLY_BYTES_MAX, PartOf, Pending
+from mesh.core.pending import REPLY_BYTES_MAX, PartOf, Pending, too_much
 from mesh.core.receipts import Key, Receipt, Receipts
 from mesh.core.routes import RouteTable
 from mesh.core.session_ops import SessionOps
@@ -219,7 +219,7 @@ class Partition:
             else:
                 answer = self._unknown(op)
             if answer is not None and not pending.fits(answer):
-                raise _too_much()
+                raise too_much()
         except NoRunner:
             self._undo(mark, full_mark)
             answer = self._park(pending, index, parked_until_s)
@@ -291,7 +291,7 @@ class Partition:
             if pending.over or pending.parts[index] is not None:
                 continue
             if not pending.fits(answer):
-                answer = wire.failure(_too_much())
+                answer = wire.failure(too_much())
             pending.parts[index] = answer
             self._record(pending)
         for pending in self.complete.values():
@@ -374,12 +374,7 @@ def _scope(op: str, args: list[Any]) -> int | None:
     return None
 
 
-def _too_much() -> InvalidArgument:
-    return InvalidArgument("the answers of one payload do not fit into a frame: ask for less at once",
-                           code="limit_exceeded")
-
-
-_TOO_MUCH = wire.failure(_too_much())
+_TOO_MUCH = wire.failure(too_much())
 _ASK_AGAIN = wire.failure(InvalidArgument(
     "the answers of one payload do not fit into a frame: ask again for this", code="limit_exceeded",
     details={"again": True},

@@ -8,11 +8,18 @@ from mesh.core import wire
 from mesh.core.moved import sender
 from mesh.core.receipts import Key
 from mesh.core.state import State
+from mesh.errors import InvalidArgument
 
 #: The successful answers of one payload; what its errors need beside them fits into the frame too.
 REPLY_BYTES_MAX = wire.FRAME_BYTES_MAX - 2 * 1024 * 1024
 
 _MOVED = int(wire.Flag.MOVED | wire.Flag.PARTITION)
+
+
+def too_much() -> InvalidArgument:
+    """What answers of more than REPLY_BYTES_MAX are refused with."""
+    return InvalidArgument("the answers of one payload do not fit into a frame: ask for less at once",
+                           code="limit_exceeded")
 
 
 class Pending:
@@ -88,4 +95,4 @@ class PartOf:
         self._state.resolutions.append((self.pending, self._index, answer))
 
 
-__all__ = ["REPLY_BYTES_MAX", "PartOf", "Pending"]
+__all__ = ["REPLY_BYTES_MAX", "PartOf", "Pending", "too_much"]

@@ -11,7 +11,8 @@ Rules of this file:
    small steps when the new one is half as long: most of what is written often stands there again by then, and
    is passed over. Then its rows of the log are removed.
 3. Memory changes when a transaction has committed (``appended``, ``folded``), never before.
-4. A log in which something is damaged is folded no more: ``mesh repair`` mends it. Where a batch does not
+4. A log in which something is damaged, or of which a step met a damaged page of the table, is folded no more:
+   it grows up to STUCK_BYTES_MAX, and ``mesh repair`` mends it. Where a batch does not
    even say which keys it had, ``lost`` is set: what stands in the table may be older than the truth.
 
 A row is ``(n, boot, sum, head, records)``: head is the msgpack of ``[keys, sizes, checksums]``, sum is the
@@ -38,6 +39,8 @@ KEPT_MIN = 8_192
 #: With many routes a generation is as long as this part of them, or a page of the table takes one write.
 KEPT_SHARE = 8
 KEPT_BYTES_MAX = 16 * 1024 * 1024
+#: What a log that cannot be folded may grow to.
+STUCK_BYTES_MAX = 16 * KEPT_BYTES_MAX
 #: Keys of a row, at most: what a step that removes rows may touch is bounded by it.
 KEYS_PER_ROW = 1_024
 KEYS_PER_STEP = 128
@@ -143,13 +146,16 @@ class RouteLog:
     # --- folding ---
 
     def due(self, routes: int) -> bool:
-        """Whether a step of folding is to be taken, where there are so many routes."""
+        """Whether a step of folding is to be taken, where there are so many routes; of a damaged log, whether
+        it is full."""
         new, old = self._new, self._old
+        if self.damage:
+            return new.bytes + old.bytes >= STUCK_BYTES_MAX
         most = max(KEPT_MIN, routes // KEPT_SHARE)
         if not old.writes and (new.writes >= most or new.bytes >= KEPT_BYTES_MAX):
             self._turn()
             return False
-        return old.writes > 0 and not self.damage and (
+        return old.writes > 0 and (
             2 * (new.writes + old.writes) >= 3 * most or 2 * (new.bytes + old.bytes) >= 3 * KEPT_BYTES_MAX)
 
     def _turn(self) -> None:

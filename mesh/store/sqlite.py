@@ -34,7 +34,7 @@ from mesh.core.state import State
 from mesh.errors import StoreError
 from mesh.store import migrate, wal
 from mesh.store.by_session import BySession, has_old_index
-from mesh.store.file import LOCK_WAIT_MS, checksum, guard, make_private, open_file
+from mesh.store.file import DAMAGED, LOCK_WAIT_MS, checksum, guard, make_private, open_file
 from mesh.store.reading import StoredEvent
 from mesh.store.routes import StoredRoutes
 from mesh.store.rows import PUT_RUN, PUT_SESSION, run_row, session_row
@@ -308,9 +308,22 @@ class Store(StoredRoutes):
         self.fill_log()
 
     def fold_routes(self) -> None:
-        """Take a step of bringing logged routes into their table."""
-        self.small_write(lambda: self.route_log.fold(self._db, self.boot), "fold the log of routes")
-        self.route_log.folded()
+        """Take a step of bringing logged routes into their table. One that meets a damaged page of the table
+        is the last: the log grows instead, so that routes can still be written.
+
+        Raises StoreError ``storage_read_failed`` when such a log is full.
+        """
+        log = self.route_log
+        if log.damage:
+            raise StoreError(f"the log of routes is full: {log.damage[0]}", code=DAMAGED)
+        try:
+            self.small_write(lambda: log.fold(self._db, self.boot), "fold the log of routes")
+        except StoreError as error:
+            if error.code != DAMAGED:
+                raise
+            log.damage.append(error.message)
+        else:
+            log.folded()
 
     def fold_all_routes(self) -> None:
         """Bring all of them there; a log in which something is damaged stays as it is."""

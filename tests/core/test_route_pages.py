@@ -27,6 +27,7 @@ from route_cases import (
 
 from mesh.config import RoutesSection
 from mesh.core import route_state, wire
+from mesh.core.pending import REPLY_BYTES_MAX
 from mesh.core.route_found import RouteRecord
 from mesh.core.routes import LIST_BYTES_MAX, LIST_LIMIT_MAX, MANY_MAX, RouteTable
 
@@ -69,6 +70,14 @@ def test_many_have_a_bound() -> None:
     assert code(t.get_many, [[K] * (MANY_MAX + 1)], 0) == "limit_exceeded"
     assert code(t.set_many, ["x"], 0, []) == "invalid_argument"
     assert found(t, [K] * 20, 0) == ["not_found"] * 20
+
+
+def test_a_list_of_records_beyond_an_answer_is_refused_before_they_are_joined() -> None:
+    """If a list names more bytes than an answer takes, then the call is refused; half of it is answered."""
+    t = table()
+    t.set([K, {**R, "more": "x" * 4_000}], 0, [])
+    assert code(t.get_many, [[K] * (REPLY_BYTES_MAX // 4_000 + 1)], 0) == "limit_exceeded"
+    assert len(value(t.get_many([[K] * (REPLY_BYTES_MAX // 120_000)], 0))[1]) == REPLY_BYTES_MAX // 120_000
 
 
 FIELDS = ("route", "age_ms", "ttl_left_ms", "provenance")

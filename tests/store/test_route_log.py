@@ -350,3 +350,28 @@ def test_an_older_file_gets_a_log(path: Path) -> None:
     write(store, {KEYS[1]: record(2)})
     assert logged(store) == 1 and len(store.routes("", 9)) == 2
     store.close()
+
+
+def test_a_step_that_meets_a_damaged_page_is_the_last_and_routes_are_written_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a page of the table is damaged, then the log is folded no more and takes writes until it is full."""
+
+    def damaged(*_: object) -> None:
+        raise apsw.CorruptError("database disk image is malformed")
+
+    monkeypatch.setattr(route_log, "STUCK_BYTES_MAX", 4_000)
+    for n in range(13):
+        write(store, {KEYS[n % 12]: record(n)})
+    assert not store.route_log.due(0) and store.route_log.due(0)
+    with monkeypatch.context() as broken:
+        broken.setattr(store.route_log, "fold", damaged)
+        store.fold_routes()
+    assert "malformed" in str(store.damage) and not store.route_log.due(0) and not store.route_log.finish()
+    write(store, {KEYS[0]: record(50)})
+    assert store.route(KEYS[0]) == (record(50), 4, "boot")
+    while not store.route_log.due(0):
+        write(store, {KEYS[1]: record(51)})
+    with pytest.raises(StoreError, match="is full") as refused:
+        store.fold_routes()
+    assert refused.value.code == "storage_read_failed"
