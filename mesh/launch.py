@@ -213,11 +213,11 @@ def wait_ready(spawned: Spawned, timeout_s: float = START_TIMEOUT_S) -> dict[str
 
     Raises:
         MeshError: it refused to start (its own error), died, or was silent for so long; in each case it was
-            ended.
+            ended, and so it is by Ctrl-C.
     """
     try:
         answer = _read_line(spawned.ready_fd, timeout_s)
-    except MeshError:
+    except BaseException:  # Ctrl-C, too: who started the node would not know that it is there
         abandon(spawned)
         raise
     finally:

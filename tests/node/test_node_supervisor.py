@@ -268,6 +268,20 @@ def test_a_start_that_goes_on_is_not_silent(node: Node, child: str) -> None:
     assert wait_ready(spawned)["pid"] == spawned.process.pid
 
 
+def test_ctrl_c_while_a_node_starts_ends_it(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If who waits for a node is interrupted, then nothing of the node is left behind."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (node.data_dir / "partition-1.slow").touch()
+    spawned = node.spawn()
+    monkeypatch.setattr(launch, "_read_line", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        wait_ready(spawned)
+    assert spawned.process.poll() is not None
+
+
 def test_who_waits_for_a_node_gives_up_when_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a node says that its start goes on, then it has its time again; in silence it has not."""
     told, tell = os.pipe()
