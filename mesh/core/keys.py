@@ -113,10 +113,8 @@ def check_text(text: Any) -> str:
     Raises:
         InvalidArgument: ``invalid_session_key``.
     """
-    if type(text) is str and len(text) <= KEY_BYTES_MAX and _PLAIN.fullmatch(text):
-        return text
     try:
-        return encode(parse(text))
+        return text if _is_plain(text) else encode(parse(text))
     except InvalidArgument as exc:
         raise InvalidArgument(exc.message, code="invalid_session_key") from exc
 
@@ -127,9 +125,13 @@ def text_of(key: Any) -> str:
     Raises:
         InvalidArgument: as ``validate``.
     """
-    if type(key) is str and len(key) <= KEY_BYTES_MAX and _PLAIN.fullmatch(key):
-        return key
-    return encode(validate(key))
+    plain: str = key if _is_plain(key) else encode(validate(key))
+    return plain
+
+
+def _is_plain(key: Any) -> bool:
+    """Whether it is a text that stands for itself."""
+    return type(key) is str and len(key) <= KEY_BYTES_MAX and _PLAIN.fullmatch(key) is not None
 
 
 def validate(key: Any) -> SessionKey:

@@ -18,10 +18,10 @@ from typing import Any
 from mesh.errors import StoreError
 from mesh.log import Log
 from mesh.node.child import Child
+from mesh.store.file import DAMAGED
 from mesh.store.schema import SCHEMA_VERSION
 from mesh.store.sqlite import Store
 
-DAMAGED = "storage_read_failed"
 #: What the disk says when only a person can mend it.
 HOPELESS = frozenset(("FullError", "CantOpenError", "ReadOnlyError", "PermissionsError"))
 REMEDY = "mend it (mesh doctor says what is wrong), then: mesh partition restart"

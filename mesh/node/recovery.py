@@ -14,6 +14,7 @@ from mesh.core.route_record import rebase
 from mesh.core.run import RunState
 from mesh.errors import StoreError, Unavailable
 from mesh.log import Log
+from mesh.store.file import DAMAGED
 from mesh.store.sqlite import Store
 
 ROUTES_PER_LOAD = 2_000
@@ -144,7 +145,7 @@ class Recovery:
             return
         if self.store.damaged > damaged or (self.store.route_log.damage and self._unread is None):
             self.log.write("damaged routes were left out", rows=self.store.damaged - damaged)
-            self._unread = StoreError(self.store.damage or "", code="storage_read_failed")
+            self._unread = StoreError(self.store.damage or "", code=DAMAGED)
         groups: dict[int, list[tuple[str, bytes]]] = {}
         for key, record, offset_ms, boot_id in rows:
             shift = 0 if boot_id == self.boot_id else offset_ms - self.offset_ms

@@ -21,7 +21,7 @@ from mesh.core.moved import place
 from mesh.core.slots import PARTITIONS_MAX, moved_map
 from mesh.errors import StoreError
 from mesh.store.by_session import fill_all
-from mesh.store.file import guard
+from mesh.store.file import DAMAGED, guard
 from mesh.store.node_db import NodeDb
 from mesh.store.reading import OF_SESSION
 from mesh.store.rows import PUT_RUN, PUT_SESSION, run_row, session_row
@@ -93,7 +93,7 @@ def _acquire(store: Store) -> None:
     store.fill_log()  # raises when it could not
     store.fold_all_routes()
     if store.route_log.damage:
-        raise StoreError(f"{store.damage}: mesh repair mends it", code="storage_read_failed")
+        raise StoreError(f"{store.damage}: mesh repair mends it", code=DAMAGED)
 
 
 def _copy_receipts(data_dir: Path, source: int, partitions: int) -> None:

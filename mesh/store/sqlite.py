@@ -103,11 +103,10 @@ class Store(StoredRoutes):
                         f"{self.path.name} has schema {version}, we know {SCHEMA_VERSION}: update mesh",
                         code="migration_required",
                     )
-                if version is not None and version < SCHEMA_VERSION:
-                    with migrate.telling(self._db, lambda s: self.on_migration(version, s)):
+                with migrate.telling(self._db, lambda s: self.on_migration(version or 0, s)):
+                    if version is not None and version < SCHEMA_VERSION:
                         migrate.step(self._db, version)
-                        self._db.execute(TABLES)
-                self._db.execute(TABLES)
+                    self._db.execute(TABLES)
                 self.unfilled = migrate.unfilled(self._db)
                 self.epoch = max((self.meta("epoch") or 0) + 1, self.epoch)
                 self.set_meta(schema=SCHEMA_VERSION, epoch=self.epoch)
