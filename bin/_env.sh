@@ -1,5 +1,6 @@
 # Sourced by the scripts beside it, with $root set: makes $root/.venv on first use and keeps it current.
-# The interpreter is $MESH_PYTHON, else the first of python3, python3.14 ... python3.11 that is new enough.
+# The interpreter is $MESH_PYTHON, else the first of python3, python3.14 ... python3.11 that is new enough, or one that
+# is clearly faster here and no older (bin/_pick.py).
 
 fail() {
     printf 'mesh: %s\n' "$1" >&2
@@ -29,6 +30,10 @@ install_or_tell() {
 make_venv() {
     python=$(find_python) || { install_or_tell python3 python3-venv && python=$(find_python); } ||
         fail "needs Python 3.11 or newer, and found none" "install one (Debian, Ubuntu: apt install python3 python3-venv; macOS: brew install python), or name it: MESH_PYTHON=/path/to/python3"
+    if [ -z "${MESH_PYTHON:-}" ]; then
+        python=$("$python" "$root/bin/_pick.py" "$python" python3.14 python3.13 python3.12 python3.11 \
+            /usr/local/bin/python3 /opt/homebrew/bin/python3 /usr/bin/python3) || python=$(find_python)
+    fi
     "$python" -c 'import ensurepip, venv' 2>/dev/null || install_or_tell python3-venv ||
         fail "$python cannot make virtual environments (its venv or ensurepip module is missing)" "apt install $("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
     "$python" -m venv --clear "$root/.venv" >&2 || fail "cannot make $root/.venv" "the checkout must be writable, with about 200 MB free"
