@@ -1,9 +1,10 @@
-"""Prints the real path of the interpreter to take, of those named: the first one, or one that is clearly faster.
+"""Prints the interpreter to take, of those named: the first one, or one that is clearly faster.
 
-A Python built without profile-guided optimisation, as version managers build it unless told otherwise, takes 1.3 to
-1.5 times as long for mesh as a distribution's. Nothing that it says about itself tells the two apart, so they are
-timed, in turns, since all else on the machine changes their speed as well. One that is older than the first, or
-cannot make virtual environments, is not taken. With ``time`` it prints the us of one round, for its own use.
+A Python built without profile-guided optimisation, as version managers build it unless told otherwise,
+takes 1.3 to 1.5 times as long for mesh as a distribution's. Nothing that it says about itself tells the
+two apart, so they are timed, in turns, since all else on the machine changes their speed as well. One that
+is older than the first, or cannot make virtual environments, is not taken. Two words are for its own use:
+``facts``, ``time``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 
 #: Rounds of each interpreter, in turns; the median of their ratios counts.
 ROUNDS = 7
-#: What another one may need of the first one's time to be taken: the first is who ``python3`` means to its user.
+#: What another one may need of the first one's time to be taken: the first is what its user calls Python.
 CLEARLY = 0.88
 #: An interpreter that does not answer by then is not taken.
 ANSWER_S = 10.0
@@ -53,9 +54,8 @@ def round_us() -> float:
 def ask(command: str, *arguments: str) -> str:
     """What this file prints, run by another interpreter; nothing when that fails."""
     try:
-        done = subprocess.run(
-            [command, "-I", __file__, *arguments], capture_output=True, text=True, timeout=ANSWER_S, check=False
-        )
+        words = [command, "-I", __file__, *arguments]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_S, check=False)
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout if done.returncode == 0 else ""
@@ -98,10 +98,9 @@ def pick(first: str, others: list[str]) -> str:
         if part < least:
             chosen, least = found[1], part
     if chosen != first:
-        print(
+        sys.stderr.write(
             f"mesh: takes {chosen}, which needs {least:.0%} of the time of {first} ({path}); "
-            f"MESH_PYTHON={first} would keep that",
-            file=sys.stderr,
+            f"MESH_PYTHON={first} would keep that\n"
         )
     return chosen
 
@@ -109,11 +108,11 @@ def pick(first: str, others: list[str]) -> str:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["time"]:
-            print(round_us())
+            sys.stdout.write(f"{round_us()}\n")
         case ["facts"]:
-            print(facts())
+            sys.stdout.write(f"{facts()}\n")
         case [first, *others]:
-            print(pick(first, others))
+            sys.stdout.write(f"{pick(first, others)}\n")
 
 
 __all__ = ["pick"]

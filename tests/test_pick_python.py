@@ -78,8 +78,7 @@ def test_a_first_one_that_cannot_answer_is_left_to_who_makes_the_environment(mac
 
 def test_a_real_interpreter_is_timed_and_named() -> None:
     """If the script is run by hand, then it prints one command that can be run."""
-    done = subprocess.run(
-        [sys.executable, SCRIPT, sys.executable, "/no/such/python"], capture_output=True, text=True, check=True
-    )
+    words = [sys.executable, SCRIPT, sys.executable, "/no/such/python"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == (f"{sys.executable}\n", "")
     assert float(subprocess.run([sys.executable, SCRIPT, "time"], capture_output=True, check=True).stdout) > 0
