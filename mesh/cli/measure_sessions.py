@@ -35,18 +35,23 @@ async def read_log(client: mesh.AsyncClient, agent: str, count: int) -> Figure:
 
 
 async def streams(client: mesh.AsyncClient, agent: str, seconds: float) -> list[Figure]:
-    """A thousand runs stream at once; one listener hears all of it, in order and without a gap."""
+    """A thousand runs stream at once; one listener hears all of it, in order and without a gap.
+
+    The rate is that of the time in which all of them stream, from the first event of the last run that begins
+    until the first one ends; where there is no such time, that of all. The delay is that of every event.
+    """
     sessions = await _started(client, agent, STREAMS)
     listener = await client.listen("session.")
     each = int(STREAM_RATE * seconds)
     seen = dict.fromkeys(sessions, 0)
     last_seq: dict[str, int] = {}
     late_ms: list[float] = []
-    ended = 0
+    silent, streaming = set(sessions), set(sessions)
+    began = ended = (0.0, 0)  #: a time, and the events until then
     try:
         prompt = {"prompt": f"{each} {STREAM_RATE}"}
+        first = time.perf_counter(), 0
         await asyncio.gather(*(client.runs.submit(session_id, prompt) for session_id in sessions))
-        began_s = time.perf_counter()
         async for note in listener:
             data: dict[str, Any] = note.data
             session_id = data["session_id"]
@@ -55,20 +60,28 @@ async def streams(client: mesh.AsyncClient, agent: str, seconds: float) -> list[
             if data["type"] == "message_streamed":
                 seen[session_id] += 1
                 late_ms.append((time.time() - data["ts"]) * 1000)
+                if silent:
+                    silent.discard(session_id)
+                    began = time.perf_counter(), len(late_ms)
             elif data["type"] in ("run_completed", "run_failed"):
-                ended += 1
-                if ended == len(sessions):
+                if len(streaming) == len(sessions):
+                    ended = time.perf_counter(), len(late_ms)
+                streaming.discard(session_id)
+                if not streaming:
                     break
-        taken_s = time.perf_counter() - began_s
     finally:
         await listener.aclose()
     assert set(seen.values()) == {each}, "a run lost events"
+    if ended[1] <= began[1]:  # the first run ended before the last one said a word
+        began, ended = first, (time.perf_counter(), len(late_ms))
     late_ms.sort()
     p50, p99 = percentile(late_ms, 0.5), percentile(late_ms, 0.99)
-    details = {"runs": STREAMS, "events": len(late_ms), "seconds": round(taken_s, 2), "p50_ms": round(p50, 1)}
+    seconds = ended[0] - began[0]
+    details = {"runs": STREAMS, "events": len(late_ms), "seconds": round(seconds, 2), "p50_ms": round(p50, 1)}
+    name = f"{STREAMS:,} runs stream at once"
     return [
-        Figure(f"{STREAMS:,} runs stream at once, delivered", len(late_ms) / taken_s, "/s", details),
-        Figure(f"{STREAMS:,} runs stream at once, delay p99", p99, "ms", details),
+        Figure(f"{name}, delivered", (ended[1] - began[1]) / seconds, "/s", details),
+        Figure(f"{name}, delay p99", p99, "ms", details),
     ]
 
 
