@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol
@@ -305,7 +306,16 @@ class Drive:
             if guard is not None:
                 await guard.questions.free()
         finally:
+            if self.ending is not None:
+                await self._heard_of()
             await close(stream)
+
+    async def _heard_of(self) -> None:
+        """Take the cancel of a run that a piece of its own ended: it would hit the provider's cleaning up."""
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        if self.task is not None:
+            self.task.uncancel()  # for the timeouts and task groups of that cleaning up, it is over
 
     def _taken(self, piece: Piece) -> bool:
         try:

@@ -145,6 +145,7 @@ class Guard:
         elif verdict.effect == "deny":
             violation = self.monitor.denied(tool, verdict)
             self._act([violation], prevented=True)
+            await asyncio.sleep(0)  # an agent whose run that ended hears of it here, not where it cleans up
             raise RunError(f"policy {self.policy.name!r:.80} does not allow {tool!r:.80}",
                            code="tool_permission_denied", details=violation.details)
 
@@ -199,6 +200,7 @@ class Guard:
                 return
             self._stop(self._ending(_who(decision)))
         if action in (Action.PAUSE, Action.CANCEL):
+            await asyncio.sleep(0)  # as above
             raise self._broken()
 
     def _broken(self) -> RunError:

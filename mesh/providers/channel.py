@@ -59,24 +59,9 @@ class Channel:
         finally:
             if not task.done():
                 task.cancel()
-                await _ended(task)
+                await asyncio.wait({task}, timeout=CLOSE_S)
             if task.done() and not task.cancelled():
                 task.exception()  # the run ended for another reason
-
-
-async def _ended(task: asyncio.Future[None]) -> None:
-    """Wait for work that was cancelled, also when who waits is cancelled now: a run that stops itself is, at
-    its next step."""
-    loop = asyncio.get_running_loop()
-    until_s = loop.time() + CLOSE_S
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done() and (left_s := until_s - loop.time()) > 0:
-        try:
-            await asyncio.wait({task}, timeout=left_s)
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    if cancelled is not None:
-        raise cancelled
 
 
 __all__ = ["AHEAD_MAX", "CLOSE_S", "Channel"]
