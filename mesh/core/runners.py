@@ -37,6 +37,7 @@ CRASH_PERIOD_S = 60.0
 REPORT_S = 1.0
 #: Steering prompts that an idempotent run remembers, to be given to its next attempt.
 TAKEN_MAX = 1_000
+_RUNNING = RunStatus.RUNNING
 #: Where an idempotent run may be executed again.
 _AGAIN = frozenset((RunStatus.RUNNING, RunStatus.WAITING_APPROVAL))
 #: Roster states in which the process of that incarnation is dead, by the supervisor's word.
@@ -85,6 +86,28 @@ class Runners:
                 self.state.put_run(run)
         self._take(run, number, report)
         return ["stored", run_id, attempt, number]
+
+    def on_frame(
+        self, runner: int, incarnation: int, batches: list[list[Any]]
+    ) -> list[tuple[int, list[Any] | None]]:
+        """Take batches of many runs; the places and answers of those that are not stored.
+
+        What most of them are, the next piece of a run that goes on as it did, is told here in one look.
+        """
+        known, stream = self.state.runs, self.state.stream
+        others: list[tuple[int, list[Any] | None]] = []
+        for place, batch in enumerate(batches):
+            _, run_id, attempt, number, rows, report = batch
+            run = known.get(run_id)
+            if (report is None and run is not None and number == run.batch + 1 and attempt == run.attempt
+                    and run.status is _RUNNING and run.started_at is not None and run.runner == runner
+                    and run.runner_incarnation == incarnation):
+                stream(run, rows, number)
+                continue
+            answer = self.on_batch(runner, incarnation, batch)
+            if answer[0] != "stored":
+                others.append((place, answer))
+        return others
 
     def _take(self, run: RunState, number: int, report: dict[str, Any] | None) -> None:
         """What a batch says beside its events: nothing, what the run used so far, or how it ended."""

@@ -77,18 +77,19 @@ class Actors:
     def _frame(self, index: int, incarnation: int, message: list[Any]) -> None:
         """Batches of many runs: one answer says which of them are not stored."""
         _, number, batches = message
-        take = self.runners.on_batch
         mark = self.state.mark()
-        answers: list[list[Any] | None]
+        others: list[tuple[int, list[Any] | None]]
         try:
-            answers = [take(index, incarnation, batch) for batch in batches]
+            others = self.runners.on_frame(index, incarnation, batches)
         except Exception:  # noqa: BLE001 - one of them is to blame: each by itself
             self.state.back_to(mark)
+            take = self.runners.on_batch
             answers = [self.guarded(take, index, incarnation, batch) for batch in batches]
-        missing = [place for place, answer in enumerate(answers) if answer is None or answer[0] != "stored"]
-        for place in missing:
-            self._answer(index, incarnation, answers[place])
-        self._answer(index, incarnation, ["frame", number, missing])
+            others = [(place, answer) for place, answer in enumerate(answers)
+                      if answer is None or answer[0] != "stored"]
+        for _, answer in others:
+            self._answer(index, incarnation, answer)
+        self._answer(index, incarnation, ["frame", number, [place for place, _ in others]])
 
     def _answer(self, index: int, incarnation: int, message: list[Any] | None) -> None:
         if message is not None:

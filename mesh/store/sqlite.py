@@ -176,7 +176,7 @@ class Store(StoredRoutes):
             self._add_spent(state.spent, state.now)
         if state.progress:
             db.executemany("INSERT OR REPLACE INTO progress VALUES (?, ?, ?)",
-                           [(run, attempt, batch) for run, (attempt, batch) in state.progress.items()])
+                           [(run.n, run.attempt, run.batch) for run in state.progress])
         if state.events:
             db.executemany("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [
                 (e.pos, e.session, e.seq, e.type, e.run, e.ts, e.fragment, checksum(e.fragment))

@@ -204,3 +204,30 @@ def test_partition_stores_a_frame_but_for_what_it_names_in_its_answer(bench: Ben
     bench.say(runner, ["frame", 8, [well, runner.batch(ids[2], None)]])
     assert answers == [["frame", 8, []]]
     assert [bench.events(name).count("message_streamed") for name in "stuv"] == [1, 0, 1, 0]
+
+
+def test_runs_that_go_on_lose_nothing_to_a_broken_batch_in_their_frame(bench: Bench) -> None:
+    """If one of the next batches of running runs is broken, then the frame is taken anew without it, every
+    event is stored once, and its run goes on where it stood."""
+    runner = bench.runners[0]
+    assert runner is not None
+    ids = [new_run_id(name, 1) for name in "st"]
+    for name, run_id in zip("st", ids, strict=True):
+        bench.call("session.start", name, "echo", None)
+        bench.call("session.prompt", name, run_id, "hi", "follow_up")
+    bench.deliver()
+    answers: list[list[Any]] = []
+    bench._answered = lambda _index, _incarnation, message: answers.append(message)  # type: ignore[method-assign]
+
+    def say(number: int, *batches: tuple[str, int, bool]) -> None:
+        made = [[*runner.batch(run_id, None)[:3], n, [[14]] if broken else runner.batch(run_id, None)[4], None]
+                for run_id, n, broken in batches]
+        bench.say(runner, ["frame", number, made])
+
+    say(1, (ids[0], 1, False), (ids[1], 1, False))
+    say(2, (ids[0], 2, False), (ids[0], 3, False), (ids[1], 2, True))
+    say(3, (ids[0], 3, False), (ids[1], 2, False), (ids[1], 4, False))
+    assert answers == [["frame", 1, []], ["frame", 2, [2]], ["expected", ids[1], 1, 3], ["frame", 3, [2]]]
+    assert [bench.events(name).count("message_streamed") for name in "st"] == [3, 2]
+    assert [bench.state.run(run_id).batch for run_id in ids] == [3, 2]
+    assert [run.batch for run in map(bench.state.loader.run, ids) if run is not None] == [3, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from copy import copy
 from typing import Any
 
 import msgspec
@@ -69,8 +70,8 @@ def run(n: int, sid: str, **changes: Any) -> RunState:
 def image(state: State) -> Any:
     """Everything that a batch may change."""
     return (
-        dict(state.sessions),
-        dict(state.runs),
+        {key: copy(session) for key, session in state.sessions.items()},
+        {key: copy(run) for key, run in state.runs.items()},
         dict(state.work),
         dict(state.live),
         dict(state.idle),
@@ -83,7 +84,7 @@ def image(state: State) -> Any:
         list(state.lifecycle),
         dict(state.dirty_sessions),
         dict(state.dirty_runs),
-        dict(state.progress),
+        copy(state.progress),
         list(state.commands),
         list(state.settled),
         list(state.resolutions),
@@ -92,7 +93,7 @@ def image(state: State) -> Any:
 
 def change(state: State, chance: random.Random) -> None:
     """One random change through the state's own methods."""
-    what = chance.randrange(9)
+    what = chance.randrange(10)
     known = list(state.sessions)
     if what == 0 or not known:
         state.put_session(session(state.next_session))
@@ -120,6 +121,9 @@ def change(state: State, chance: random.Random) -> None:
     elif what == 8 and state.runs:
         mine = state.runs[chance.choice(list(state.runs))]
         state.put_run(msgspec.structs.replace(mine, attempt=mine.attempt + 1))
+    elif what == 9 and state.runs:
+        mine = state.runs[chance.choice(list(state.runs))]
+        state.stream(mine, [[1, 1.0, b"x"]] * chance.randrange(1, 3), mine.batch + 1)
 
 
 @pytest.mark.parametrize("seed", range(200))
