@@ -220,8 +220,9 @@ def test_runs_that_go_on_lose_nothing_to_a_broken_batch_in_their_frame(bench: Be
     bench._answered = lambda _index, _incarnation, message: answers.append(message)  # type: ignore[method-assign]
 
     def say(number: int, *batches: tuple[str, int, bool]) -> None:
-        made = [[*runner.batch(run_id, None)[:3], n, [[14]] if broken else runner.batch(run_id, None)[4], None]
-                for run_id, n, broken in batches]
+        made = [runner.batch(run_id, None) for run_id, _, _ in batches]
+        for batch, (_, n, broken) in zip(made, batches, strict=True):
+            batch[3], batch[4] = n, [[14]] if broken else batch[4]
         bench.say(runner, ["frame", number, made])
 
     say(1, (ids[0], 1, False), (ids[1], 1, False))
