@@ -93,11 +93,17 @@ class Upkeep:
         if self.sweeping:
             removed = self.partition.routes.sweep(self.partition.boot_ms, ROUTES_PER_SWEEP)
             self.sweeping = removed >= ROUTES_PER_SWEEP
-        if self.store.route_log.due(self.partition.routes.count):
-            self.store.fold_routes()
+        self._routes()
         self.state.trim(CACHE_MAX, TRIM_STEP)
         if self.store.wal_bytes_estimate() > WAL_BYTES_MAX:
             self.store.checkpoint()
+
+    def _routes(self) -> None:
+        """Keep the log of routes short."""
+        log, count = self.store.route_log, self.partition.routes.count
+        log.turn(count)
+        if log.due(count):
+            self.store.fold_routes()
 
     def _logs(self) -> None:
         """Keep each session's log close behind its events."""

@@ -145,18 +145,23 @@ class RouteLog:
 
     # --- folding ---
 
+    def turn(self, routes: int) -> None:
+        """Begin a new generation when the present one is long enough, where there are so many routes."""
+        new = self._new
+        if not self._old.writes and not self.damage and (
+            new.writes >= _most(routes) or new.bytes >= KEPT_BYTES_MAX
+        ):
+            self._turn()
+
     def due(self, routes: int) -> bool:
         """Whether a step of folding is to be taken, where there are so many routes; of a damaged log, whether
         it is full."""
         new, old = self._new, self._old
         if self.damage:
             return new.bytes + old.bytes >= STUCK_BYTES_MAX
-        most = max(KEPT_MIN, routes // KEPT_SHARE)
-        if not old.writes and (new.writes >= most or new.bytes >= KEPT_BYTES_MAX):
-            self._turn()
-            return False
         return old.writes > 0 and (
-            2 * (new.writes + old.writes) >= 3 * most or 2 * (new.bytes + old.bytes) >= 3 * KEPT_BYTES_MAX)
+            2 * (new.writes + old.writes) >= 3 * _most(routes)
+            or 2 * (new.bytes + old.bytes) >= 3 * KEPT_BYTES_MAX)
 
     def _turn(self) -> None:
         self._old, self._new = self._new, _Generation()
@@ -211,6 +216,11 @@ class RouteLog:
             self._old.add(dict(zip(keys, records, strict=True)), sum(map(len, filter(None, records))))
             self._boots.update(dict.fromkeys(keys, boot))
         self._old_last = self._last
+
+
+def _most(routes: int) -> int:
+    """Writes of a generation, where there are so many routes."""
+    return max(KEPT_MIN, routes // KEPT_SHARE)
 
 
 class Batch(NamedTuple):

@@ -58,6 +58,7 @@ class Bench:
             routes[key] = encode_record(self.written, 10**9, 0, 0, BODY)
         began_s = time.process_time()
         self.store.commit(self.state, routes, {}, {}, power=True)
+        self.store.route_log.turn(len(self.keys))
         if self.store.route_log.due(len(self.keys)):
             self.store.fold_routes()
         if self.store.wal_bytes_estimate() > WAL_BYTES_MAX:

@@ -70,6 +70,13 @@ def tabled(store: Store) -> list[str]:
     return [row[0] for row in store.connection.execute("SELECT key FROM route ORDER BY key")]
 
 
+def fold(store: Store, routes: int = 0) -> None:
+    """What upkeep does after each batch."""
+    store.route_log.turn(routes)
+    if store.route_log.due(routes):
+        store.fold_routes()
+
+
 class Model(RuleBasedStateMachine):
     """A store beside a dict: key -> (record, boot id)."""
 
@@ -103,8 +110,7 @@ class Model(RuleBasedStateMachine):
     @rule(steps=st.integers(1, 8), routes=st.sampled_from((0, 100)))
     def fold(self, steps: int, routes: int) -> None:
         for _ in range(steps):
-            if self.store.route_log.due(routes):
-                self.store.fold_routes()
+            fold(self.store, routes)
 
     @rule()
     def fold_all(self) -> None:
@@ -161,10 +167,18 @@ def test_what_is_written_again_and_again_never_enters_the_table(store: Store) ->
     """If the same few routes are written all the time, then the log stays short and the table untouched."""
     for n in range(200):
         write(store, {KEYS[n % 4]: record(n)})
-        if store.route_log.due(0):
-            store.fold_routes()
+        fold(store)
     assert tabled(store) == [] and logged(store) < 40
     assert store.route(KEYS[3]) == (record(199), 4, "boot")
+
+
+def test_asking_whether_a_step_is_due_changes_nothing(store: Store) -> None:
+    """If it is asked again and again, then the answer is the same until somebody acts."""
+    for n in range(13):
+        write(store, {KEYS[n % 12]: record(n)})
+    assert [store.route_log.due(0) for _ in range(3)] == [False] * 3
+    store.route_log.turn(0)
+    assert [store.route_log.due(0) for _ in range(3)] == [True] * 3
 
 
 @pytest.mark.parametrize("size", [1, 12])
@@ -173,8 +187,7 @@ def test_the_log_stays_bounded_however_fast_it_grows(store: Store, size: int) ->
     longest = 0
     for n in range(120):
         write(store, {f"a:b:r{n * size + k}": record(n) for k in range(size)})
-        if store.route_log.due(0):
-            store.fold_routes()
+        fold(store)
         longest = max(longest, logged(store))
     assert longest <= 60 and len(store.routes("", 9_999)) == 120 * size
 
@@ -182,7 +195,7 @@ def test_the_log_stays_bounded_however_fast_it_grows(store: Store, size: int) ->
 def test_a_page_of_keys_looks_at_a_page_of_the_log(store: Store) -> None:
     """If all routes are in the log, then a page of their keys is made of no more than a page of each part."""
     write(store, dict.fromkeys(KEYS, record(1)))
-    store.route_log.due(0)
+    store.route_log.turn(0)
     write(store, dict.fromkeys(reversed(KEYS), record(2)))
     ordered = sorted(KEYS)
     assert store.route_log.between(ordered[1], None, 3) == set(ordered[2:5])
@@ -195,8 +208,7 @@ def test_few_large_routes_are_folded_by_their_bytes(store: Store, monkeypatch: p
     monkeypatch.setattr(route_log, "KEPT_BYTES_MAX", 8 * len(record(1)))
     for n in range(120):
         write(store, {f"a:b:r{n}": record(n)})
-        if store.route_log.due(0):
-            store.fold_routes()
+        fold(store)
     assert logged(store) <= 60 and len(store.routes("", 999)) == 120
 
 
@@ -207,8 +219,7 @@ def test_kills_do_not_let_the_log_grow(store: Store, path: Path) -> None:
         store.connection.close()
         store = opened(path)
         for _ in range(12):
-            if store.route_log.due(0):
-                store.fold_routes()
+            fold(store)
     assert logged(store) < 30 and len(store.routes("", 99)) == 40
     store.connection.close()
 
@@ -363,7 +374,8 @@ def test_a_step_that_meets_a_damaged_page_is_the_last_and_routes_are_written_on(
     monkeypatch.setattr(route_log, "STUCK_BYTES_MAX", 4_000)
     for n in range(13):
         write(store, {KEYS[n % 12]: record(n)})
-    assert not store.route_log.due(0) and store.route_log.due(0)
+    store.route_log.turn(0)
+    assert store.route_log.due(0)
     with monkeypatch.context() as broken:
         broken.setattr(store.route_log, "fold", damaged)
         store.fold_routes()
