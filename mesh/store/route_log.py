@@ -8,8 +8,8 @@ Rules of this file:
 1. The log is two generations: ``_new`` takes what is committed, ``_old`` is on its way into the table. Each
    holds, for its keys, the newest record (None: deleted; b"": damaged). The table holds the rest.
 2. A generation is old when it has KEPT_MIN writes, or an eighth of the routes that there are. It is folded in
-   small steps when the new one is half as long: most of what is written often stands there again by then, and
-   is passed over. Then its rows of the log are removed.
+   small steps, of so many keys and bytes, when the new one is half as long: most of what is written often
+   stands there again by then, and is passed over. Then its rows of the log are removed.
 3. Memory changes when a transaction has committed (``appended``, ``folded``), never before.
 4. A log in which something is damaged, or of which a step met a damaged page of the table, is folded no more:
    it grows up to STUCK_BYTES_MAX, and ``mesh repair`` mends it. Where a batch does not
@@ -43,8 +43,12 @@ KEPT_BYTES_MAX = 16 * 1024 * 1024
 STUCK_BYTES_MAX = 16 * KEPT_BYTES_MAX
 #: Keys of a row, at most: what a step that removes rows may touch is bounded by it.
 KEYS_PER_ROW = 1_024
+#: Bytes of records of a row of several keys, at most, for the same reason.
+ROW_BYTES_MAX = 512 * 1024
 KEYS_PER_STEP = 128
 ROWS_PER_STEP = 32
+#: What a step writes or removes, about: 3 ms.
+BYTES_PER_STEP = 512 * 1024
 
 #: Not INSERT OR REPLACE, which deletes and inserts: 2.4 us per row instead of 6.3.
 PUT_ROUTE = (
@@ -97,7 +101,7 @@ class RouteLog:
         self._rows = self._bytes = 0  # of the transaction under way
         self._at = self._taken = 0  # keys of the old generation that are done; with the step under way
         self._removed_to = 0
-        self._writes: int | None = None  # of the new generation, at the last step
+        self._met: tuple[int, int] | None = None  # writes and bytes of the new generation, at the last step
         self.damage: list[str] = []  #: what could not be read
         self.lost = False  #: a batch's keys are not known
 
@@ -128,8 +132,13 @@ class RouteLog:
 
     def _append(self, db: apsw.Connection, boot: int, keys: list[str], values: list[bytes | None]) -> None:
         records = [record or b"" for record in values]
-        head = _encode((keys, list(map(len, records)), list(map(xxh3_64_intdigest, records))))
         body = b"".join(records)
+        if len(body) > ROW_BYTES_MAX and len(keys) > 1:
+            middle = len(keys) // 2
+            self._append(db, boot, keys[:middle], values[:middle])
+            self._append(db, boot, keys[middle:], values[middle:])
+            return
+        head = _encode((keys, list(map(len, records)), list(map(xxh3_64_intdigest, records))))
         self._rows += 1
         self._bytes += len(head) + len(body)
         db.execute("INSERT INTO route_log VALUES (?, ?, ?, ?, ?)",
@@ -166,17 +175,16 @@ class RouteLog:
     def _turn(self) -> None:
         self._old, self._new = self._new, _Generation()
         self._old_last = self._last
-        self._at, self._writes = 0, None
+        self._at, self._met = 0, None
 
     def fold(self, db: apsw.Connection, boot: int) -> None:
         """Take a step: fold some keys of the old generation, or remove some of its rows. Faster than the new
         one grows."""
-        order, old, new = self._old.order, self._old.records, self._new.records
-        grown = 0 if self._writes is None else self._new.writes - self._writes
-        some = order[self._at : self._at + max(KEYS_PER_STEP, 2 * grown)]
-        self._taken = len(some)
-        if some:
-            live = [(key, old[key]) for key in some if key not in new]
+        new = self._new
+        writes, size = self._met or (new.writes, new.bytes)
+        most_bytes = max(BYTES_PER_STEP, 2 * (new.bytes - size))
+        self._taken, live = self._next(max(KEYS_PER_STEP, 2 * (new.writes - writes)), most_bytes)
+        if self._taken:
             boots = self._boots
             db.executemany(PUT_ROUTE, [
                 (key, route_slot(key), boots.get(key, boot), record, checksum(record))
@@ -185,11 +193,30 @@ class RouteLog:
             return
         rows = max(ROWS_PER_STEP, 2 * (self._last - self._old_last) // ROWS_PER_STEP)
         self._removed_to = min(self._old_first + rows, self._old_last)
+        for n, size in db.execute(_SIZES, (self._old_first, self._removed_to)):
+            most_bytes -= size
+            if most_bytes <= 0:
+                self._removed_to = n
+                break
         db.execute("DELETE FROM route_log WHERE n <= ?", (self._removed_to,))
+
+    def _next(self, most: int, most_bytes: int) -> tuple[int, list[tuple[str, bytes | None]]]:
+        """How many of the old generation's keys a step takes, and what of them is still the newest."""
+        old, newer = self._old.records, self._new.records
+        live: list[tuple[str, bytes | None]] = []
+        some = self._old.order[self._at : self._at + most]
+        for taken, key in enumerate(some, 1):
+            if key not in newer:
+                record = old[key]
+                live.append((key, record))
+                most_bytes -= len(record or b"")
+                if most_bytes <= 0:
+                    return taken, live
+        return len(some), live
 
     def folded(self) -> None:
         """The transaction of ``fold`` has committed."""
-        self._writes = self._new.writes
+        self._met = self._new.writes, self._new.bytes
         self._at += self._taken
         if not self._taken:
             self._old_first = self._removed_to
@@ -299,6 +326,7 @@ def decode(row: Any, note: Callable[[str], object]) -> Batch:
     return Batch(n, boot, keys, records)
 
 
+_SIZES = "SELECT n, length(head) + length(records) FROM route_log WHERE n > ? AND n <= ? ORDER BY n"
 _NEXT = "SELECT {} FROM route_log WHERE n > ? ORDER BY n"
 
 

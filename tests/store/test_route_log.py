@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -210,6 +211,37 @@ def test_few_large_routes_are_folded_by_their_bytes(store: Store, monkeypatch: p
         write(store, {f"a:b:r{n}": record(n)})
         fold(store)
     assert logged(store) <= 60 and len(store.routes("", 999)) == 120
+
+
+def test_a_step_of_folding_takes_few_large_routes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If routes are large, then a step writes, or removes, no more than its bytes say, and all are folded."""
+    monkeypatch.setattr(route_log, "KEYS_PER_STEP", 100)
+    monkeypatch.setattr(route_log, "ROWS_PER_STEP", 100)
+    monkeypatch.setattr(route_log, "BYTES_PER_STEP", 2 * len(record(1)))
+    for n, key in enumerate(KEYS):
+        write(store, {key: record(n)})
+    assert store.route_log.finish()
+    found = []
+    while store.route_log.finish():
+        store.fold_routes()
+        found.append((len(tabled(store)), logged(store)))
+    assert found[:6] == [(n, 12) for n in range(2, 13, 2)]
+    removed = [before - after for (_, before), (_, after) in pairwise(found[5:])]
+    assert set(removed) <= {1, 2} and found[-1] == (12, 0)
+
+
+def test_a_batch_of_large_routes_is_several_rows(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a batch has large routes, then no row of the log has many of them, and all are read at a start."""
+    monkeypatch.setattr(route_log, "KEYS_PER_ROW", 100)
+    monkeypatch.setattr(route_log, "ROW_BYTES_MAX", 2 * len(record(1)))
+    write(store, {key: record(1) for key in KEYS})
+    assert logged(store) == 8  # of one or two
+    store.connection.close()
+    store = opened(path)
+    assert len(store.routes("", 99)) == 12
+    store.connection.close()
 
 
 def test_kills_do_not_let_the_log_grow(store: Store, path: Path) -> None:
