@@ -169,7 +169,8 @@ class _Many:
         places: Sequence[int] = range(len(self.items))
         if self.errors:
             places = [p for p in places if p not in self.errors]
-        for _ in range(PLACE_ATTEMPTS):
+        attempts = 0
+        while attempts < PLACE_ATTEMPTS:
             try:
                 facts: Facts = yield NeedFacts(limit_s)
             except MeshError as error:
@@ -182,6 +183,7 @@ class _Many:
                 groups = self._take(groups, answers, anew)
             if not anew:
                 return self.results
+            attempts += len(anew) == len(places)  # else it goes forward: an answer holds so many bytes
             places = anew
         self._fail(places, Unavailable("the placement map keeps changing; try again"))
         return self.results
@@ -228,12 +230,17 @@ class _Many:
 
 
 def _store_nothing(results: list[Any], places: list[int], answer: Any) -> list[int]:
-    anew = []
+    refused = []
     for place, (status, value) in zip(places, listed_pairs(answer, len(places)), strict=True):
         results[place] = failure(value) if status else None
-        if status and results[place].details.get("again") is True:
-            anew.append(place)
-    return anew
+        if status:
+            refused.append(place)
+    return _anew(results, refused)
+
+
+def _anew(results: list[Any], refused: list[int]) -> list[int]:
+    """What is elsewhere by now, or found no room in the answer."""
+    return [place for place in refused if results[place].details.get("again") is True]
 
 
 def _store_records(results: list[Any], places: list[int], answer: Any) -> Iterable[int]:
@@ -242,7 +249,7 @@ def _store_records(results: list[Any], places: list[int], answer: Any) -> Iterab
         results[place] = one
     for inside, error in found.errors:
         results[places[inside]] = failure(error)
-    return ()
+    return _anew(results, [places[inside] for inside, _ in found.errors])
 
 
 def set_many(pairs: Iterable[Any], timeout_s: float | None) -> Plan:
@@ -277,11 +284,13 @@ def resolve_many(link: Linked, keys: Iterable[Any], fallbacks: Any, timeout_s: f
     usable = valid_fallbacks(fallbacks)
 
     def store(results: list[Any], places: list[int], answer: Any) -> Iterable[int]:
-        slot_map = link.slot_map
+        slot_map, refused = link.slot_map, []
         for place, (status, value) in zip(places, listed_pairs(answer, len(places)), strict=True):
             text, slot = many.items[place]
             results[place] = failure(value) if status else resolution(value, slot_map[slot], text)
-        return ()
+            if status:
+                refused.append(place)
+        return _anew(results, refused)
 
     many = _Many(READ, lambda items: ("route.resolve_many", (items, usable)), store)
     many.add_keys(keys)

@@ -25,7 +25,7 @@ from mesh.core.access import AS, NEEDS, NODE, SHOWING, Credentials, envelope, un
 from mesh.core.audit import AUDITED, entries
 from mesh.core.live import NoRunner
 from mesh.core.moved import elsewhere
-from mesh.core.pending import REPLY_BYTES_MAX, PartOf, Pending, too_much
+from mesh.core.pending import ASK_AGAIN, REPLY_BYTES_MAX, PartOf, Pending, too_much, was_cut
 from mesh.core.receipts import Key, Receipt, Receipts
 from mesh.core.routes import RouteTable
 from mesh.core.session_ops import SessionOps
@@ -120,9 +120,9 @@ class Partition:
             answer = self.read_one(op, args) if not full else b""
             if size + len(answer) > REPLY_BYTES_MAX:
                 full, answer = bool(parts), _TOO_MUCH
-            parts.append(_ASK_AGAIN if full else answer)
+            parts.append(ASK_AGAIN if full else answer)
             size += len(parts[-1])
-        return wire.join_replies(parts), full
+        return wire.join_replies(parts), full or (size > _CUT_FROM and was_cut(parts))
 
     def read_one(self, op: str, args: list[Any]) -> bytes:
         """Answer one read."""
@@ -375,9 +375,7 @@ def _scope(op: str, args: list[Any]) -> int | None:
 
 
 _TOO_MUCH = wire.failure(too_much())
-_ASK_AGAIN = wire.failure(InvalidArgument(
-    "the answers of one payload do not fit into a frame: ask again for this", code="limit_exceeded",
-    details={"again": True},
-))
+#: Less than this no list is cut.
+_CUT_FROM = 64 * 1024
 
 __all__ = ["PARKED_MAX", "PARKED_S_MAX", "Partition"]

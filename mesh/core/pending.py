@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from mesh.core import wire
@@ -13,6 +16,9 @@ from mesh.errors import InvalidArgument
 #: The successful answers of one payload; what its errors need beside them fits into the frame too.
 REPLY_BYTES_MAX = wire.FRAME_BYTES_MAX - 2 * 1024 * 1024
 
+#: The part of it that one list's answer may have: beside it is room for what is said of the list's rest.
+MANY_BYTES_MAX = REPLY_BYTES_MAX - 1024 * 1024
+
 _MOVED = int(wire.Flag.MOVED | wire.Flag.PARTITION)
 
 
@@ -20,6 +26,41 @@ def too_much() -> InvalidArgument:
     """What answers of more than REPLY_BYTES_MAX are refused with."""
     return InvalidArgument("the answers of one payload do not fit into a frame: ask for less at once",
                            code="limit_exceeded")
+
+
+#: For what would fit alone.
+ASK_AGAIN = wire.failure(InvalidArgument(
+    "the answers of one payload do not fit into a frame: ask again for this", code="limit_exceeded",
+    details={"again": True},
+))
+_NIL = wire.pack(None)
+_AGAIN = ASK_AGAIN[len(wire.ERROR) :]
+
+
+def _fitting(answers: Sequence[bytes]) -> int:
+    """How many of a list's first answers fit into its own; at least one."""
+    return max(1, bisect_right(list(accumulate(map(len, answers))), MANY_BYTES_MAX))
+
+
+def cut_records(records: list[bytes], errors: list[bytes]) -> None:
+    """Of ``route.get_many``: have those asked for again that find no room."""
+    for place in range(_fitting(records), len(records)):
+        if records[place] != _NIL:
+            records[place] = _NIL
+            errors.append(wire.array_header(2) + wire.pack(place) + _AGAIN)
+
+
+def join_list(parts: list[bytes]) -> bytes:
+    """One answer of the answers to a list's calls; those that find no room are to be asked for again."""
+    if sum(map(len, parts)) > MANY_BYTES_MAX:
+        fit = _fitting(parts)
+        parts[fit:] = [ASK_AGAIN] * (len(parts) - fit)
+    return b"".join((wire.OK, wire.array_header(len(parts)), *parts))
+
+
+def was_cut(answers: Sequence[bytes]) -> bool:
+    """Whether a list among them was cut: then that is its end."""
+    return any(answer.endswith(_AGAIN) for answer in answers)
 
 
 class Pending:
@@ -95,4 +136,7 @@ class PartOf:
         self._state.resolutions.append((self.pending, self._index, answer))
 
 
-__all__ = ["REPLY_BYTES_MAX", "PartOf", "Pending", "too_much"]
+__all__ = [
+    "ASK_AGAIN", "MANY_BYTES_MAX", "REPLY_BYTES_MAX", "PartOf", "Pending", "cut_records", "join_list",
+    "too_much", "was_cut",
+]

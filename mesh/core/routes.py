@@ -25,7 +25,7 @@ from heapq import nsmallest
 from typing import Any
 
 from mesh.core import keys
-from mesh.core.pending import REPLY_BYTES_MAX, too_much
+from mesh.core.pending import MANY_BYTES_MAX, cut_records, join_list
 from mesh.core.route_record import (
     GUESSED,
     HEADER,
@@ -99,7 +99,7 @@ class RouteTable(RouteState):
         A record is what stands in memory: who reads it looks at its times and its route. So a list of which
         every key is here costs a handful of calls, and no loop of ours: 0.3 us a key where it was 1.8.
 
-        Raises InvalidArgument ``limit_exceeded`` when the records do not fit into an answer: ask for fewer.
+        What finds no room in the answer has the error ``limit_exceeded`` with ``again``: ask for it alone.
         """
         if len(args) != 1:
             raise _wrong_args("get_many", "[key, ...]")
@@ -114,8 +114,8 @@ class RouteTable(RouteState):
             deque(map(self.entries.move_to_end, asked), 0)
         else:
             records = self._look_closely(asked, errors, now_ms)
-        if sum(map(len, records)) > REPLY_BYTES_MAX:
-            raise too_much()
+        if sum(map(len, records)) > MANY_BYTES_MAX:
+            cut_records(records, errors)
         head = (OK, array_header(3), pack(now_ms), array_header(len(asked)))
         return b"".join((*head, *records, array_header(len(errors)), *errors))
 
@@ -171,7 +171,7 @@ class RouteTable(RouteState):
         if not 1 <= len(args) <= 2:
             raise _wrong_args("resolve_many", "[key, ...], fallbacks?")
         asked, more = _items(args[0]), args[1:]
-        parts = [OK, array_header(len(asked))]
+        parts: Pieces = []
         for key in asked:
             try:
                 parts.append(self.resolve([key, *more], now_ms))
@@ -180,7 +180,7 @@ class RouteTable(RouteState):
             except Exception:  # noqa: BLE001 - see ``set_many``
                 assert self.on_bug is not None
                 parts.append(self.on_bug("route.resolve"))
-        return b"".join(parts)
+        return join_list(parts)
 
     def list(self, args: Args, now_ms: int) -> bytes:
         """A page of live routes in key order, and the key to go on after, or nil at the end.

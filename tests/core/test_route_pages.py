@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from bench import Bench
 from hypothesis import given
 from hypothesis import strategies as st
 from route_cases import (
@@ -27,7 +28,7 @@ from route_cases import (
 
 from mesh.config import RoutesSection
 from mesh.core import route_state, wire
-from mesh.core.pending import REPLY_BYTES_MAX
+from mesh.core.pending import MANY_BYTES_MAX, REPLY_BYTES_MAX, was_cut
 from mesh.core.route_found import RouteRecord
 from mesh.core.routes import LIST_BYTES_MAX, LIST_LIMIT_MAX, MANY_MAX, RouteTable
 
@@ -72,12 +73,40 @@ def test_many_have_a_bound() -> None:
     assert found(t, [K] * 20, 0) == ["not_found"] * 20
 
 
-def test_a_list_of_records_beyond_an_answer_is_refused_before_they_are_joined() -> None:
-    """If a list names more bytes than an answer takes, then the call is refused; half of it is answered."""
+def test_what_a_list_has_beyond_an_answer_is_to_be_asked_for_again() -> None:
+    """If a list names more bytes than an answer takes, then as much as fits comes, what is not there is said,
+    and the rest is to be asked for again; nothing more is joined than a frame takes."""
     t = table()
     t.set([K, {**R, "more": "x" * 4_000}], 0, [])
-    assert code(t.get_many, [[K] * (REPLY_BYTES_MAX // 4_000 + 1)], 0) == "limit_exceeded"
-    assert len(value(t.get_many([[K] * (REPLY_BYTES_MAX // 120_000)], 0))[1]) == REPLY_BYTES_MAX // 120_000
+    asked = [*[K] * (REPLY_BYTES_MAX // 4_000), KT, K]
+    answer = t.get_many([asked], 0)
+    _, records, errors = value(answer)
+    came = sum(1 for record in records if record)
+    assert MANY_BYTES_MAX - 30_000 < sum(map(len, filter(None, records))) <= MANY_BYTES_MAX
+    assert all(records[:came]) and len(answer) < REPLY_BYTES_MAX and was_cut([answer])
+    again = [place for place, error in errors if error["details"].get("again") is True]
+    assert sorted([*again, len(asked) - 2]) == list(range(came, len(asked)))
+    assert len(value(t.get_many([asked[came:]], 0))[1]) == len(asked) - came
+
+
+def test_a_list_of_resolutions_beyond_an_answer_is_cut() -> None:
+    """If what a list resolves to is more than an answer takes, then the rest is to be asked for again."""
+    t = table()
+    t.set([K, {**R, "more": "x" * 4_000}], 0, [])
+    answer = t.resolve_many([[K] * 3_600], 0)
+    statuses = [status for status, _ in value(answer)]
+    came = statuses.index(1)
+    assert 3_300 < came < 3_400 and set(statuses[came:]) == {1} and was_cut([answer])
+    assert not was_cut([t.resolve_many([[K] * came], 0), t.get_many([[K] * 3_000], 0)])
+
+
+@pytest.mark.parametrize("op", ["route.get_many", "route.resolve_many"])
+def test_a_cut_list_says_so_in_its_reply(bench: Bench, op: str) -> None:
+    """If a list of a payload was cut, then the reply says that calls are to be sent again."""
+    bench.partition.routes.set([K, {**R, "more": "x" * 4_000}], bench.partition.boot_ms, [])
+    assert not bench.partition.read([(op, [[K] * 3_000])])[1]
+    assert bench.partition.read([(op, [[K] * 3_600])])[1]
+    assert bench.partition.read([(op, [[K] * 2_000]), (op, [[K] * 2_000])])[1]
 
 
 FIELDS = ("route", "age_ms", "ttl_left_ms", "provenance")

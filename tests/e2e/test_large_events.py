@@ -87,3 +87,21 @@ def test_it_is_exported_and_imported(node: mesh.LocalNode, tmp_path: Path) -> No
         copy = client.sessions.import_(file, new_id=True)
         found = client.sessions.events(copy.id, type="tool_call_completed")
         assert [len(event.data["tool_output"]) for event in found] == [BYTES // 14 * 14]
+
+
+def test_large_routes_of_many_callers_come_though_a_frame_does_not_hold_them(node: mesh.LocalNode) -> None:
+    """If the routes that callers ask for at once, or one as a list, exceed a frame, then all of them come."""
+    keys = [f"tg:b:room{n}" for n in range(500)]
+    known = {key: {"external_room_id": key, "text": "x" * 64_000} for key in keys}
+
+    async def main() -> None:
+        async with node.async_client(timeout_s=60) as client:
+            assert not [e for e in await client.routes.set_many(known.items()) if e is not None]
+            assert [r.route for r in await asyncio.gather(*map(client.routes.get, keys))] == [*known.values()]
+            found = await asyncio.gather(*map(client.routes.resolve, keys))
+            assert [r.external_room_id for r in found] == keys
+            listed = await client.routes.get_many([*keys, "tg:b:none"])
+            assert [r.route for r in listed[:-1]] == [*known.values()] and listed[-1].code == "not_found"
+            assert [r.external_room_id for r in await client.routes.resolve_many(keys)] == keys
+
+    asyncio.run(main())
