@@ -101,7 +101,7 @@ class Live:
         )
 
     def _evict(self) -> None:
-        for session_id in self.state.idle:
+        for session_id, _ in self.state.idlest():
             self.take_down(self.state.session(session_id), StopReason.IDLE)
             return
         raise Overloaded(

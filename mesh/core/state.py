@@ -16,7 +16,8 @@ Rules of this file:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -101,8 +102,9 @@ class State:
         self.newest_session, self.newest_run = Newest(loader.newest_session), Newest(loader.newest_run)
         self.work: dict[str, Work] = {}
         self.live: dict[str, bool] = {}
-        #: The live sessions that have nothing to do, longest idle first: since when, on the monotonic clock.
+        #: The live sessions that have nothing to do, and since when, on the monotonic clock: see ``idlest``.
         self.idle: OrderedDict[str, float] = OrderedDict()
+        self._torn = False  #: an undo put an old one behind newer ones
         self.runners: dict[int, RunnerEntry] = {}
         self.hosting = hosting or Hosting()
         self.leases: dict[str, float] = {}  #: session -> until when its driver has it, on the monotonic clock
@@ -260,9 +262,23 @@ class State:
 
     def _put_idle(self, session_id: str, idle: bool) -> None:
         """From now on the session is live and has nothing to do, or not."""
-        self.undo.append((self.idle, session_id, self.idle.pop(session_id, None)))
+        since = self.idle.pop(session_id, None)
+        self.undo.append((self.idle, session_id, None) if since is None else partial(
+            self._idle_again, session_id, since))
         if idle:
             self.idle[session_id] = self.mono
+
+    def _idle_again(self, session_id: str, since: float) -> None:
+        self.idle[session_id] = since
+        self._torn = True
+
+    def idlest(self) -> Iterable[tuple[str, float]]:
+        """The live sessions that have nothing to do, longest idle first, and since when."""
+        if self._torn:
+            for session_id in sorted(self.idle, key=self.idle.__getitem__):
+                self.idle.move_to_end(session_id)
+            self._torn = False
+        return self.idle.items()
 
     def _put(self, table: dict[Any, Any], key: Any, former: Any, value: Any) -> None:
         self.undo.append((table, key, former))

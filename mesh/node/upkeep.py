@@ -46,11 +46,11 @@ class Upkeep:
             self.partition.live.take_down(self.state.session(session_id), StopReason.IDLE)
 
     def _idle(self) -> Iterator[str]:
-        """Those that were idle for longer than they may; ``idle`` is in that order."""
+        """Those that were idle for longer than they may."""
         limits, live = self.config.sessions, self.partition.live
         usual_s = limits.idle_timeout_s or inf
         native_s = limits.native_idle_timeout_s or inf
-        for session_id, at in self.state.idle.items():
+        for session_id, at in self.state.idlest():
             idle_s = self.state.mono - at
             if idle_s < min(usual_s, native_s):
                 return

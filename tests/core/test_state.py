@@ -232,6 +232,23 @@ def test_idle_sessions_are_in_order_of_last_use_and_busy_ones_are_none() -> None
     assert list(state.idle) == ["s3", "s1"] and list(state.live) == ["s1", "s3"]
 
 
+def test_what_an_undo_makes_idle_again_is_as_long_idle_as_before() -> None:
+    """If work of the longest idle session is undone, then it is still the first whose actor ends."""
+    state = fresh()
+    for n in (1, 2, 3):
+        state.mono = float(n)
+        state.put_session(session(n, runner=0))
+    state.end_batch()
+    before = list(state.idlest())
+    mark = state.mark()
+    for sid in ("s2", "s1"):
+        state.put_work(sid, Work(("r1",)))
+    state.put_work("s2", Work())
+    assert [sid for sid, _ in state.idlest()] == ["s3", "s2"]
+    state.back_to(mark)
+    assert list(state.idlest()) == before == [("s1", 1.0), ("s2", 2.0), ("s3", 3.0)]
+
+
 def test_a_dot_in_an_id_is_no_topic_separator() -> None:
     """If an id holds dots, then its topic has the same number of parts as any other."""
     assert topic_id("a.b.c") == "a%2Eb%2Ec"
