@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from mesh.cli import render
 from mesh.cli.app import command, shell
+from mesh.cli.recording import write_whole
+from mesh.errors import NotFound
 
 
 @command()
@@ -16,16 +19,16 @@ from mesh.cli.app import command, shell
 @click.option("--hard", is_flag=True, help="Forget it, with its runs and events, instead of hiding it.")
 def delete(session_id: str, hard: bool) -> None:
     """Hide a session until `undelete`, or forget it. One that is live or has a run is refused: stop it first.
+    Exit code 4 when there was none.
 
     Example: mesh session delete build-42 --hard
     """
     with shell().client() as client:
         found = client.sessions.delete(session_id, hard=hard)
-    if shell().json:
-        return render.emit_json({"session_id": session_id, "deleted": found, "hard": hard})
     if not found:
-        click.echo(f"no session {session_id}", err=True)
-        raise click.exceptions.Exit(render.NOT_FOUND)
+        raise NotFound(f"no session {session_id!r}", code="session_not_found")
+    if shell().json:
+        return render.emit_json({"session_id": session_id, "deleted": True, "hard": hard})
     return render.say(f"{session_id}: {'forgotten' if hard else 'deleted; undelete brings it back'}")
 
 
@@ -67,13 +70,14 @@ def export(session_id: str, file: str) -> None:
 
     Example: mesh session export build-42 build-42.jsonl
     """
-    with shell().client() as client, click.open_file(file, "w", encoding="utf-8", atomic=file != "-") as out:
-        count = 0
-        for line in client.sessions.export(session_id):
-            out.write(f"{line}\n")
-            count += 1
-    if file != "-":
-        _said({"session_id": session_id, "file": file, "lines": count}, f"{count} lines in {file}")
+    with shell().client() as client:
+        lines = client.sessions.export(session_id)
+        if file == "-":
+            for line in lines:
+                click.echo(line)
+            return
+        count = write_whole(Path(file), lines)
+    _said({"session_id": session_id, "file": file, "lines": count}, f"{count} lines in {file}")
 
 
 @command(name="import")

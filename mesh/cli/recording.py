@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -32,26 +34,46 @@ def check_recording(file: Path | None) -> None:
         raise ConfigError(f"--record {file}: its folder does not exist")
 
 
+def write_whole(file: Path, lines: Iterable[str]) -> int:
+    """Write a file whole, or leave what stands there; what is no plain file (a pipe) is just written to.
+
+    Raises:
+        MeshError: ``storage_error``, it cannot be written.
+    """
+    special = file.exists() and not file.is_file()
+    goal = file if special else file.resolve()
+    part = file if special else goal.with_name(f"{goal.name}.part")
+    count = 0
+    try:
+        with part.open("w", encoding="utf-8") as out:
+            for line in lines:
+                out.write(f"{line}\n")
+                count += 1
+        if not special:
+            part.replace(goal)
+    except OSError as exc:
+        raise MeshError(f"cannot write {file}: {exc.strerror or exc}", code="storage_error") from exc
+    finally:
+        if not special:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+    return count
+
+
 def save_recording(address: str | None, session_id: str, file: Path) -> bool:
     """Write the file, whole or not at all, by a client of its own: the run's may have stopped midway.
 
     What fails is said, and hides neither the run's exit code nor its error. Returns whether it is written.
     """
-    part = file.with_name(file.name + ".part")
     try:
-        with open_client(address, _TIMEOUT_S) as client, part.open("w", encoding="utf-8") as lines:
-            for line in client.sessions.export(session_id):
-                lines.write(line + "\n")
-        part.replace(file)
-    except (MeshError, OSError) as exc:
-        what = exc.message if isinstance(exc, MeshError) else exc.strerror or str(exc)
-        error = MeshError(f"--record {file}: {what}", code=getattr(exc, "code", "storage_error"))
+        with open_client(address, _TIMEOUT_S) as client:
+            write_whole(file, client.sessions.export(session_id))
+    except MeshError as exc:
+        error = MeshError(f"--record {file}: {exc.message}", code=exc.code)
         render.report(error, as_json=shell().json)
         return False
-    finally:
-        part.unlink(missing_ok=True)
     click.echo(render.to_json({"recorded": str(file)}) if shell().json else f"recorded: {file}", err=True)
     return True
 
 
-__all__ = ["check_recording", "record_option", "save_recording"]
+__all__ = ["check_recording", "record_option", "save_recording", "write_whole"]

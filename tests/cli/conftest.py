@@ -28,7 +28,7 @@ class FakeClient:
         self.answers: dict[str, Any] = {}
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.opened: list[tuple[str | None, float]] = []
-        for name in ("routes", "partitions", "sessions", "runs", "agents"):
+        for name in ("routes", "partitions", "sessions", "runs", "agents", "events", "usage"):
             setattr(self, name, FakeGroup(self, name))
 
     def answer(self, name: str, *args: Any, **kwargs: Any) -> Any:
