@@ -43,7 +43,9 @@ def _page(default: int, orders: tuple[str, ...]) -> Callable[[Any], Any]:
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if type(value) is tuple else value for name, value in options.items() if value}
+    """What was said: 0 and an empty text are something, no value of an option that may be repeated is not."""
+    return {name: list(value) if type(value) is tuple else value for name, value in options.items()
+            if value is not None and value != ()}
 
 
 def _show(page: Any, columns: tuple[str, ...], row: Callable[[Any], tuple[Any, ...]]) -> None:
