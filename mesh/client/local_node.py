@@ -57,9 +57,14 @@ class LocalNode:
     def start(self, begun: Begun | None = None) -> LocalNode:
         """Start the node and wait until it serves. Starting a running one changes nothing.
 
-        ``begun`` is a process that waits for it (``launch.begin_node``), and its temporary folder.
+        ``begun`` is a process that waits for it (``launch.begin_node``), and its temporary folder. One that
+        is of no use, since this node runs or has another folder, ends.
         """
-        if self._end is not None and self._end.alive:
+        running = self._end is not None and self._end.alive
+        if begun is not None and (running or self._given is not None):
+            begun.drop()
+            begun = None
+        if running:
             return self
         temporary = None
         if self._given is None:

@@ -62,6 +62,18 @@ def test_a_dropped_process_leaves_nothing() -> None:
     assert fds() == before
 
 
+def test_a_node_with_a_folder_of_its_own_leaves_no_begun_process(tmp_path: Path) -> None:
+    """If a node has a folder of its own, or runs already, then a process that was begun elsewhere ends."""
+    before = fds()
+    first, second = begin_node(), begin_node()
+    with LocalNode(tmp_path / "data", partitions=1).start(first) as node:
+        assert gone(first) and not first.data_dir.exists()
+        assert node.pid != first.spawned.process.pid and node.data_dir == tmp_path / "data"
+        node.start(second)
+        assert gone(second) and not second.data_dir.exists()
+    assert fds() == before
+
+
 def test_a_begun_process_that_died_is_a_node_that_died(tmp_path: Path) -> None:
     """If a begun process was killed meanwhile, then the start says that the node died, and leaves nothing."""
     before = fds()
