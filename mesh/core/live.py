@@ -36,11 +36,13 @@ def no_runner(state: State, agent: str | None = None) -> Exception:
     places = list(state.runners) if agent is None else state.hosting.among(state.runners, agent)
     if not places or any(state.runners[place].state != DOWN for place in places):
         return NoRunner()
-    which = " and ".join(map(str, places))
     whose = f" of agent {shown(agent, 60)}" if agent in state.hosting.own else ""
+    if len(places) == 1:
+        which, back = f"runner {places[0]}{whose} is down, it", "it"
+    else:
+        which, back = f"runners {', '.join(map(str, places))}{whose} are down, they", "one"
     return Unavailable(
-        f"runner {which}{whose} is down, it died too often; bring it back with: "
-        f"mesh runner restart {places[0]}",
+        f"{which} died too often; bring {back} back with: mesh runner restart {places[0]}",
         code="session_unavailable", details={"runners": places, "down": True},
     )
 

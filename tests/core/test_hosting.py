@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.core.hosting import Hosting, check_apart, check_word, executed_by
+from mesh.core.live import no_runner
 from mesh.errors import ConfigError, InvalidArgument
 
 WORDS = st.sampled_from([None, "shared", "process"])
@@ -152,6 +153,18 @@ def test_an_isolated_agent_waits_for_its_own_runner_and_the_others_do_not(tmp_pa
     bench.spawn(1)
     bench.roster()
     assert bench.state.run(new_run_id("mine", 1)).runner == 1
+
+
+def test_who_is_down_is_said_in_plain_words(tmp_path: Path) -> None:
+    """If runners are down, then the message names them, one or several."""
+    bench = Bench(tmp_path, isolated=["again"])
+    for index in (0, 1):
+        bench.crash_runner(index, "down")
+    bench.roster()
+    again = "bring {} back with: mesh runner restart"
+    one, every = str(no_runner(bench.state, "again")), str(no_runner(bench.state))
+    assert f"runner 1 of agent 'again' is down, it died too often; {again.format('it')} 1" in one
+    assert f"runners 0, 1 are down, they died too often; {again.format('one')} 0" in every
 
 
 def test_calls_on_an_agent_whose_runner_is_down_are_answered_at_once(tmp_path: Path) -> None:
