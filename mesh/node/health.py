@@ -40,7 +40,6 @@ class Health:
         store.on_migration = self._migrates
         self._boot = {"boot_id": boot_id, "offset_ms": offset_ms}
         self._starts = starts
-        self._final = False  #: a write met damage
         self._said: str | None = None
         self.reason: str | None = None  #: why nothing can be written now
 
@@ -78,8 +77,8 @@ class Health:
         """A write was refused."""
         if self.reason is None:
             self._log.write("degraded: reads go on, writes are refused", why=error.message)
-        self._final = self._final or error.code == DAMAGED
-        self.reason = (self._store.damage if self._final else None) or error.message
+        self._store.sealed = self._store.sealed or error.code == DAMAGED
+        self.reason = (self._store.damage if self._store.sealed else None) or error.message
 
     def unless_refused(self, work: Callable[[], object]) -> None:
         """Do upkeep that writes, while writes are taken."""
@@ -96,7 +95,7 @@ class Health:
 
     def probe(self) -> bool:
         """Try whether the store takes a write again; True when it just did."""
-        if self._final:
+        if self._store.sealed:
             return False
         try:
             if not self._store.leased:

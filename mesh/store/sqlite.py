@@ -57,6 +57,7 @@ class Store(StoredRoutes):
         log = guard(lambda: wal.look(path), f"read the log of {path.name}")
         super().__init__(path, guard(lambda: open_file(path), f"open {path.name}"))
         self.leased = False  #: whether ``acquire`` succeeded; nothing is written before
+        self.sealed = False  #: a write met damage: readers have nothing filled in any more
         self._check_log(log)
         self._full = True
         self.epoch = 0
@@ -288,9 +289,13 @@ class Store(StoredRoutes):
                 self.fill_log()
 
     def fill_log(self) -> None:
-        """Bring the table ``log`` up to date, unless an older file's index is still being copied."""
+        """Bring the table ``log`` up to date, unless an older file's index is still being copied; in a file
+        that nobody writes any more the view shows what is behind."""
         log = self.by_session
         if log.copying or log.complete:
+            return
+        if self.sealed:
+            self.guarded(log.view, "read the logs of sessions")
             return
         try:
             self.small_write(log.fill, "fill in the logs of sessions")

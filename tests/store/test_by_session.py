@@ -22,6 +22,8 @@ from mesh.core import session as sessions
 from mesh.core.query import Query
 from mesh.core.state import State
 from mesh.errors import StoreError
+from mesh.log import Log
+from mesh.node.health import Health
 from mesh.store import by_session, consistency
 from mesh.store.by_session import FEW_SESSIONS
 from mesh.store.examine import examine
@@ -235,6 +237,18 @@ def test_a_full_disk_leaves_every_log_readable(store: Store) -> None:
     assert seqs(store, 1)[-1] == 204 and not whole(store)
     store.checkpoint()
     assert whole(store) and seqs(store, 1)[-1] == 204
+
+
+def test_a_reader_writes_nothing_into_a_file_in_which_a_write_met_damage(store: Store) -> None:
+    """If a write met damage, then a session's events that are behind are read, and not filled in."""
+    crowd(store)
+    health = Health(store, Log("partition-0"), boot_id="boot", offset_ms=0, starts=1)
+    health.failed(StoreError("a page is damaged", code="storage_read_failed"))
+    before = store.wal_bytes_estimate()
+    assert store.by_session.behind and not health.probe()
+    assert all(seqs(store, n) == [1, 2] for n in range(1, MANY + 1))
+    assert store.wal_bytes_estimate() == before and store.by_session.viewed
+    assert store.connection.execute("SELECT count(*) FROM main.log").fetchall() == [(0,)]
 
 
 def test_reads_under_a_borrowed_epoch_find_what_is_behind(tmp_path: Path) -> None:
