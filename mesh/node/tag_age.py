@@ -5,7 +5,9 @@ Rules of this file:
 1. A partition in which no run with a tag ended for long asks all others. Only when each of them says the same
    all forget the tag, together: a sum is whole, or it begins anew.
 2. Who does not answer in time may know of a newer run: then nothing is forgotten in this sweep. Messages may
-   be lost, come twice or late: each is checked against what is stored when it is acted upon.
+   be lost, come twice or late: each is checked against what is stored when it is acted upon, an answer
+   against the question. A run that ends between its partition's answer and the word to forget keeps that
+   partition's part of a sum: some milliseconds, for a tag unused for days; another round is not worth that.
 3. What comes from others waits for the next step between two batches, where the store may be written.
 """
 
@@ -37,6 +39,7 @@ class TagAge:
         self._others = [other for other in range(partitions) if other != index]
         self._tell = tell
         self._asked: dict[str, set[int]] = {}  #: tag -> the partitions that did not say yet that it is old
+        self._before = 0.0  #: since when, of the question under way
         self._heard: deque[tuple[int, list[Any]]] = deque()
 
     @property
@@ -54,7 +57,7 @@ class TagAge:
         while self._heard:
             sender, (_, what, tags, before) = self._heard.popleft()
             if what == "old":
-                for tag in tags:
+                for tag in tags if before == self._before else ():
                     self._asked.get(tag, set()).discard(sender)
             elif what == "old?":
                 old = [tag for tag in tags if self._removing.is_old(tag, before)]
@@ -77,7 +80,7 @@ class TagAge:
             yield
 
     def _ask(self, tags: list[str], before: float) -> Iterator[None]:
-        self._asked = {tag: set(self._others) for tag in tags}
+        self._asked, self._before = {tag: set(self._others) for tag in tags}, before
         self._tell_all("old?", tags, before)
         for _ in range(WAIT_STEPS):
             if not any(self._asked.values()):

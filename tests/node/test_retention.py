@@ -21,6 +21,7 @@ from mesh.core.workspace import patch_key
 from mesh.errors import StoreError
 from mesh.node.retention import DAY_S, PROTECTED, Retention
 from mesh.node.tag_age import TagAge
+from mesh.store.removing import Removing
 from mesh.workspaces.artifacts import FileStore
 
 
@@ -279,6 +280,25 @@ def test_what_a_tag_used_is_forgotten_in_all_partitions_or_in_none(
     assert sum(tag_used(bench, "t") for bench in made) == left
     for bench in made:
         bench.store.connection.close()
+
+
+def test_an_answer_to_an_earlier_question_about_a_tag_counts_for_nothing(bench: Bench) -> None:
+    """If another partition said in an earlier sweep that a tag is old, then it is asked anew in this one."""
+    use_tag(bench, "s", "t")
+    told: list[list[Any]] = []
+    age = TagAge(Removing(bench.store, bench.state), bench.ops.runners.spent.forget, partitions=2,
+                 tell=lambda _, message: told.append(message))
+    before = bench.now + 1
+    sweep = age.sweep(before, 10)
+    next(sweep)
+    assert told == [["tags", "old?", ["t"], before]]
+    for answered, left in ((before - 1, 7), (before, 0)):
+        age.take(1, ["tags", "old", ["t"], answered])
+        age.act()
+        next(sweep)
+        bench._commit()
+        assert tag_used(bench, "t") == left
+    assert told[1:] == [["tags", "forget", ["t"], before]]
 
 
 def test_patches_of_attempts_that_died_over_them_go_with_their_session(bench: Bench) -> None:
