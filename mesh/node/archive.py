@@ -23,6 +23,7 @@ from mesh.core import session as sessions
 from mesh.core.session import SessionState
 from mesh.core.state import State
 from mesh.errors import MeshError
+from mesh.store.file import sync
 from mesh.store.reading import StoredEvent
 from mesh.store.sqlite import Store
 
@@ -114,7 +115,7 @@ class Archive:
                 file.writelines(f"{line}\n" for line in lines)
                 if last:
                     file.flush()
-                    os.fsync(file.fileno())
+                    sync(file.fileno())
             if last:
                 _sync(self.folder)
         except OSError as exc:
@@ -141,7 +142,7 @@ def _sync(folder: Path) -> None:
     """Have the names of a folder's files on the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
 
