@@ -307,7 +307,7 @@ def _value(section: str, key: str, value: Any, wanted: Any, origin: str) -> Any:
         raise ConfigError(f"{name}: expected {_TYPE_NAMES[wanted]}, not {type(value).__name__}")
     choices = _CHOICES.get((section, key))
     if choices and value not in choices:
-        raise ConfigError(f"{name}: expected one of {', '.join(choices)}{_nearest(value, choices)}")
+        raise ConfigError(f"{name}: expected one of {', '.join(sorted(choices))}")
     if wanted in (int, float):
         lowest, highest = _RANGES.get((section, key), (None, 10**15))
         if not ((value > 0 if lowest is None else value >= lowest) and value <= highest):
@@ -380,7 +380,7 @@ def _anchor_targets(merged: dict[str, dict[str, Any]], folder: Path) -> None:
 
 
 def _anchored(target: Any, folder: Path) -> Any:
-    if not isinstance(target, str) or not target.partition(":")[0].endswith(".py"):
+    if not isinstance(target, str) or ":" not in target or not target.partition(":")[0].endswith(".py"):
         return target
     file, _, function = target.rpartition(":")
     return f"{(folder / Path(file).expanduser()).resolve()}:{function}"

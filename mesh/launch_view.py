@@ -5,10 +5,11 @@ Pure text from plain maps; whoever prints decides where and how often.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-#: A terminal narrower than this is rare; the status line is cut to it, so that it stays ONE line.
+#: The status line is cut to this, or to the terminal when that is narrower, so that it stays ONE line.
 LINE_COLUMNS = 79
 #: Begin the terminal's line anew.
 CLEAR = "\r\x1b[2K"
@@ -83,11 +84,21 @@ class Screen:
             self._served = True
             text = CLEAR * self._line + banner({**self._facts, **status}, self._program) + "\n" * self._line
         if self._line:
-            waits = f"starting ... {status.get('note') or ''}".rstrip()[:LINE_COLUMNS]
-            text += CLEAR + (status_line(status) if self._served else waits)
+            waits = f"starting ... {status.get('note') or ''}".rstrip()
+            # A line that is broken in two could not be begun anew: one would be left each second.
+            wide = min(LINE_COLUMNS, _columns(self._out) - 1)
+            text += CLEAR + (status_line(status) if self._served else waits)[:wide]
         if text:
             self._out.write(text)
             self._out.flush()
+
+
+def _columns(out: TextIO) -> int:
+    """How wide the terminal is now; as wide as the line may be where nobody knows."""
+    try:
+        return os.get_terminal_size(out.fileno()).columns or LINE_COLUMNS + 1
+    except (OSError, ValueError):
+        return LINE_COLUMNS + 1
 
 
 def _duration(seconds: float) -> str:

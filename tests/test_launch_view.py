@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 
-from mesh.launch_view import LINE_COLUMNS, Screen, banner, status_line
+import pytest
+
+from mesh.launch_view import CLEAR, LINE_COLUMNS, Screen, banner, status_line
 
 INFO = {
     "name": "mesh",
@@ -61,6 +64,16 @@ def test_screen_shows_the_banner_once() -> None:
         screen.show(INFO | {"serving": serving, "uptime_s": 1, "children": CHILDREN, "note": "p.db: 2 s"})
     assert out.getvalue().count("starting ... p.db: 2 s") == 1
     assert out.getvalue().count("requests") == 1 and out.getvalue().count("\n\n") >= 1
+
+
+def test_status_line_is_cut_to_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the terminal has 40 columns, then the line has fewer: a broken one could not be begun anew."""
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((40, 20)))
+    with open(os.devnull, "w") as nowhere:
+        out = io.StringIO()
+        monkeypatch.setattr(out, "fileno", nowhere.fileno)
+        Screen(out, line=True, facts={}).show(INFO | {"serving": True, "children": CHILDREN})
+    assert len(out.getvalue().rpartition(CLEAR)[2]) == 39
 
 
 def test_screen_without_a_terminal_writes_the_banner_alone() -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mesh.cli import render
+from mesh.cli.calling import as_called
 
 if TYPE_CHECKING:
     import mesh
@@ -96,8 +97,8 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         setattr(ctx.find_root().ensure_object(Shell), param.name, value)
 
 
-def _common_options() -> list[click.Parameter]:
-    return [
+def _common_options(*, local: bool = False) -> list[click.Parameter]:
+    options: list[click.Parameter] = [
         click.Option(
             ["-o", "--output"],
             type=click.Choice(OUTPUTS),
@@ -113,6 +114,7 @@ def _common_options() -> list[click.Parameter]:
             help="The node, such as tcp://127.0.0.1:7400. Default: $MESH_ADDRESS, else the local one.",
         ),
     ]
+    return options[:1] if local else options
 
 
 def _short(text: str, limit: int) -> str:
@@ -127,19 +129,28 @@ def _short(text: str, limit: int) -> str:
 
 
 class Command(click.Command):
-    """A command with the common options whose errors are one line and an exit code."""
+    """A command with the common options whose errors are one line and an exit code. One that is ``local``
+    works on this machine alone, and refuses an address instead of passing it over."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, local: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params.extend(_common_options())
+        self._local = local
+        self.params.extend(_common_options(local=local))
 
     def get_short_help_str(self, limit: int = 45) -> str:
         """Its first sentence, or as much of it as is whole and fits."""
         return _short(self.help or "", limit)
 
+    def get_help(self, ctx: click.Context) -> str:
+        """Its help, with commands that can be copied."""
+        return as_called(super().get_help(ctx))
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run it; see ``render.report``."""
-        with render.errors_reported(ctx.find_root().ensure_object(Shell)):
+        options = ctx.find_root().ensure_object(Shell)
+        if self._local and options.address is not None:
+            raise click.UsageError(f"{self.name} works on this machine alone, and takes no --address", ctx)
+        with render.errors_reported(options):
             return super().invoke(ctx)
 
 
@@ -156,6 +167,10 @@ class Group(click.Group):
     def get_short_help_str(self, limit: int = 45) -> str:
         """As of a command."""
         return _short(self.help or "", limit)
+
+    def get_help(self, ctx: click.Context) -> str:
+        """As of a command."""
+        return as_called(super().get_help(ctx))
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         """In the order of the table, not of the alphabet: the first ones are needed first."""
@@ -236,7 +251,8 @@ def root() -> None:
       mesh session start echo          a conversation on that node
 
     \b
-    Exit codes: 0 ok, 1 the operation failed, 2 usage, 3 no node, 4 not found, 5 timeout.
+    Exit codes: 0 ok, 1 the operation failed, 2 usage, 3 no node, 4 not found, 5 timeout,
+    130 interrupted.
     """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,10 +14,12 @@ import click
 
 from mesh.cli import render
 from mesh.cli.app import command, shell
+from mesh.cli.calling import as_called
 from mesh.cli.settings import config_option, config_path, load
 from mesh.errors import MeshError, StoreError
 
 if TYPE_CHECKING:
+    import mesh
     from mesh.config import NodeConfig
 
 PYTHON_MIN = (3, 11)
@@ -27,6 +30,11 @@ SQLITE_MIN = (3, 51, 3)
 #: With less free space a node would soon refuse writes.
 FREE_BYTES_MIN = 256 * 1024 * 1024
 FILES_MIN = 1024
+#: How long the agents may take to be loaded, and how often that is looked at.
+AGENTS_S = 30.0
+LOOK_S = 0.1
+#: What an agent's problem says until its runner has read its file.
+LOADING = "loading"
 #: A socket path has at most 107 bytes; the longest name below the runtime folder is "/xxxxxxxx/front".
 RUNTIME_PATH_MAX = 107 - len("/xxxxxxxx/front")
 RESTORE = "restore it from a backup (mesh backup --help says how)"
@@ -46,7 +54,8 @@ class Check(NamedTuple):
 def doctor(config_file: str | None) -> None:
     """Check what a node needs, and say what to do.
 
-    Ends with one round trip. Exit code 1 when something fails.
+    Loads the agents, too, on the node that is up or on one for this command. Exit code 1 when
+    something fails.
 
     Example: mesh doctor -o json
     """
@@ -60,6 +69,8 @@ def doctor(config_file: str | None) -> None:
         render.emit_json({"ok": not failed, "checks": [check._asdict() for check in found]})
     elif failed:
         click.echo(f"{failed} of {len(found)} checks failed", err=True)
+    elif warned := sum(check.state == "warn" for check in found):
+        render.say(f"{warned} of {len(found)} checks warn; a node starts all the same")
     else:
         render.say("all is well")
     if failed:
@@ -70,7 +81,7 @@ def _show(check: Check) -> None:
     mark = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}[check.state]
     click.echo(f"{mark}  {check.name:<15} {check.text}")
     if check.fix:
-        click.echo(f"      -> {check.fix}")
+        click.echo(as_called(f"      -> {check.fix}"))
 
 
 def checks(config_file: str | None) -> Iterator[Check]:
@@ -95,7 +106,7 @@ def checks(config_file: str | None) -> Iterator[Check]:
     yield _guarded("ports", lambda: _ports(settings))
     yield _guarded("runners", lambda: _runners(settings))
     yield from programs(settings.agents)
-    yield _guarded("round trip", _round_trip)
+    yield from _on_a_node(config_file)
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
@@ -103,11 +114,13 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except MeshError as exc:
-        return Check(
-            name, "fail", f"{exc.message} ({exc.code})", render.HINTS.get(exc.code, "see: mesh logs")
-        )
+        return _failed(name, exc)
     except (ImportError, OSError) as exc:
         return Check(name, "fail", f"{type(exc).__name__}: {exc}", "install mesh anew (bin/mesh does it)")
+
+
+def _failed(name: str, exc: MeshError) -> Check:
+    return Check(name, "fail", f"{exc.message} ({exc.code})", render.HINTS.get(exc.code, "see: mesh logs"))
 
 
 def python_version(found: tuple[int, ...]) -> Check:
@@ -256,23 +269,45 @@ def _ports(settings: NodeConfig) -> Check:
     return Check("ports", "ok", f"{host}:{port} and {port + 1} are free")
 
 
-def _round_trip() -> Check:
-    """One ping: to the node that is up, else to one started for it."""
+def _on_a_node(config_file: str | None) -> Iterator[Check]:
+    """One ping, and what its agents say: of the node that is up, else of one started for it."""
     from contextlib import ExitStack
 
-    import mesh
     from mesh.cli.app import open_client
     from mesh.cli.node import local_node
+    from mesh.cli.run import own_node
+
+    def round_trip() -> Check:
+        client.ping()  # the first one says hello, too
+        return Check("round trip", "ok", f"{client.ping() * 1e6:.0f} us to {whose}")
 
     options = shell()
     with ExitStack() as stack:
         address, whose = options.address or os.environ.get("MESH_ADDRESS"), "the node that is up"
-        if not address and local_node() is None:
-            address, whose = stack.enter_context(mesh.LocalNode(partitions=1)).address, "a node of its own"
-        client = stack.enter_context(open_client(address or None, options.timeout_s))
-        client.ping()  # the first one says hello, too
-        taken_us = client.ping() * 1e6
-    return Check("round trip", "ok", f"{taken_us:.0f} us to {whose}")
+        try:
+            if not address and local_node() is None:
+                address, whose = stack.enter_context(own_node(config_file)).address, "a node of its own"
+            client = stack.enter_context(open_client(address or None, options.timeout_s))
+        except MeshError as exc:
+            yield _failed("round trip", exc)
+            return
+        yield (tripped := _guarded("round trip", round_trip))
+        if tripped.state == "ok":
+            yield _guarded("agents", lambda: _agents(client))
+
+
+def _agents(client: mesh.Client) -> Check:
+    """Every agent is loaded, or its own last word says why it is not."""
+    until_s = time.monotonic() + AGENTS_S
+    while True:
+        known = client.agents.list()
+        if all(agent["problem"] != LOADING for agent in known) or time.monotonic() > until_s:
+            break
+        time.sleep(LOOK_S)
+    broken = [f"{a['name']}: {str(a['problem']).strip().splitlines()[-1]}" for a in known if a["problem"]]
+    if broken:
+        return Check("agents", "warn", "; ".join(broken), "mend it, then: mesh agent reload")
+    return Check("agents", "ok", f"{len(known)} loaded")
 
 
 __all__ = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -15,9 +17,11 @@ from mesh.errors import NotFound
 
 #: How often a followed file is looked at. A log is for people; they do not see the difference.
 LOOK_S = 0.2
+#: How mesh's own lines begin.
+_STAMP = re.compile(r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z")
 
 
-@command()
+@command(local=True)
 @click.argument("name", required=False)
 @click.option("--session", "session_id", metavar="ID", help="What the agent of this session printed.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as lines are written, until Ctrl-C.")
@@ -37,8 +41,7 @@ def logs(name: str | None, session_id: str | None, follow: bool, lines: int, dat
     folder = _folder(data_dir)
     files = _files(folder, name, session_id)
     mark = f"[{session_id} " if session_id else ""
-    shown = deque((pair for pair in _last_lines(files) if pair[1].startswith(mark)), maxlen=lines)
-    for file, line in shown:
+    for file, line in _last_lines(files, mark, lines):
         _print(file, line, many=len(files) > 1)
     if follow:
         _follow(files, mark)
@@ -71,13 +74,28 @@ def _files(folder: Path, name: str | None, session_id: str | None) -> list[Path]
     return files
 
 
-def _last_lines(files: list[Path]) -> Iterator[tuple[Path, str]]:
+def _last_lines(files: list[Path], mark: str, count: int) -> list[tuple[Path, str]]:
+    """The latest lines of all files together, in the order of their times."""
+    found: list[tuple[str, Path, str]] = []
     for file in files:
-        older = file.with_name(file.name + ".1")
-        for part in (older, file):
-            if part.is_file():
-                with part.open(encoding="utf-8", errors="replace") as lines:
-                    yield from ((file, line.rstrip("\n")) for line in lines)
+        own: deque[tuple[str, Path, str]] = deque(maxlen=count)
+        # A line without a time of its own goes with the one before it, the first ones with the newest.
+        at = datetime.fromtimestamp(file.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        for line in _lines(file):
+            stamp = _STAMP.match(line)
+            at = stamp[0] if stamp else at
+            if line.startswith(mark):
+                own.append((at, file, line))
+        found += own
+    found.sort(key=lambda line: line[0])
+    return [(file, line) for _, file, line in found[max(0, len(found) - count) :]]
+
+
+def _lines(file: Path) -> Iterator[str]:
+    for part in (file.with_name(file.name + ".1"), file):
+        if part.is_file():
+            with part.open(encoding="utf-8", errors="replace") as lines:
+                yield from (line.rstrip("\n") for line in lines)
 
 
 def _print(file: Path, line: str, *, many: bool) -> None:

@@ -89,7 +89,7 @@ def audit(client_id: str | None, **options: Any) -> None:
     return render.page_rest(page)
 
 
-@command()
+@command(local=True)
 @config_option
 @click.option("--data-dir", metavar="FOLDER", help="The node's data folder, or a copy of it.")
 @click.option("--force", is_flag=True, help="Rewrite also files in which nothing wrong is found.")

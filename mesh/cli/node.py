@@ -11,6 +11,7 @@ import click
 
 from mesh.cli import render
 from mesh.cli.app import command, shell
+from mesh.cli.calling import program
 from mesh.cli.settings import config_option, load
 from mesh.errors import ConfigError, MeshError, NodeUnreachable
 
@@ -18,12 +19,7 @@ if TYPE_CHECKING:
     from mesh.config import NodeConfig
 
 
-def program() -> str:
-    """How the user called us, for commands that are to be copied."""
-    return os.environ.get("_MESH_PROGRAM", "mesh")
-
-
-@command()
+@command(local=True)
 @config_option
 @click.option("--name", help="The node's name; clients find it by this. Default: mesh.")
 @click.option(
@@ -56,7 +52,7 @@ def up(config_file: str | None, detach: bool, **options: Any) -> None:
         exec_foreground(settings, folder, by_name=True)
 
 
-@command()
+@command(local=True)
 @click.option("--name", help="The node's name; default: $MESH_NODE_NAME, else mesh.")
 def down(name: str | None) -> None:
     """Stop the local node.
@@ -69,7 +65,7 @@ def down(name: str | None) -> None:
 
     found = local_node(name)
     if found is None:
-        raise NodeUnreachable(f"no node named {wanted_name(name)!r} is running here")
+        raise NodeUnreachable(f"no mesh node named {wanted_name(name)!r} runs here")
     orderly = stop_node(found)
     if shell().json:
         return render.emit_json({"name": found.get("name"), "pid": found["pid"], "orderly": orderly})
@@ -227,7 +223,6 @@ __all__ = [
     "down",
     "local_node",
     "port_problem",
-    "program",
     "status",
     "status_rows",
     "up",

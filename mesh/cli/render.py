@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import click
 
+from mesh.cli.calling import as_called
 from mesh.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -27,12 +28,14 @@ OK, FAILED, USAGE, NO_NODE, NOT_FOUND, TIMEOUT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 
 
 #: A table may be so wide; a row beyond it would be somebody's mistake.
 TABLE_COLUMNS_MAX = 10_000
+#: How Python begins to tell where.
+TRACE = "Traceback (most recent call last):"
 #: Blanks between two columns.
 GAP = 2
 
 #: code -> what to do about it; ``{...}`` is filled from the error's details when they are there.
 HINTS = {
-    "config_error": "look at the settings with: mesh config show",
+    "config_error": "every key with its default: mesh config show --defaults",
     "degraded": "is the disk full? ask: mesh doctor",
     "node_unreachable": "start one with: mesh up",
     "no_route": "see the routes with: mesh route list",
@@ -45,7 +48,7 @@ HINTS = {
     "session_paused": "wake it with: mesh session resume ID",
     "store_unavailable": "is the disk full? ask: mesh doctor",
     "timeout": "allow more time with: --timeout SECONDS",
-    "unknown_agent": "see the agents with: mesh agent list",
+    "unknown_agent": "an agent is a table [agents.NAME] of the config; mesh agent reload reads it anew",
 }
 
 
@@ -126,15 +129,17 @@ def report(error: MeshError, *, as_json: bool, hint: str | None = None, told: st
         click.echo(to_json({"error": error.to_map() | ({"hint": hint} if hint else {})}), err=True)
         return
     first, _, rest = error.message.strip().partition("\n")
+    if first.endswith(TRACE) and rest:  # of an agent's file: its last line says what happened
+        first, rest = first.removesuffix(TRACE) + rest.splitlines()[-1], f"{TRACE}\n{rest}"
     if not (first and first in told and _one_place()):
-        echo(f"error: {first} ({error.code})", err=True)
+        echo(as_called(f"error: {first} ({error.code})"), err=True)
     trace = error.details.get("traceback") or (rest if "Traceback" in rest or "  File " in rest else "")
     if isinstance(trace, list):
         trace = "\n".join(f"  at {place}" for place in trace)
     if trace:  # of the user's own agent: without it they cannot mend their file
         echo(str(trace).rstrip(), err=True)
     if hint:
-        echo(f"hint: {hint}", err=True)
+        echo(as_called(f"hint: {hint}"), err=True)
 
 
 def to_json(value: Any) -> str:
@@ -164,7 +169,7 @@ def emit_json(value: Any) -> None:
 def say(text: str) -> None:
     """A remark for a person: on a terminal only, and never between the data."""
     if sys.stdout.isatty() and sys.stderr.isatty():
-        click.echo(text, err=True)
+        click.echo(as_called(text), err=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -210,10 +215,8 @@ def fields(pairs: Iterable[tuple[str, Any]]) -> None:
 def page_rest(page: Any) -> None:
     """Say on stderr that a page is not the whole: rows may follow, or partitions did not answer."""
     if page.missing:
-        click.echo(
-            f"warning: partitions {', '.join(map(str, page.missing))} did not answer; see: mesh status",
-            err=True,
-        )
+        late = ", ".join(map(str, page.missing))
+        click.echo(as_called(f"warning: partitions {late} did not answer; see: mesh status"), err=True)
     if page.cursor:
         click.echo(f"more: --cursor {page.cursor}", err=True)
 
@@ -266,6 +269,7 @@ __all__ = [
     "OK",
     "TABLE_COLUMNS_MAX",
     "TIMEOUT",
+    "TRACE",
     "USAGE",
     "Options",
     "cause",

@@ -12,6 +12,7 @@ import click
 
 from mesh.cli import ahead, render, values
 from mesh.cli.app import command, open_client, shell
+from mesh.cli.calling import as_called
 from mesh.cli.follow import RUN_ENDED, RUN_VIEW, closing_view, open_view, show, view_options
 from mesh.cli.recording import check_recording, record_option, save_recording
 from mesh.cli.settings import config_option, load, sections
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 CANCEL_WAIT_S = 8.0
 #: How much of an input the question for an approval shows.
 ASKED_CHARS = 200
+#: Said on a terminal.
+NO_NODE_IS_UP = "no node is up: running on one for this command alone (mesh up starts one that stays)"
 
 
 @command()
@@ -231,7 +234,7 @@ def _question(event: Any, address: str | None) -> str:
     shown = "" if given is None else f" {render.to_json(given)[:ASKED_CHARS]}"
     place = "" if address is None else f" --address {address}"
     command = f"mesh approval approve {event.run_id} {event.data['tool_call_id']}{place}"
-    return f"waiting for an approval: {what}{shown}\n  {command}    (or deny)"
+    return as_called(f"waiting for an approval: {what}{shown}\n  {command}    (or deny)")
 
 
 def _say_usage(client: mesh.Client, run_id: str, wanted: bool | None) -> None:
@@ -316,7 +319,9 @@ def _named_address() -> str | None:
 def _embedded(config_file: str | None) -> Iterator[str]:
     begun = ahead.take()
     try:
-        node = _node(config_file)
+        if sys.stderr.isatty() and not shell().json:
+            click.echo(as_called(NO_NODE_IS_UP), err=True)
+        node = own_node(config_file)
     except BaseException:
         begun.drop()
         raise
@@ -329,14 +334,11 @@ def _embedded(config_file: str | None) -> Iterator[str]:
         yield node.address
 
 
-def _node(config_file: str | None) -> mesh.LocalNode:
+def own_node(config_file: str | None) -> mesh.LocalNode:
+    """A node for one command alone: its settings, in a temporary folder, on sockets of its own."""
     import mesh
 
     settings = load(config_file)
-    if sys.stderr.isatty() and not shell().json:
-        click.echo(
-            "no node is up: running on one for this command alone (mesh up starts one that stays)", err=True
-        )
     overrides = sections(settings)
     for key in ("data_dir", "port", "host", "name"):
         overrides["node"].pop(key, None)
@@ -347,8 +349,10 @@ def _node(config_file: str | None) -> mesh.LocalNode:
 __all__ = [
     "ASKED_CHARS",
     "CANCEL_WAIT_S",
+    "NO_NODE_IS_UP",
     "Task",
     "follow_run",
+    "own_node",
     "run",
     "run_task",
 ]

@@ -8,6 +8,7 @@ import click
 
 from mesh.cli import driving, keep, prompting, render, transcript, values, verbs
 from mesh.cli.app import group, shell
+from mesh.cli.calling import as_called
 from mesh.cli.follow import view_options
 
 STATUSES = ("pending", "active", "paused", "completed", "cancelled", "failed")
@@ -211,7 +212,8 @@ def attach(
                     break
         except KeyboardInterrupt:
             view.finish()
-            click.echo(f"detached; go on with: mesh session attach {session_id} --after {seen}", err=True)
+            on = f"detached; go on with: mesh session attach {session_id} --after {seen}"
+            click.echo(as_called(on), err=True)
         finally:
             view.finish()
     return None

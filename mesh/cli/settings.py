@@ -11,6 +11,7 @@ import click
 
 from mesh.cli import render
 from mesh.cli.app import group, shell
+from mesh.cli.targets import target_problem
 
 if TYPE_CHECKING:
     from mesh.config import NodeConfig
@@ -68,15 +69,16 @@ def config() -> None:
     """
 
 
-@config.command("show")
+@config.command("show", local=True)
 @config_option
-@click.option("--section", help="Only this section.")
-def show(config_file: str | None, section: str | None) -> None:
+@click.option("--section", metavar="NAME", help="Only this section.")
+@click.option("--defaults", is_flag=True, help="The defaults alone, whatever file and environment say.")
+def show(config_file: str | None, section: str | None, defaults: bool) -> None:
     """Print the settings in force, as TOML or with -o json as JSON. Secrets are hidden.
 
     Example: mesh config show --section routes
     """
-    loaded = load(config_file)
+    loaded = _defaults() if defaults else load(config_file)
     hidden = _Hiding(loaded.redaction.redactor())
     settings = {name: hidden.secrets(values) for name, values in sections(loaded).items()}
     if section is not None:
@@ -88,11 +90,19 @@ def show(config_file: str | None, section: str | None) -> None:
     return click.echo("\n\n".join(_toml(name, values) for name, values in settings.items()))
 
 
-@config.command("check")
+def _defaults() -> NodeConfig:
+    from mesh.config import load as load_config
+
+    return load_config(None, environ={})
+
+
+@config.command("check", local=True)
 @click.argument("file", required=False)
 @config_option
 def check(file: str | None, config_file: str | None) -> None:
-    """Check the settings and the agents' targets without starting anything; exit code 2 when wrong.
+    """Check the settings and the agents' targets without executing anything; exit code 2 when wrong.
+
+    What only shows when an agent is loaded is found by `mesh doctor`.
 
     Example: mesh config check configs/production.toml
     """
@@ -133,15 +143,9 @@ def _missing_targets(agents: dict[str, dict[str, Any]]) -> list[str]:
                 Router(name, agents, lambda _: None)
         except ConfigError as exc:
             problems.append(f"agents.{name}: {exc.message}")
-        target = table.get("target")
-        if table.get("provider") == "python" and not (isinstance(target, str) and ":" in target):
-            problems.append(
-                f'agents.{name}.target = {target!r}: expected "module:function" or "file.py:function"'
-            )
-        elif isinstance(target, str) and target.rpartition(":")[0].endswith(".py"):
-            file = Path(target.rpartition(":")[0])
-            if not file.is_file():
-                problems.append(f"agents.{name}.target: no file {file}")
+        wrong = target_problem(table.get("target")) if provider == "python" else None
+        if wrong:
+            problems.append(f"agents.{name}.target: {wrong}")
     return problems
 
 

@@ -142,16 +142,20 @@ def endpoint_of(address: str | None) -> str:
         address = os.environ.get("MESH_ADDRESS") or None
     if address is None:
         return _local_endpoint(os.environ.get("MESH_NODE_NAME") or "mesh")
-    if "://" not in address:
-        address = f"tcp://{address}"
-    scheme, _, rest = address.partition("://")
+    full = address if "://" in address else f"tcp://{address}"
+    scheme, _, rest = full.partition("://")
     host, _, port = rest.rpartition(":")
-    good = bool(rest) if scheme == "ipc" else scheme == "tcp" and bool(host) and port.isdigit()
+    good = bool(rest) if scheme == "ipc" else scheme == "tcp" and bool(host) and _is_port(port)
     if not good:
         raise ConfigError(
-            f"not an address: {shown(address, 120)} (expected tcp://host:port, host:port or ipc://path)"
+            f"not an address: {shown(address, 120)} (expected tcp://host:port, host:port or ipc://path)",
+            details={"hint": "such as tcp://127.0.0.1:7400, or in $MESH_ADDRESS"},
         )
-    return address
+    return full
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535
 
 
 def _local_endpoint(name: str) -> str:

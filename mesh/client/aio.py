@@ -31,6 +31,13 @@ class AsyncClient:
     node of this user on this machine. ``timeout_s`` is the limit of each call that does not name its own.
     ``token`` and ``driver`` (``Claim.key``) are shown with every call about a session: it acts as whoever
     has them.
+
+    Its calls stand in groups: ``routes``, ``sessions``, ``runs``, ``approvals``, ``agents``, ``events``,
+    ``usage``, ``audit``, ``maintenance``, ``partitions``; ``run_once`` and ``listen`` are its own.
+    Calls are coroutines, streams and listeners async iterators. Use it in an ``async with`` block, or await
+    ``close``.
+    What goes wrong is a ``MeshError`` (``.code``, ``.details``, ``.retryable``); ``NodeUnreachable``,
+    ``DeadlineExceeded`` and ``InvalidArgument`` may come from each.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mesh.config import NodeConfig, load
-from mesh.errors import MeshError
+from mesh.errors import ConfigError, MeshError
 from mesh.launch import Begun, Spawned, abandon, spawn_node, wait_ready
 
 if TYPE_CHECKING:
@@ -44,8 +44,15 @@ class LocalNode:
         runners: int = 1,
         config: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(config, Mapping | None):
+            raise ConfigError(
+                f"config must be a map in the shape of the TOML file, not {type(config).__name__}",
+                details={"hint": 'tomllib.loads(Path("mesh.toml").read_text())'},
+            )
         given = dict(config or {})
-        given["node"] = {"port": 0, "partitions": partitions, "runners": runners, **given.get("node", {})}
+        if not isinstance(given.setdefault("node", {}), Mapping):
+            raise ConfigError("config['node'] must be a map of settings")
+        given["node"] = {"port": 0, "partitions": partitions, "runners": runners, **given["node"]}
         if data_dir is None:
             data_dir = given["node"].pop("data_dir", None) or None
         self._config = load(overrides=given)

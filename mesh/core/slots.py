@@ -43,7 +43,8 @@ def run_slot(run_id: str) -> int:
     """
     match = RUN_ID.match(run_id) if isinstance(run_id, str) else None
     if match is None:
-        raise InvalidArgument(f"not a run id: {shown(run_id)} (run_ and 32 hex digits)", code="invalid_id")
+        text = f"not a run id: {_id_shown(run_id)} (run_ and 32 hex digits)"
+        raise InvalidArgument(text, code="invalid_id")
     return int(match.group(1), 16)
 
 
@@ -69,10 +70,16 @@ def check_id(value: object, what: str = "session id") -> str:
     """
     if not isinstance(value, str) or not ID.match(value) or value.strip(".") == "":
         raise InvalidArgument(
-            f"invalid {what} {shown(value)}: 1 to 128 of A-Z a-z 0-9 . _ -, and not dots alone",
+            f"invalid {what} {_id_shown(value)}: 1 to 128 of A-Z a-z 0-9 . _ -, and not dots alone",
             code="invalid_id",
         )
     return value
+
+
+def _id_shown(value: object) -> str:
+    """An id for a message; of a record that was given in its place what to give."""
+    own = None if isinstance(value, str) else getattr(value, "id", None)
+    return f"(a {type(value).__name__}: give its .id)" if isinstance(own, str) else shown(value)
 
 
 def even_map(partitions: int) -> bytes:

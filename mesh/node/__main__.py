@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -54,7 +55,8 @@ def _foreground(launch: dict[str, Any], config: NodeConfig, data_dir: Path) -> i
     """On a terminal the status line has the screen, and the log goes to its file."""
     terminal = sys.stdout.isatty()
     facts = {"partitions": config.node.partitions, "runners": config.hosting().count}
-    screen = Screen(sys.stdout, line=terminal, facts=facts, program=os.environ.get("_MESH_PROGRAM", "mesh"))
+    program = shlex.quote(os.environ.get("_MESH_PROGRAM") or "mesh")
+    screen = Screen(sys.stdout, line=terminal, facts=facts, program=program)
     status = run(
         config,
         data_dir=data_dir,

@@ -6,6 +6,7 @@ The one place where exceptions of agents become errors that people and programs 
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mesh.core.error_map import failure_data
@@ -15,6 +16,8 @@ from mesh.providers.base import Output
 
 TRACEBACK_FRAMES_MAX = 12
 MESSAGE_CHARS_MAX = 2_000
+#: Frames of these folders tell an agent's author nothing.
+_OWN = tuple(f"{Path(__file__).parents[1] / name}/" for name in ("node", "providers"))
 
 
 class Ending(NamedTuple):
@@ -79,7 +82,7 @@ def raised(exc: BaseException | None) -> Ending:
     """The ending of a run whose agent raised: the exception's name and text, and where it came from."""
     name = type(exc).__name__
     frames = traceback.extract_tb(exc.__traceback__ if exc is not None else None)
-    theirs = [frame for frame in frames if "/mesh/node/" not in frame.filename.replace("\\", "/")]
+    theirs = [frame for frame in frames if not frame.filename.startswith(_OWN)] or frames
     lines = [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in theirs[-TRACEBACK_FRAMES_MAX:]]
     text = _text_of(exc)
     return Ending("failed", error_map(

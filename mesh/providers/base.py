@@ -142,7 +142,14 @@ class Cancellation:
 
 
 class RunContext:
-    """What an agent is given: ``async def agent(run: mesh.RunContext)``."""
+    """What an agent is given: ``async def agent(run: mesh.RunContext)``.
+
+    What to do: ``prompt`` (a str), ``messages``, ``input`` (as the caller gave it), ``options`` (the call's
+    ``provider_opts``); what was said before: ``transcript``, when the run continues its session, else empty.
+    Whose it is: ``run_id``, ``session`` (id, agent, context, metadata), ``context``, ``attempt``,
+    ``workspace`` (the folder of its own, or None), ``state`` (a dict, as long as the session is live here).
+    While it works: ``steering``, ``paused``, ``cancelled``, ``left_s``, ``permit``, ``reserve``, ``tools``.
+    """
 
     __slots__ = (
         "_states", "attempt", "blocking", "budget", "cancelled", "deadline_at", "guard", "input", "late",

@@ -12,9 +12,11 @@ import pytest
 from click.testing import Result
 
 from mesh.cli import app, render
+from mesh.cli.calling import as_called
 from mesh.errors import CODES, from_wire
 
 Cli = Callable[..., Result]
+LOCAL = {"up", "down", "logs", "repair", "config show", "config check"}
 
 
 def _commands() -> Iterator[tuple[str, click.Command]]:
@@ -40,9 +42,32 @@ def test_each_command_has_help_with_an_example(name: str, command: click.Command
     ("name", "command"), list(_commands()), ids=lambda v: v if isinstance(v, str) else ""
 )
 def test_each_command_takes_the_common_options(name: str, command: click.Command) -> None:
-    """If -o or --address stands behind any command, then it is understood."""
+    """If -o or --address stands behind any command, then it is understood; but an address by none that works
+    on this machine alone."""
     options = {option for param in command.params for option in param.opts}
-    assert {"-o", "--address"} <= options
+    assert "-o" in options and ("--address" in options) == (name not in LOCAL)
+
+
+@pytest.mark.parametrize("name", sorted(LOCAL))
+def test_an_address_is_refused_by_what_works_on_this_machine_alone(cli: Cli, name: str) -> None:
+    """If `mesh --address elsewhere down` is typed, then the local node is not stopped instead."""
+    done = cli("--address", "tcp://127.0.0.1:9", *name.split())
+    assert done.exit_code == 2 and "works on this machine alone" in done.stderr
+
+
+def test_commands_to_copy_begin_with_the_program_as_it_was_called(
+    cli: Cli, fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If mesh was called as bin/mesh, then examples and hints say so; words beside them are left alone."""
+    monkeypatch.setenv("_MESH_PROGRAM", "bin/mesh")
+    assert as_called("mesh up starts a mesh node; `mesh session list`, ./mesh up, mesh upper") == (
+        "bin/mesh up starts a mesh node; `bin/mesh session list`, ./mesh up, mesh upper"
+    )
+    assert "Example: bin/mesh down" in cli("down", "--help").stdout
+    fake.answers["status"] = from_wire("node_unreachable", "nobody")
+    assert "hint: start one with: bin/mesh up" in cli("status").stderr
+    monkeypatch.setenv("_MESH_PROGRAM", "/my files/mesh")
+    assert as_called("mesh up") == "'/my files/mesh' up"
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -144,6 +169,15 @@ def test_the_traceback_of_an_agent_is_shown(cli: Cli, fake) -> None:
     trace = 'Traceback (most recent call last):\n  File "a.py", line 1\nSyntaxError: no'
     fake.answers["sessions.start"] = from_wire("provider_error", "cannot import a.py", {"traceback": trace})
     assert 'File "a.py", line 1' in cli("session", "start", "mine").stderr
+
+
+def test_a_file_that_cannot_be_imported_is_named_by_its_last_line(cli: Cli, fake) -> None:
+    """If an agent cannot start, then the error's line says what Python said, and where stands below."""
+    trace = 'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\nKeyError: x'
+    fake.answers["sessions.start"] = from_wire("provider_unavailable", f"agent 'a' cannot start: {trace}")
+    first, *rest = cli("session", "start", "a").stderr.splitlines()
+    assert first == "error: agent 'a' cannot start: KeyError: x (provider_unavailable)"
+    assert rest == trace.splitlines()
 
 
 def test_no_node_says_how_to_start_one(cli: Cli, fake) -> None:

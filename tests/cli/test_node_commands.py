@@ -142,6 +142,17 @@ def test_logs_of_one_process_begin_with_the_older_file(cli: Cli, tmp_path: Path)
     assert cli("logs", "runner-0", "--data-dir", str(_logs(tmp_path))).stdout == "old\nnew\n"
 
 
+def test_logs_of_all_processes_stand_in_the_order_of_their_times(cli: Cli, tmp_path: Path) -> None:
+    """If two processes wrote in turns, then their latest lines are shown in that order."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    at = "2026-11-22T01:00:0{}.000Z {}\n".format
+    (folder / "router.log").write_text(at(1, "r1") + "  more of it\n" + at(5, "r5"))
+    (folder / "runner-0.log").write_text(at(2, "a2") + at(4, "a4"))
+    shown = cli("logs", "-n", "4", "--data-dir", str(tmp_path)).stdout
+    assert [line.split()[-1] for line in shown.splitlines()] == ["it", "a2", "a4", "r5"]
+
+
 def test_logs_of_all_processes_name_each_line(cli: Cli, tmp_path: Path) -> None:
     """If no process is named, then each line says whose it is; -n keeps the last lines."""
     assert (

@@ -132,6 +132,51 @@ def test_check_names_file_key_and_nearest(
     assert line.startswith("error: ") and str(file) in line and all(part in line for part in parts)
 
 
+@pytest.mark.parametrize(
+    ("target", "source", "part"),
+    [
+        ("agents.py", "", 'expected "module:function"'),
+        ("agents.py:f", "def f(:\n", "agents.py, line 1: "),
+        ("agents.py:f", "def g(run):\n    return 1\n", "agents.py has no 'f'"),
+        ("agents.py:f.go", "class F: pass\n", "agents.py has no 'f'"),
+        ("agents.py:f", b"\xff", "agents.py"),
+    ],
+)
+def test_check_reads_the_files_of_agents(
+    cli: Cli, tmp_path: Path, target: str, source: str | bytes, part: str
+) -> None:
+    """If a function's file cannot be read by Python or has no such name, then config check says so."""
+    (tmp_path / "agents.py").write_bytes(source if isinstance(source, bytes) else source.encode())
+    file = tmp_path / "mesh.toml"
+    file.write_text(f'[agents.a]\nprovider = "python"\ntarget = "{target}"\n')
+    done = cli("config", "check", str(file))
+    assert done.exit_code == 2 and "agents.a.target: " in done.stderr and part in done.stderr
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["f = make()\n", "from x import *\n", "import f\n", "if x:\n    def f(): ...\n", "globals()[a] = 1\n"],
+)
+def test_check_executes_nothing_and_lets_pass_what_it_cannot_tell(
+    cli: Cli, tmp_path: Path, source: str
+) -> None:
+    """If a file may define the function in any way, then it is let pass, and not executed."""
+    (tmp_path / "agents.py").write_text(source + "raise SystemExit(7)\n")
+    file = tmp_path / "mesh.toml"
+    file.write_text('[agents.a]\nprovider = "python"\ntarget = "agents.py:f"\n')
+    assert cli("config", "check", str(file)).exit_code == 0
+
+
+def test_defaults_are_shown_beside_a_broken_file(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the file is wrong, then the hint's command still shows every key with its default."""
+    (tmp_path / "mesh.toml").write_text("[node]\nprot = 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert "hint: every key with its default: mesh config show --defaults" in cli("config", "show").stderr
+    assert "port = 7400" in cli("config", "show", "--defaults").stdout
+
+
 def test_mesh_toml_of_this_folder_is_found(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If no file is named, then ./mesh.toml is read."""
     (tmp_path / "mesh.toml").write_text("[node]\nport = 7500\n")

@@ -78,6 +78,13 @@ def test_wrong_setting_is_refused_before_anything_starts() -> None:
         LocalNode(config={"routes": {"ttl_ms": -1}})
 
 
+@pytest.mark.parametrize("config", ["mesh.toml", ["node"], {"node": 5}])
+def test_config_of_another_kind_is_refused_before_anything_starts(config: object) -> None:
+    """If a path is given where the map of settings belongs, then that is a typed error which says so."""
+    with pytest.raises(ConfigError, match="must be a map"):
+        LocalNode(config=config)  # type: ignore[arg-type]
+
+
 def test_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     """If data_dir is a file, then the error names it."""
     (tmp_path / "file").write_text("")

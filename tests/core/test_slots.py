@@ -173,3 +173,14 @@ def test_a_resize_moves_as_few_slots_as_possible(sizes: list[int]) -> None:
         if before == after:
             assert result == current
         current = result
+
+
+def test_a_record_given_for_its_id_is_told_what_to_give() -> None:
+    """If a Session stands where an id belongs, then the error names the attribute, not half a record."""
+
+    class Session:
+        id = "ses_1"
+
+    for check in (check_id, run_slot):
+        with pytest.raises(InvalidArgument, match=r"\(a Session: give its \.id\)"):
+            check(Session())  # type: ignore[arg-type]

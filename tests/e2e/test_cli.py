@@ -234,10 +234,10 @@ def test_killed_partition_comes_back_and_its_cause_is_shown(node: Any) -> None:
 
 
 def test_doctor_finds_all_well(node: Any) -> None:
-    """If everything is there, then doctor says so and measures a round trip on the node."""
+    """If everything is there, then doctor says so, measures a round trip and asks the node for its agents."""
     report = json.loads(node("doctor", "-o", "json").stdout)
     assert report["ok"] is True, report
-    assert [c["name"] for c in report["checks"]][-1] == "round trip"
+    assert [c["name"] for c in report["checks"]][-2:] == ["round trip", "agents"]
 
 
 def test_logs_of_the_node(node: Any) -> None:
