@@ -269,12 +269,13 @@ class Stream:
     def _try(self, at: int, patterns: tuple[Pattern, ...], pending: bool) -> tuple[int, bool] | None:
         """A secret begins here, or not, or that is not decided: then up to where it may be shown."""
         buf = self._buf
-        if not pending:
-            for pattern in patterns:
-                found = pattern.found.match(buf, at)
-                if found is not None:
-                    self._begin(at, pattern, found.start(1), found.end())
-                    return None
+        for pattern in patterns:
+            found = pattern.found.match(buf, at)
+            if found is not None and pending:  # it is one, unless what is undecided before it takes it in
+                return (found.start(1) if pattern.keep or self._is_mid(at) else at), False
+            if found is not None:
+                self._begin(at, pattern, found.start(1), found.end())
+                return None
         if self._final or len(buf) - at > sec.REACH:
             return None
         shown_to, weak = -1, True

@@ -57,6 +57,31 @@ def test_any_text_cut_anyhow_gives_what_the_whole_gives(text: str, cuts: list[in
         assert joined(text, range(1, len(text)), redactor) == whole
 
 
+#: Heads that stand within what may become another secret.
+_WITHIN = ("sk-ant-api", "xsk-ant-apikey=", "-", "_", "key", "=", "api", "x", "eyJ", "03", ".", " ", "glpat-")
+
+
+@pytest.mark.parametrize(("text", "whole"), [
+    ("xsk-ant-apikey=-sk-ant-a ", f"xsk-ant-{MARKER} "),
+    ("xsk-ant-api_key=_1.2-3 ", f"xsk-ant-{MARKER} "),
+])
+def test_a_secret_within_what_is_undecided_is_shown_no_further_than_the_whole_shows_it(
+    text: str, whole: str
+) -> None:
+    """If a secret stands within what may still become another one, then its own head waits, too."""
+    assert PLAIN.text(text) == whole
+    assert all(joined(text, cuts) == whole for cuts in ([n] for n in range(len(text))))
+    assert joined(text, range(1, len(text))) == whole
+
+
+@settings(max_examples=300)
+@given(text=st.lists(st.sampled_from(_WITHIN), min_size=2, max_size=9).map("".join), cut=st.integers(0, 60))
+def test_heads_within_heads_cut_anyhow_give_what_the_whole_gives(text: str, cut: int) -> None:
+    """If heads of secrets stand in one another, then no cut makes a difference."""
+    whole = PLAIN.text(text)
+    assert joined(text, [min(cut, len(text))]) == joined(text, range(1, len(text))) == whole
+
+
 def test_ordinary_words_are_not_held() -> None:
     """If a piece ends with words that begin no secret, then it is shown as it came."""
     stream = stream_of()
