@@ -23,6 +23,7 @@ from mesh.core.credit import Credit
 from mesh.core.inflight import InFlight
 from mesh.core.mailbox import ChildState
 from mesh.core.moved import heir
+from mesh.core.pace import Pace
 from mesh.core.slots import PARTITIONS_MAX, SLOT_COUNT
 from mesh.errors import MeshError, Overloaded, RemoteProtocolError, RequestError, Unavailable
 
@@ -74,10 +75,11 @@ class Router:
         self.slot_map = slot_map
         self.map_version = map_version
         self.boot = boot
+        self.pace = Pace()
 
         def actor(kind: bytes, index: int) -> Actor:
             counts = InFlight(payloads_max=inflight_max, bytes_max=inflight_bytes_max, waits_max=waits_max)
-            credit = Credit(frames_max=inflight_max + waits_max, bytes_max=inflight_bytes_max)
+            credit = Credit(self.pace, frames_max=inflight_max + waits_max, bytes_max=inflight_bytes_max)
             return Actor(kind, index, counts, credit)
 
         self.partitions = [actor(mailbox.PARTITION, i) for i in range(max(slot_map) + 1)]

@@ -80,14 +80,17 @@ class RouterProcess:
         control_fd = child.control.fileno()
         next_tick = 0.0
         while not self.stopping:
-            ready = dict(self.poller.poll(int(TICK_S * 1000)))
+            ready = dict(self.poller.poll(core.pace.timeout_ms(TICK_S)))
             if control_fd in ready:
                 self._take_control()
-            now_s = time.monotonic()
+            now_s = core.pace.now_s = time.monotonic()
             if self.back in ready:
                 self._drain_back()
             if self.front in ready:
                 self._drain_front(now_s)
+            if core.pace.due():
+                for actor in core.partitions:
+                    self._fill(actor)
             if core.owed:
                 self._pay()
             if now_s >= next_tick:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mesh.core import mailbox, wire
 from mesh.core.credit import WINDOW_COST
+from mesh.core.fair import cost
 from mesh.core.router import HEARD_MAX, HEARD_S, Router
 from mesh.core.slots import SLOT_COUNT, even_map
 from mesh.errors import RemoteProtocolError, RequestError
@@ -319,7 +320,7 @@ def test_counts_of_inflight_never_drift(seed: int) -> None:
     """If requests, replies, deaths and rosters come in any order, then in flight is what is unanswered."""
     chance = random.Random(seed)
     core = router(inflight_max=50, inflight_bytes_max=10**6)
-    incarnation, identity, open_frames = 5, ready(core, pid=5), []
+    incarnation, identity, open_frames, taken = 5, ready(core, pid=5), [], 0
     for _ in range(2_000):
         what = chance.random()
         if what < 0.55:
@@ -330,8 +331,10 @@ def test_counts_of_inflight_never_drift(seed: int) -> None:
         elif what < 0.97 and open_frames:
             kind, frame = open_frames.pop(chance.randrange(len(open_frames)))
             assert core.on_reply(identity, reply_to(frame))
+            taken += cost(frame)
+            core.partitions[0].credit.took(taken)
         elif what >= 0.97:
-            incarnation += 1
+            incarnation, taken = incarnation + 1, 0
             identity, open_frames = ready(core, incarnation=incarnation, pid=incarnation), []
         counted = [frame for kind, frame in open_frames if kind != wire.Kind.WAIT]
         actor = core.partitions[0]

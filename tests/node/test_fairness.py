@@ -140,6 +140,22 @@ def test_of_a_flood_little_is_on_its_way_to_the_partition_when_another_asks(node
                 ] == list(range(1, PAYLOADS + 1))
 
 
+def test_a_flood_that_rests_for_another_client_goes_on_by_itself(node: MiniNode) -> None:
+    """If a flood rests after each turn, since another client asks for little all the time, then it gets its
+    next turn without another word of the partition, in its order."""
+    body = wire.pack([["route.get", [KEY]]] * 150)
+    with Mailbox(node) as partition, RawClient(node) as flood, RawClient(node) as modest:
+        for _ in range(PAYLOADS):
+            flood.send(wire.Kind.READ, body)
+        wait_until_inflight(modest, PAYLOADS)
+        while sum(frame[:16] == flood.id for frame in partition.given) < PAYLOADS:
+            if not len(partition.given) % 15:
+                modest.send(wire.Kind.READ, wire.pack([["route.get", [KEY]]]))
+            _given(partition)
+        given = [frame[wire.ACTOR_PREFIX_BYTES :] for frame in partition.given if frame[:16] == flood.id]
+        assert [wire.decode_header(frame).request_id for frame in given] == list(range(1, PAYLOADS + 1))
+
+
 def _given(partition: Mailbox) -> int:
     partition.given.append(partition.frame())
     partition.tell(["took", _cost(partition)])
