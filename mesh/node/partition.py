@@ -67,7 +67,7 @@ class PartitionProcess:
         self.index = child.index
         self.log = Log(child.name)
         config, limits = child.config, child.config.limits
-        self.store = Store(child.data_dir / f"partition-{child.index}.db")
+        self.store = Store(child.data_dir / f"partition-{child.index}.db", self._takes_long)
         boot_id, offset_ms = clock.boot_id(), int(time.time() * 1000) - clock.boot_ms()
         self.health = Health(self.store, self.log, boot_id=boot_id, offset_ms=offset_ms,
                              starts=child.incarnation % INCARNATIONS_PER_BOOT,
@@ -103,6 +103,11 @@ class PartitionProcess:
         self.lazy_since: float | None = None
         self.stopping: dict[str, Any] | None = None
         self._last_stats: dict[str, Any] = {}
+
+    def _takes_long(self, note: str) -> None:
+        """Who waits for this start is told, and goes on waiting."""
+        self.log.write(note)
+        self.child.control.send("progress", note=note)
 
     def _connect(self) -> None:
         """The mailbox and the feed, and who uses them."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
-from collections.abc import Callable
-from contextlib import closing, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +31,10 @@ LOCK_WAIT_MS = 5_000
 RESERVED_BYTES = 8
 MARK = int.from_bytes(b"MESH")
 _HEADER_BYTES, _RESERVED_AT, _MARK_AT = 100, 20, 68
+#: Who waits longer than this learns what for, and again each time that it passes.
+TELL_S = 1.0
+#: SQLite's own steps between two looks at the clock: some milliseconds.
+_LOOK_STEPS = 100_000
 DAMAGED = "storage_read_failed"
 #: What SQLite raises where a page cannot be read.
 DAMAGE = (apsw.CorruptError, apsw.IOError, apsw.NotADBError)
@@ -49,8 +54,9 @@ def page_checksums() -> bool:
     return "cksmvfs" in apsw.vfs_names()
 
 
-def connect(path: Path) -> apsw.Connection:
-    """Open for writing, with checksums on its pages: a new file gets them, an older one is rewritten once.
+def connect(path: Path, tell: Callable[[str], object] = str) -> apsw.Connection:
+    """Open for writing, with checksums on its pages: a new file gets them, an older one is rewritten once;
+    ``tell`` hears of that, each second that it takes.
 
     Raises:
         StoreError: the file is read-only, its header is damaged, or it needs checksums that are missing here.
@@ -71,11 +77,33 @@ def connect(path: Path) -> apsw.Connection:
             raise StoreError("the file is read-only", code="storage_write_failed")
         db.execute("PRAGMA fullfsync = ON").fetchall()  # macOS: fsync alone leaves it in the disk's own cache
         if checked and not mark:
-            _add_checksums(db)
+            what = f"{path.name} is rewritten with checksums on its pages"
+            with telling(db, lambda seconds: tell(f"{what}: {seconds:.0f} s")):
+                _add_checksums(db)
     except BaseException:
         db.close()
         raise
     return db
+
+
+@contextmanager
+def telling(db: apsw.Connection, tell: Callable[[float], object]) -> Iterator[None]:
+    """Have ``tell`` called with the seconds so far while long statements are at work."""
+    began_s = said_s = time.monotonic()
+
+    def look() -> bool:
+        nonlocal said_s
+        now_s = time.monotonic()
+        if now_s - said_s >= TELL_S:
+            said_s = now_s
+            tell(now_s - began_s)
+        return False  # go on
+
+    db.set_progress_handler(look, _LOOK_STEPS)
+    try:
+        yield
+    finally:
+        db.set_progress_handler(None)
 
 
 def make_private(path: Path) -> None:
@@ -126,9 +154,9 @@ def _add_checksums(db: apsw.Connection) -> None:
         db.reserve_bytes(None, 0)
 
 
-def open_file(path: Path) -> apsw.Connection:
-    """Open with every pragma; the lock is taken by the first write."""
-    db = connect(path)
+def open_file(path: Path, tell: Callable[[str], object] = str) -> apsw.Connection:
+    """Open with every pragma; the lock is taken by the first write. ``tell`` as for ``connect``."""
+    db = connect(path, tell)
     for pragma in (
         "locking_mode = EXCLUSIVE", "journal_mode = WAL", "wal_autocheckpoint = 0", "synchronous = FULL",
         "temp_store = MEMORY", "cache_size = -16384", "journal_size_limit = 67108864",
@@ -195,5 +223,5 @@ def refused(what: str, exc: Exception) -> StoreError:
 
 __all__ = [
     "DAMAGE", "DAMAGED", "LOCK_WAIT_MS", "checksum", "connect", "guard", "header", "make_private",
-    "open_file", "page_checksums", "readable_behind", "refused", "sync",
+    "open_file", "page_checksums", "readable_behind", "refused", "sync", "telling",
 ]

@@ -6,9 +6,6 @@ A search waits for the last value; everything else does not notice.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import apsw
@@ -26,32 +23,6 @@ _FILL = {
     "session": "UPDATE session SET created = ?, updated = ?, deleted = ? WHERE n = ?",
     "run": "UPDATE run SET started = ?, provider = ?, model = ?, tokens = ?, cost = ?, usage = ? WHERE n = ?",
 }
-
-
-#: Who waits longer than this learns what for, and again each time that it passes.
-TELL_S = 1.0
-#: SQLite's own steps between two looks at the clock: some milliseconds.
-_LOOK_STEPS = 100_000
-
-
-@contextmanager
-def telling(db: apsw.Connection, tell: Callable[[float], None]) -> Iterator[None]:
-    """Have ``tell`` called with the seconds so far while long statements are at work."""
-    began_s = said_s = time.monotonic()
-
-    def look() -> bool:
-        nonlocal said_s
-        now_s = time.monotonic()
-        if now_s - said_s >= TELL_S:
-            said_s = now_s
-            tell(now_s - began_s)
-        return False  # go on
-
-    db.set_progress_handler(look, _LOOK_STEPS)
-    try:
-        yield
-    finally:
-        db.set_progress_handler(None)
 
 
 def step(db: apsw.Connection, version: int) -> None:
@@ -110,4 +81,4 @@ def _values(table: str, record: bytes, total: int) -> tuple[Any, ...]:
         return (0.0, *[None] * (len(ADDED[table]) - 1))
 
 
-__all__ = ["ROWS_PER_STEP", "TELL_S", "add_columns", "fill_step", "step", "telling", "unfilled"]
+__all__ = ["ROWS_PER_STEP", "add_columns", "fill_step", "step", "unfilled"]

@@ -34,7 +34,7 @@ from mesh.core.state import State
 from mesh.errors import StoreError
 from mesh.store import migrate, wal
 from mesh.store.by_session import BySession, has_old_index
-from mesh.store.file import DAMAGED, LOCK_WAIT_MS, checksum, guard, make_private, open_file
+from mesh.store.file import DAMAGED, LOCK_WAIT_MS, checksum, guard, make_private, open_file, telling
 from mesh.store.reading import StoredEvent
 from mesh.store.routes import StoredRoutes
 from mesh.store.rows import PUT_RUN, PUT_SESSION, run_row, session_row
@@ -53,9 +53,10 @@ class Store(StoredRoutes):
     nothing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tell: Callable[[str], object] = str) -> None:
+        """``tell`` hears of what takes long here, each second."""
         log = guard(lambda: wal.look(path), f"read the log of {path.name}")
-        super().__init__(path, guard(lambda: open_file(path), f"open {path.name}"))
+        super().__init__(path, guard(lambda: open_file(path, tell), f"open {path.name}"))
         self.leased = False  #: whether ``acquire`` succeeded; nothing is written before
         self.sealed = False  #: a write met damage: readers have nothing filled in any more
         self._check_log(log)
@@ -104,7 +105,7 @@ class Store(StoredRoutes):
                         f"{self.path.name} has schema {version}, we know {SCHEMA_VERSION}: update mesh",
                         code="migration_required",
                     )
-                with migrate.telling(self._db, lambda s: self.on_migration(version or 0, s)):
+                with telling(self._db, lambda s: self.on_migration(version or 0, s)):
                     if version is not None and version < SCHEMA_VERSION:
                         migrate.step(self._db, version)
                     self._db.execute(TABLES)

@@ -192,6 +192,23 @@ def test_a_file_of_an_older_mesh_gets_checksums_when_it_is_opened(tmp_path: Path
     assert "error: storage_read_failed" in damaged.values()
 
 
+def test_who_waits_while_a_file_gets_checksums_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a file of an older mesh is rewritten, then whoever waits hears of it; else nobody does."""
+    sound, old = tmp_path / "sound.db", tmp_path / "old.db"
+    build(sound)
+    without_checksums(sound, old)
+    monkeypatch.setattr(file, "TELL_S", 0.0)
+    monkeypatch.setattr(file, "_LOOK_STEPS", 10)
+    told: list[str] = []
+    Store(old, told.append).close()
+    assert told and set(told) == {"old.db is rewritten with checksums on its pages: 0 s"}
+    told.clear()
+    Store(old, told.append).close()
+    assert told == []
+
+
 def without_checksums(source: Path, target: Path) -> None:
     """A file as an older mesh, or one without the extension, would have left it."""
     lines = []

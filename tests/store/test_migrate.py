@@ -12,7 +12,7 @@ from mesh.core.records import RunStatus
 from mesh.core.slots import run_key
 from mesh.log import Log
 from mesh.node.health import Health
-from mesh.store import migrate
+from mesh.store import file, migrate
 from mesh.store.schema import ADDED, SCHEMA_VERSION
 from mesh.store.sqlite import Store
 
@@ -123,8 +123,8 @@ def test_a_migration_that_takes_long_is_told_again_and_again(
         Health(store, health_log, boot_id="b", offset_ms=0, starts=1, progress=told.append).acquire()
         store.close()
 
-    monkeypatch.setattr(migrate, "TELL_S", 0.0)
-    monkeypatch.setattr(migrate, "_LOOK_STEPS", 10)
+    monkeypatch.setattr(file, "TELL_S", 0.0)
+    monkeypatch.setattr(file, "_LOOK_STEPS", 10)
     acquired()
     assert len(told) >= 4 and told[0] == told[1] == f"p.db of schema 2 is rewritten to {SCHEMA_VERSION}: 0 s"
     told.clear()
