@@ -47,7 +47,9 @@ def claim(session_id: str, ttl_s: float, takeover: bool, by: str | None) -> None
 
 @command()
 @click.argument("session_id", metavar="ID")
-@click.option("--key", envvar="MESH_DRIVER", required=True, help="What `claim` printed.")
+@click.option(
+    "--key", envvar="MESH_DRIVER", required=True, help="What `claim` printed; default: $MESH_DRIVER."
+)
 def release(session_id: str, key: str) -> None:
     """Give the right to drive a session back.
 

@@ -15,9 +15,9 @@ from mesh.cli.app import command, open_client, shell
 from mesh.cli.calling import as_called
 from mesh.cli.follow import RUN_ENDED, RUN_VIEW, closing_view, open_view, show, view_options
 from mesh.cli.recording import check_recording, record_option, save_recording
-from mesh.cli.settings import config_option, load, sections
+from mesh.cli.settings import config_option, config_path, load, sections
 from mesh.cli.workspace import say_workspace, workspace_of, workspace_options
-from mesh.errors import DeadlineExceeded, MeshError, RunError, from_wire
+from mesh.errors import DeadlineExceeded, MeshError, NotFound, RunError, from_wire
 
 if TYPE_CHECKING:
     import mesh
@@ -28,7 +28,7 @@ CANCEL_WAIT_S = 8.0
 #: How much of an input the question for an approval shows.
 ASKED_CHARS = 200
 #: Said on a terminal.
-NO_NODE_IS_UP = "no node is up: running on one for this command alone (mesh up starts one that stays)"
+ON_ITS_OWN = "running on a node for this command alone (mesh up starts one that stays)"
 
 
 @command()
@@ -105,7 +105,8 @@ def run(
     sinks: tuple[str, ...],
     config_file: str | None,
 ) -> None:
-    """Run AGENT once and stream its answer. Uses the node that is up, else one of its own for this run.
+    """Run AGENT once and stream its answer. Uses the node that is up, else one of its own for this run; with
+    --config always one of its own.
 
     PROMPT `-` reads standard input. Ctrl-C cancels the run. With -o json: one event per line, and on stderr
     {"error": ...} when it failed.
@@ -120,12 +121,15 @@ def run(
       mesh run coder "what is 2+3?" --record demo.jsonl
       mesh run coder "fix the tests" --render studio --sink jsonl:events.jsonl
     """
+    if config_file and shell().address:
+        raise click.UsageError("--config is of a node of this command's own, and goes with no --address")
     words = values.prompt_text(prompt)
     check_recording(recording)
     folder = workspace_of(workspace, rollback=rollback, worktree=worktree)
     view = open_view(RUN_VIEW, renderer, tool_output, sinks)
-    with closing_view(view), _signals_heard(), _a_client(config_file) as (client, address):
-        if cwd is None and folder is None and agent == "shell" and not (shell().address or _named_address()):
+    named = None if config_file else shell().address or _named_address()
+    with closing_view(view), _signals_heard(), _a_client(config_file, named) as (client, address):
+        if cwd is None and folder is None and agent == "shell" and named is None:
             cwd = "."
         task = Task(
             agent, words, session_id, deadline_s, str(Path(cwd).resolve()) if cwd else None, context or None,
@@ -297,16 +301,29 @@ def _end_session(address: str | None, session_id: str, how: str) -> None:
 
 
 @contextmanager
-def _a_client(config_file: str | None) -> Iterator[tuple[mesh.Client, str | None]]:
-    """A client of the node that is up, else of one that lives as long as this command."""
+def _a_client(config_file: str | None, address: str | None) -> Iterator[tuple[mesh.Client, str | None]]:
+    """A client of the node that is up, else of one that lives as long as this command. A config that was
+    given asks for such a one: the node that is up has settings of its own."""
     from mesh.cli.node import local_node
 
-    options = shell()
     with ExitStack() as stack:
-        address = options.address or _named_address()
-        if address is None and local_node() is None:
+        if config_file or (address is None and local_node() is None):
             address = stack.enter_context(_embedded(config_file))
-        yield stack.enter_context(open_client(address, max(options.timeout_s, CANCEL_WAIT_S))), address
+        try:
+            yield stack.enter_context(open_client(address, max(shell().timeout_s, CANCEL_WAIT_S))), address
+        except NotFound as exc:
+            if exc.code == "unknown_agent" and not config_file:
+                _say_where_it_is(exc)
+            raise
+
+
+def _say_where_it_is(exc: NotFound) -> None:
+    """The agent may stand in the config of this folder, of which the node that is up knows nothing."""
+    with suppress(MeshError):
+        path = config_path(None)
+        if path is not None and any(f"no agent {name!r};" in exc.message for name in load(None).agents):
+            other = "the node that is up has another config"
+            exc.details["hint"] = f"{path} has it, but {other}; try --config {path}"
 
 
 def _named_address() -> str | None:
@@ -320,7 +337,7 @@ def _embedded(config_file: str | None) -> Iterator[str]:
     begun = ahead.take()
     try:
         if sys.stderr.isatty() and not shell().json:
-            click.echo(as_called(NO_NODE_IS_UP), err=True)
+            click.echo(as_called(ON_ITS_OWN), err=True)
         node = own_node(config_file)
     except BaseException:
         begun.drop()
@@ -349,7 +366,7 @@ def own_node(config_file: str | None) -> mesh.LocalNode:
 __all__ = [
     "ASKED_CHARS",
     "CANCEL_WAIT_S",
-    "NO_NODE_IS_UP",
+    "ON_ITS_OWN",
     "Task",
     "follow_run",
     "own_node",

@@ -16,14 +16,19 @@ def _options(*names: tuple[str, str]) -> Callable[[Any], Any]:
 
     def add(function: Any) -> Any:
         for name, text in reversed(names):
-            function = click.option(f"--{name}", metavar="TEXT", help=text)(function)
+            function = click.option(*_named(name), help=text)(function)
         return function
 
     return add
 
 
 def _many(name: str, text: str) -> Callable[[Any], Any]:
-    return click.option(f"--{name}", multiple=True, metavar="TEXT", help=f"{text} May be repeated.")
+    return click.option(*_named(name), multiple=True, help=f"{text} May be repeated.")
+
+
+def _named(name: str) -> Any:
+    """The option's names. A session is ``--session`` everywhere; some commands said ``--session-id``."""
+    return ("--session", "--session-id", "session_id") if name == "session-id" else (f"--{name}",)
 
 
 def _page(default: int, orders: tuple[str, ...]) -> Callable[[Any], Any]:

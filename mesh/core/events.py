@@ -126,8 +126,16 @@ def type_code(name: Any) -> int:
     code = TYPE_CODE.get(name) if isinstance(name, str) else None
     if code is None:
         shown = repr(name[:60]) if isinstance(name, str) else f"of type {type(name).__name__}"
-        raise InvalidArgument(f"unknown event type {shown}", code="invalid_event_type")
+        raise InvalidArgument(f"unknown event type {shown}{_meant(name)}", code="invalid_event_type")
     return code
+
+
+def _meant(name: Any) -> str:
+    """The type that was perhaps meant, for a message."""
+    import difflib
+
+    near = difflib.get_close_matches(name[:60], TYPE_CODE, n=1) if isinstance(name, str) else ()
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def shape_warnings(event_type: str, data: dict[str, Any]) -> list[str]:

@@ -203,8 +203,9 @@ def _statuses(codes: Mapping[Any, int], statuses: type[SessionStatus] | type[Run
         names = _texts(name, value)
         for one in names:
             if one not in list(statuses):
-                raise InvalidArgument(f"unknown status {shown(one, 40)}", code="invalid_status",
-                                      details={"known": [status.value for status in codes]})
+                known = [status.value for status in codes]
+                text = f"unknown status {shown(one, 40)} (known: {', '.join(known)})"
+                raise InvalidArgument(text, code="invalid_status", details={"known": known})
         return names
 
     return check

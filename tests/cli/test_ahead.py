@@ -121,5 +121,5 @@ def test_what_a_run_says_of_its_own_node_is_for_people(
     monkeypatch.setattr(mesh, "LocalNode", refused)
     monkeypatch.setattr("mesh.cli.run.sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
     lines = cli("run", "echo", "hi", "-o", output).stderr.splitlines()
-    assert [line[:8] for line in lines] == (['{"error"'] if output == "json" else ["no node ", "error: n"])
+    assert [line[:8] for line in lines] == (['{"error"'] if output == "json" else ["running ", "error: n"])
     assert begun[0].dropped

@@ -65,6 +65,14 @@ def test_an_unknown_type_is_refused(name: Any) -> None:
     assert len(caught.value.message) < 200
 
 
+def test_an_unknown_type_is_refused_with_the_one_that_was_meant() -> None:
+    """If a type is a slip of the finger, then the error names the nearest; far from all it names none."""
+    with pytest.raises(InvalidArgument, match=r"'run_faild' \(did you mean 'run_failed'\?\)"):
+        type_code("run_faild")
+    with pytest.raises(InvalidArgument, match=r"unknown event type 'zzz'\Z"):
+        type_code("zzz")
+
+
 def test_event_ids_are_the_known_ones() -> None:
     """If the id of an event changed, then a reader's memory of it would be worthless."""
     assert event_id("s1", 1) == "evt_f1a4b4b4d3b756eb12b24d8b9cc5718b"

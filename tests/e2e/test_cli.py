@@ -240,6 +240,18 @@ def test_doctor_finds_all_well(node: Any) -> None:
     assert [c["name"] for c in report["checks"]][-2:] == ["round trip", "agents"]
 
 
+def test_run_with_a_config_has_a_node_of_its_own(node: Any, tmp_path: Path) -> None:
+    """If a config is given, then its agents are there although a node is up that knows nothing of them; who
+    forgets to give it is told where the agent is, and an address beside it is refused."""
+    config = tmp_path / "mesh.toml"
+    config.write_text('[agents.mine]\nprovider = "echo"\n')
+    assert mesh("run", "--config", str(config), "mine", "hi", MESH_NODE_NAME=NAME).stdout == "hi"
+    forgot = mesh("run", "mine", "hi", MESH_NODE_NAME=NAME, MESH_CONFIG=str(config))
+    assert forgot.returncode == 4 and f"try --config {config}" in forgot.stderr
+    both = mesh("--address", "tcp://127.0.0.1:9", "run", "--config", str(config), "mine", "hi")
+    assert both.returncode == 2 and "goes with no --address" in both.stderr
+
+
 def test_logs_of_the_node(node: Any) -> None:
     """If logs are asked for a process that wrote nothing, then that is no error."""
     assert node("logs", "router").returncode == 0
