@@ -7,6 +7,7 @@ On a terminal a table has a header and colours; in a pipe it is tab-separated ro
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -183,10 +184,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-    for place, column in enumerate(columns):
-        widest = max((len(row[place]) for row in texts), default=0)
-        drawn.add_column(column, no_wrap=True, overflow="ignore", min_width=max(widest, len(column)))
+    columns, texts, gap = _fitted(columns, texts)
+    drawn = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    for column, width in zip(columns, _widths(columns, texts), strict=True):
+        drawn.add_column(column, no_wrap=True, overflow="ignore", min_width=width)
     for row in texts:
         drawn.add_row(*(Text(_fit(cell, sys.stdout)) for cell in row))
     # Where the terminal is too narrow it wraps the lines itself: an id that is cut cannot be copied.
@@ -194,6 +195,22 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     with console.capture() as lines:
         console.print(drawn, crop=False, soft_wrap=True)
     click.echo("\n".join(line.rstrip() for line in lines.get().splitlines()))
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(len(column), *(len(row[i]) for row in rows), 0) for i, column in enumerate(columns)]
+
+
+def _fitted(
+    columns: Sequence[str], rows: list[list[str]]
+) -> tuple[Sequence[str], list[list[str]], int]:
+    """What is wider than the terminal, without columns that say nothing and with smaller gaps."""
+    wide = shutil.get_terminal_size().columns
+    widths = _widths(columns, rows)
+    if not rows or sum(widths) + GAP * (len(widths) - 1) <= wide:
+        return columns, rows, GAP
+    told = [place for place in range(len(columns)) if any(row[place] != "-" for row in rows)]
+    return [columns[place] for place in told], [[row[place] for place in told] for row in rows], 1
 
 
 def _cell(value: Any) -> str:

@@ -40,6 +40,18 @@ def test_table_on_a_narrow_terminal_loses_nothing(terminal: Terminal) -> None:
     assert "i" * 40 in text and "j" * 20 in text and text.count("long text") == 10
 
 
+def test_table_that_is_too_wide_leaves_out_what_says_nothing(terminal: Terminal) -> None:
+    """If a table does not fit, then columns of dashes go and gaps shrink; else nothing goes."""
+    names = ("process", "death", "state", "number")
+    rows = [("p" * 20, None, "s" * 18, "7" * 20), ("q", None, "ready", "8")]
+    with redirect_stdout(terminal):
+        render.table(names, rows)
+        render.table(names, rows[1:])
+    wide, header, *_, fits, last = plain(terminal).splitlines()
+    assert wide.split() == ["process", "state", "number"] and len(header) == 60
+    assert fits.split() == list(names) and last.split() == ["q", "-", "ready", "8"]
+
+
 def test_table_without_rows_is_its_header(terminal: Terminal) -> None:
     """If there is nothing, then the header says what there could be."""
     with redirect_stdout(terminal):
