@@ -148,7 +148,8 @@ class RunnerBench:
             frame = self.router.recv()
         except sockets.Again:
             left_s = until_s - time.monotonic()
-            assert left_s > 0, f"nothing came; the log says: {self.printed()}; inbox: {self.inbox!r:.2000}"
+            last = repr(self.inbox)[-2000:]
+            assert left_s > 0, f"nothing came; the log says: {self.printed()}; inbox ends with: {last}"
             self.router.poll(min(left_s, 0.5) * 1000)
             return
         kind, index, _ = wire.parse_actor_id(frame[:16])
@@ -169,6 +170,15 @@ class RunnerBench:
 
     def batch(self, run_id: str, n: int | None = None, partition: int = 0) -> list[Any]:
         return self.expect("batch", partition=partition, where=lambda m: m[1] == run_id and n in (None, m[3]))
+
+    def lines(self, run_id: str, count: int) -> tuple[list[str], int]:
+        """What a run said until it had said so many lines, and the number of the batch that brought them."""
+        text, n = "", 0
+        while text.count("\n") < count:
+            n += 1
+            events = [decode(row) for row in self.batch(run_id, n)[4]]
+            text += "".join(e["data"]["content"] for e in events if e["type"] == "message_streamed")
+        return text.splitlines(), n
 
     def follow(
         self, run_id: str, partition: int = 0, attempt: int = 1

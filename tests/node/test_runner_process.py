@@ -209,9 +209,7 @@ def test_new_router_hears_us_and_gets_what_is_open(bench: RunnerBench) -> None:
 def test_fenced_run_is_stopped_and_forgotten(bench: RunnerBench) -> None:
     """If an attempt is fenced, then its command is ended and nothing more is said of it."""
     run_id = bench.run("echo $$; sleep 1000", agent="shell")
-    bench.batch(run_id, 1)
-    rows = bench.batch(run_id, 2)[4]
-    pid = int(decode(rows[0])["data"]["content"])
+    (pid,) = map(int, bench.lines(run_id, 1)[0])
     bench.send(0, ["fenced", run_id, 1])
     wait_until(lambda: gone(pid), "the end of the command")
     assert bench.silent("batch")
@@ -222,10 +220,10 @@ def test_fenced_run_is_stopped_and_forgotten(bench: RunnerBench) -> None:
 def test_cancel_settles_the_run_when_its_command_is_gone(bench: RunnerBench) -> None:
     """If a run is cancelled, then its settlement comes after the end of its processes."""
     run_id = bench.run("setsid sh -c 'echo $$; exec sleep 1000' & wait", agent="shell")
-    bench.batch(run_id, 1)
-    pid = int(decode(bench.batch(run_id, 2)[4][0])["data"]["content"])
+    said, n = bench.lines(run_id, 1)
+    (pid,) = map(int, said)
     bench.command(["cancel", run_id, 1])
-    _, _, _, _, rows, settle = bench.batch(run_id, 3)
+    _, _, _, _, rows, settle = bench.batch(run_id, n + 1)
     assert gone(pid)
     assert types([decode(row) for row in rows]) == ["message_received", "run_cancelled"]
     assert settle["status"] == "cancelled"
@@ -343,7 +341,7 @@ def test_stop_cancels_the_runs_and_waits_until_that_is_stored(bench: RunnerBench
     """If the runner is told to stop, then its runs end as cancelled, that is stored, and it says bye."""
     echo = bench.run("x", agent="waits")
     shell = bench.run("echo $$; sleep 1000", agent="shell")
-    pid = int(decode(bench.batch(shell, 2)[4][0])["data"]["content"])
+    (pid,) = map(int, bench.lines(shell, 1)[0])
     bench.batch(echo, 1)
     bench.inbox.clear()
     bench.control.send("stop")
@@ -366,14 +364,10 @@ def test_stop_without_anybody_who_stores_ends_too(bench: RunnerBench) -> None:
 def test_death_of_the_supervisor_takes_all_commands_along(bench: RunnerBench) -> None:
     """If the control pipe ends, then the runner kills what it started, a daemon too, and ends."""
     run_id = bench.run("echo $$; setsid sh -c 'echo $$; exec sleep 1000' & wait", agent="shell")
-    text = ""
-    n = 2
-    while text.count("\n") < 2:
-        text += "".join(decode(row)["data"]["content"] for row in bench.batch(run_id, n)[4])
-        n += 1
+    pids = [int(line) for line in bench.lines(run_id, 2)[0]]
     bench.control.close()
     assert bench.process.wait(20) == 1
-    wait_until(lambda: all(gone(int(pid)) for pid in text.split()), "the end of the commands")
+    wait_until(lambda: all(map(gone, pids)), "the end of the commands")
 
 
 def test_death_of_the_supervisor_is_noticed_while_an_agent_blocks(bench: RunnerBench) -> None:
@@ -403,7 +397,7 @@ def test_run_of_which_nothing_can_be_stored_is_stopped(tmp_path: Path) -> None:
     config = {"limits": {"unstored_s": 0.5}, "agents": {"shell": {"provider": "shell"}}}
     with RunnerBench(tmp_path, **config) as bench:
         run_id = bench.run("echo $$; exec sleep 1000", agent="shell")
-        pid = int(decode(bench.batch(run_id, 2)[4][0])["data"]["content"])
+        (pid,) = map(int, bench.lines(run_id, 1)[0])
         last = bench.expect("batch", where=lambda m: m[1] == run_id and m[5] and "status" in m[5])
         assert gone(pid)
         assert (last[5]["status"], last[5]["error"]["code"]) == ("failed", "storage_write_failed")
