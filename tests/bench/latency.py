@@ -10,8 +10,8 @@ Two questions, a node of two partitions, every generator a process of its own (`
 2. A modest client asks 400 times a second. How does its latency change beside a flood (4 000 calls of one
    client in flight; payloads of 500 calls over the bare wire; thousands of single calls), beside a client
    that never reads, and when the other partition stands still or is slow? Each is compared with the calm
-   runs (``x calm``). A flood keeps four processes busy, its own, the router and two partitions, and no server
-   gives back the cores that these use: on a machine with few of them that alone is much of it. So beside each
+   runs (``x calm``). A flood keeps four processes busy, its own, the router and two partitions, half of the
+   time at least (``core/pace.py``): on a machine with few cores that alone is much of it. So beside each
    flood stands its control (``control.py``): the same payloads through a bare star of ZeroMQ sockets, as many
    processes, which burn for each payload the CPU that was just measured here, while the modest client asks a
    mesh that nobody else asks. ``x control`` is what mesh adds to that: its queues, and its own wake-ups.
