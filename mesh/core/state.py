@@ -234,17 +234,19 @@ class State:
 
     def put_progress(self, run: RunState, batch: int) -> None:
         """Remember the runner's last batch: a small row of its own, since the run's row holds its input."""
-        run = self.runs[run.id]
-        session = self.session(run.session_id)
-        self._count(session, session.seq, run, batch)
+        self.stream(self.runs[run.id], (), batch)
 
     def stream(self, run: RunState, rows: Sequence[Sequence[Any]], batch: int) -> None:
-        """Append the runner's next batch of a run that goes on as it did."""
-        session = self.session(run.session_id)
-        self._count(session, self._add_rows(session, rows, run), run, batch)
-
-    def _count(self, session: SessionState, seq: int, run: RunState, batch: int) -> None:
-        self.undo.append((session, session.seq, run, run.batch))
+        """Append the runner's next batch of a run that goes on as it did: no call but those that it needs."""
+        session = self.sessions.get(run.session_id) or self.session(run.session_id)
+        pos, seq, n, session_id, run_n, run_id = self.pos, session.seq, session.n, session.id, run.n, run.id
+        self.undo.append((session, seq, run, run.batch))
+        events = self.events
+        for code, ts, fragment in rows:
+            pos += 1
+            seq += 1
+            events.append(EventRow(pos, n, session_id, seq, code, run_n, run_id, ts, fragment))
+        self.pos = pos
         force_setattr(session, "seq", seq)
         force_setattr(run, "batch", batch)
         self.progress.append(run)
@@ -323,10 +325,6 @@ class State:
     def _grown(
         self, session: SessionState, rows: Sequence[Sequence[Any]], run: RunState | None
     ) -> SessionState:
-        return msgspec.structs.replace(session, seq=self._add_rows(session, rows, run))
-
-    def _add_rows(self, session: SessionState, rows: Sequence[Sequence[Any]], run: RunState | None) -> int:
-        """The seq of the last one."""
         pos, seq, n, session_id = self.pos, session.seq, session.n, session.id
         run_n, run_id = (0, None) if run is None else (run.n, run.id)
         for code, ts, fragment in rows:
@@ -334,7 +332,7 @@ class State:
             seq += 1
             self.events.append(EventRow(pos, n, session_id, seq, code, run_n, run_id, ts, fragment))
         self.pos = pos
-        return seq
+        return msgspec.structs.replace(session, seq=seq)
 
     def announce(self, what: str, session: SessionState, **fields: Any) -> None:
         """A lifecycle message: stored and numbered with the batch, published after the commit."""
