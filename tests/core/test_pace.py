@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.core import wire
-from mesh.core.credit import TOLD_COST, WINDOW_COST, Credit
+from mesh.core.credit import LONG_COST, TOLD_COST, WINDOW_COST, Credit
 from mesh.core.fair import cost
 from mesh.core.inflight import InFlight
 from mesh.core.pace import FLOODS_MAX, HEARD_S, NEVER, REST_MAX_S, TURN_COST, Pace
@@ -160,13 +160,36 @@ def test_who_was_a_flood_a_moment_ago_is_no_modest_client(node: Node) -> None:
     assert node.pace.slow
 
 
+def take_all(node: Node) -> None:
+    """The partition takes what is on its way, and tells."""
+    while node.pipe:
+        node.answer_one()
+    node.tell()
+
+
 def test_a_turn_of_long_ago_is_no_reason_to_rest(node: Node) -> None:
     """If nobody asked for little for a while, then the next who does finds a flood that had no turn yet."""
     flood(node, b"a")
-    node.run(0.1, modest_s=0.002_5)
-    node.run(3.0)
-    node.run(0.005, modest_s=0.002_5)
-    assert node.pace.due_s <= node.pace.now_s + 0.005
+    node.pace.little(b"m" * 16)
+    take_all(node)
+    assert sum(map(cost, node.pipe)) < TURN_COST + cost(bytes(LARGE))
+    node.pass_by(HEARD_S)
+    take_all(node)
+    assert sum(map(cost, node.pipe)) >= WINDOW_COST
+    node.pace.little(b"m" * 16)
+    take_all(node)
+    assert node.pipe and node.pace.due_s == NEVER
+
+
+def test_a_large_request_waits_behind_less_while_others_ask_for_little(node: Node) -> None:
+    """If a window is half full and somebody asked for little, then a large request waits; else it goes."""
+    flood(node, b"a", count=LONG_COST // cost(bytes(LARGE)) + 1)
+    assert not len(node.credit)
+    node.ask(b"b", LARGE)
+    assert not len(node.credit)
+    node.pace.little(b"m" * 16)
+    node.ask(b"b", LARGE)
+    assert len(node.credit) == 1
 
 
 def test_a_flood_rests_no_longer_than_the_longest_rest(node: Node) -> None:
@@ -190,18 +213,17 @@ def test_a_flood_rests_no_longer_than_the_longest_rest(node: Node) -> None:
 
 
 def test_a_new_incarnation_does_not_rest_for_its_predecessor(node: Node) -> None:
-    """If a partition is replaced while floods rest, then the next one begins with a turn."""
+    """If a partition is replaced while floods rest, then the next one is given a turn of what waits."""
     flood(node, b"a")
-    node.run(0.1, modest_s=0.002_5)
-    while node.pipe:
-        node.answer_one()
+    node.pace.little(b"m" * 16)
+    take_all(node)
     node.pass_by(0.02)
-    node.tell()
+    take_all(node)
+    assert not node.pipe and node.pace.due_s > node.pace.now_s
     node.credit.clear()
-    node.pipe.clear()
     node.taken = node.told = 0
     flood(node, b"a")
-    node.fill()
+    take_all(node)
     assert sum(map(cost, node.pipe)) >= TURN_COST
 
 
