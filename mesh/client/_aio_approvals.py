@@ -30,6 +30,8 @@ class AsyncApprovals:
         """What is open, oldest first, of all sessions or of one.
 
         Raises:
+            NotFound: ``session_not_found``.
+            NotAllowed: ``unauthorized``, the session is protected.
             InvalidArgument: ``invalid_cursor``, ``invalid_id``.
         """
         page: Page[Approval] = await self._link.drive(

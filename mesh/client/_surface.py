@@ -199,7 +199,7 @@ def check_timeout(timeout_s: Any) -> None:
         isinstance(timeout_s, int | float) and (0 < timeout_s < 2**53 or timeout_s == float("inf"))
     ):
         raise InvalidArgument(
-            f"timeout_s must be a number of seconds above 0, not {shown(timeout_s, 40)}",
+            f"timeout_s must be seconds from above 0 to 2**53, or inf, not {shown(timeout_s, 40)}",
             code="invalid_argument",
         )
 

@@ -11,16 +11,17 @@ from mesh.client._surface_routes import list_pages
 from mesh.client._surface_sessions import run_call
 from mesh.core.approval import Approval
 from mesh.core.plain import plain_map
-from mesh.core.slots import check_id
+from mesh.core.slots import check_id, session_slot
 
 
 def list_approvals(session_id: Any, limit: Any, cursor: str | None, timeout_s: float | None) -> Plan:
     """``approvals.list``: oldest first."""
+    sid = None if session_id is None else check_id(session_id)
     return (
         yield from list_pages(
-            "approvals", "approval.list", (None if session_id is None else check_id(session_id),),
-            limit=limit, cursor=cursor, timeout_s=timeout_s, order=_place, after_of=_place,
-            parse=Approval.from_map,
+            "approvals", "approval.list", (sid,), limit=limit, cursor=cursor, timeout_s=timeout_s,
+            order=_place, after_of=_place, parse=Approval.from_map,
+            slot=None if sid is None else session_slot(sid),
         )
     )
 

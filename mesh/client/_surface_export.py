@@ -86,7 +86,8 @@ def lines_of(source: Any) -> Iterator[str]:
             with Path(source).open(encoding="utf-8") as file:
                 yield from file
         except (OSError, ValueError) as exc:
-            raise InvalidArgument(f"{shown(source)}: {exc}", code="invalid_argument") from exc
+            why = exc.strerror if isinstance(exc, OSError) else exc
+            raise InvalidArgument(f"cannot read {shown(source)}: {why}", code="invalid_argument") from exc
     elif isinstance(source, Iterable):
         yield from source
     else:

@@ -36,6 +36,8 @@ from mesh.core.records import Page, PruneResult, Resolution, Source
 from mesh.errors import (
     InvalidArgument,
     MeshError,
+    NotAllowed,
+    NotFound,
     RemoteProtocolError,
     Unavailable,
     shown,
@@ -331,19 +333,23 @@ def list_pages(
     order: Callable[[Any], Any],
     after_of: Callable[[Any], Any],
     parse: Callable[[Any], Any],
+    slot: int | None = None,
 ) -> Plan:
-    """One page over all partitions. Each gives up to ``limit`` rows in its own order; the first ``limit`` of
-    the merged rows are returned, and the cursor remembers the last row taken from each partition."""
+    """One page over all partitions, or of that with ``slot``. Each gives up to ``limit`` rows in its own
+    order; the first ``limit`` of the merged rows are returned, and the cursor remembers the last row taken
+    from each partition."""
     check_limit(limit, kind)
     facts: Facts = yield FACTS
     places = _cursor_places(kind, cursor, facts.partitions)
+    if slot is not None and cursor is None:
+        places = {facts.slot_map[slot]: None}
     limit_s = EVERY_S if timeout_s is None else min(EVERY_S, timeout_s)
     asked = sorted(places)
     answers = yield [Ask(READ, ~p, (op, (*filters, limit, places[p])), limit_s) for p in asked]
     missing = [p for p, answer in zip(asked, answers, strict=True) if isinstance(answer, MeshError)]
     found = {p: answer for p, answer in zip(asked, answers, strict=True) if p not in missing}
     for answer in answers:
-        if isinstance(answer, InvalidArgument):
+        if isinstance(answer, InvalidArgument | NotAllowed | NotFound):
             raise answer
     streams = [[(order(row), p, n, row) for n, row in enumerate(rows)] for p, (rows, _) in found.items()]
     taken: list[Any] = []

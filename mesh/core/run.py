@@ -127,7 +127,7 @@ def checked_options(options: Any) -> dict[str, Any]:
     for name in ("deadline_s", "idle_s"):
         limit_s = options.get(name)
         if limit_s is not None and not (type(limit_s) in (int, float) and 0 < limit_s < 10**9):
-            raise InvalidArgument(f"{name} must be a number more than 0, not {shown(limit_s, 60)}")
+            raise InvalidArgument(f"{name} must be seconds from above 0 to 10**9, not {shown(limit_s, 40)}")
     for name in ("required_capabilities", "optional_capabilities"):
         names = options.get(name) or ()
         if type(names) not in (list, tuple) or not all(type(c) is str for c in names):

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from mesh.client import _surface_sessions as plans
-from mesh.client._surface import check_route
+from mesh.client._surface import check_route, check_timeout
+from mesh.client._surface_export import lines_of
+from mesh.core.run import checked_options
 from mesh.errors import InvalidArgument
 
 UNREADABLE = {"a": [{(1, 2): 3}]}
@@ -30,3 +32,15 @@ def test_map_that_no_reader_takes_is_refused_at_once(given: Callable[[], Any]) -
     """If a map of the caller's has a tuple as a key, then its call is refused alone, without the node."""
     with pytest.raises(InvalidArgument):
         given()
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (lambda: check_timeout(1e20), "seconds from above 0 to 2**53, or inf, not 1e+20"),
+    (lambda: checked_options({"deadline_s": 1e20}), "seconds from above 0 to 10**9, not 1e+20"),
+    (lambda: list(lines_of("/no/such/file")), "cannot read '/no/such/file': No such file or directory"),
+])
+def test_what_is_refused_is_said_with_its_bound_and_once(given: Callable[[], Any], said: str) -> None:
+    """If an argument is out of bounds, or a file cannot be read, then the message says why, once."""
+    with pytest.raises(InvalidArgument) as refused:
+        given()
+    assert refused.value.message.endswith(said)

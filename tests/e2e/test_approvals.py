@@ -371,6 +371,24 @@ def test_waiting_for_a_human_uses_up_no_limit(client: mesh.Client, tmp_path: Pat
     assert client.runs.wait(run.id, timeout_s=20).output == {"content": "done"}
 
 
+def test_questions_of_one_session_are_asked_where_it_lives(client: mesh.Client) -> None:
+    """If one session's questions are listed, then its partition alone is asked, and what it says is said:
+    that there is no such session, or that it is protected."""
+    token = mesh.new_token()
+    ids = [client.sessions.create("writer").id for _ in range(8)]
+    hidden = client.sessions.create("writer", token=token).id
+    for session_id in ids:
+        page = client.approvals.list(session_id)
+        assert (list(page), page.missing, page.cursor) == ([], (), None)
+    with pytest.raises(mesh.NotFound) as unknown:
+        client.approvals.list("no-such-session")
+    assert unknown.value.code == "session_not_found"
+    with pytest.raises(mesh.NotAllowed):
+        client.approvals.list(hidden)
+    for session_id in ids:
+        client.sessions.delete(session_id, hard=True)
+
+
 def test_agent_that_does_not_wait_takes_its_question_back(client: mesh.Client) -> None:
     """If an agent gives up waiting, then nobody is asked any more, and the run goes on."""
     run = client.runs.submit(client.sessions.start("impatient").id, "x", policy=ASK)
