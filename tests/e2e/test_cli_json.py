@@ -173,7 +173,7 @@ def test_each_command_answers_in_json(name: str, node: mesh.LocalNode, facts: di
     with node.client() as client:
         _prepared(name, client, facts)
     words = [*name.split(), *(word.format(**facts) for word in TRIED[name].split())]
-    done = CliRunner().invoke(app.root, [*words, "-o", "json", "--address", node.address])
+    done = CliRunner().invoke(app.root, [*words, "-o", "json"], env={"MESH_ADDRESS": node.address})
     assert done.exit_code == 0, done.output
     documents = [json.loads(line) for line in done.stdout.splitlines()]
     assert documents, "a program is told what was done"
@@ -183,7 +183,7 @@ def test_each_command_answers_in_json(name: str, node: mesh.LocalNode, facts: di
 def test_each_refusal_is_json_too(name: str, node: mesh.LocalNode, facts: dict[str, str]) -> None:
     """If a command is refused, then stderr has the error as JSON and stdout nothing."""
     words = [*name.split(), *(word.format(**facts) for word in REFUSED[name].split())]
-    done = CliRunner().invoke(app.root, [*words, "-o", "json", "--address", node.address])
+    done = CliRunner().invoke(app.root, [*words, "-o", "json"], env={"MESH_ADDRESS": node.address})
     assert done.exit_code != 0 and done.stdout == "" and json.loads(done.stderr)["error"]["code"]
 
 
@@ -197,7 +197,7 @@ def test_a_run_is_json_lines_on_both_streams(
     """If a run fails, then stdout has its events, the terminal one last, and stderr its error, once; each
     line of both is JSON, so a program may read them together, too."""
     given = ["run", "shell", *words, "--usage", "--record", str(tmp_path / "r.jsonl"), "-o", "json"]
-    done = CliRunner().invoke(app.root, [*given, "--address", node.address])
+    done = CliRunner().invoke(app.root, given, env={"MESH_ADDRESS": node.address})
     events = [json.loads(line) for line in done.stdout.splitlines()]
     beside = [json.loads(line) for line in done.stderr.splitlines()]
     assert done.exit_code == code and events == sorted(events, key=lambda event: event["seq"])
