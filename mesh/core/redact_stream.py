@@ -21,16 +21,16 @@ from typing import Any, Protocol
 from mesh.core import secrets as sec
 from mesh.core.secrets import Pattern
 
-#: Shown text that is remembered, for heads whose beginning was ordinary letters.
+#: Shown text that is remembered, for heads whose beginning was ordinary letters. While ordinary words come it
+#: grows to so much before it is cut to that.
 CONTEXT_CHARS = 64
+WORDS_CHARS = 256
 #: A long text is taken in steps of this size, so that what is known of it at a time is bounded.
 STEP_CHARS = 64 * 1024
 #: What a pattern of the user's own may hold back, and how long its text may be to be found.
 OWN_CHARS_MAX = 4 * 1024
 #: The category of half a secret.
 CUT = "cut_off"
-#: A piece that ends with one of these ends no beginning of a secret.
-_STOPS = frozenset(".,;!?)]}")
 _ASCII_LOWER = {upper: upper + 32 for upper in range(65, 91)}
 _place = itemgetter(0)
 
@@ -62,10 +62,10 @@ class Stream:
     """One text. ``feed`` its pieces, then ``end``; what they return, joined, is the text without secrets."""
 
     __slots__ = (
-        "_buf", "_done", "_end", "_ends", "_final", "_hold", "_in_token", "_mid", "_open", "_out",
+        "_buf", "_calm", "_done", "_end", "_ends", "_final", "_hold", "_in_token", "_mid", "_open", "_out",
         "_pem", "_pem_at", "_quiet", "_quote", "_quote_at", "_quoted_to", "_rules", "_run",
         "_shown", "_tail", "weak",
-    )
+    )  # _calm: the tail is ordinary text, or nothing
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
@@ -79,7 +79,7 @@ class Stream:
         self._tail = ""  #: what is not decided, and a little of what was shown before it
         self._shown = 0  #: so much of the tail was returned, or stands behind a marker
         self._mid = False  #: the character before the tail is a letter or digit
-        self._quiet = self._rules.builtin and not self._rules.own
+        self._calm = self._quiet = self._rules.builtin and not self._rules.own
         self._in_token = False  #: what is held is the beginning of a JSON web token
         self.weak = False  #: what is held is no more than a beginning of a head
         self._done = 0
@@ -103,15 +103,23 @@ class Stream:
 
     def feed(self, piece: str) -> str:
         """Take a piece; return what is decided."""
+        if self._calm:
+            tail = self._tail
+            apart = tail[-1:] == " " or piece[:1] == " "
+            if apart and len(piece) <= sec.WORD_CHARS_MAX and sec.is_word(piece):
+                self._tail = tail = tail + piece
+                self._shown = size = len(tail)
+                if size > WORDS_CHARS:
+                    self._remember(tail)
+                return piece
+            if self._shown > CONTEXT_CHARS:
+                self._remember(tail)
         if self._quiet and piece:
             text = self._tail + piece
             low = text.lower()
-            if not sec.is_suspect(piece) and "bearer" not in low and self._ordinary(low):
-                if len(text) > CONTEXT_CHARS:
-                    self._mid = text[-CONTEXT_CHARS - 1].isalnum()
-                    text = text[-CONTEXT_CHARS:]
-                self._tail = text
-                self._shown = len(text)
+            self._calm = True
+            if not sec.is_suspect(piece) and "bearer" not in low and sec.is_ordinary(low, mid=self._mid):
+                self._remember(text)
                 return piece
             if sec.is_clean(low, len(text)):
                 self._tail = ""
@@ -128,19 +136,13 @@ class Stream:
             return "".join([self._scan(piece[at:at + STEP_CHARS], final=False) for at in steps])
         return self._scan(piece, final=False)
 
-    def _ordinary(self, low: str) -> bool:
-        """Whether the last word is not how a secret begins."""
-        at = low.rfind(" ")
-        word = low[at + 1:]
-        if word.isalnum():
-            return word not in sec.BEGINNINGS or (at < 0 and self._mid)
-        if not low or low[-1] in _STOPS:
-            return True
-        if not word:
-            low = low.rstrip()
-            word = low[low.rfind(" ") + 1:]
-            return word.isalnum() and word not in sec.SPACED
-        return False
+    def _remember(self, text: str) -> None:
+        """Keep the end of ordinary text that was shown."""
+        if len(text) > CONTEXT_CHARS:
+            self._mid = text[-CONTEXT_CHARS - 1].isalnum()
+            text = text[-CONTEXT_CHARS:]
+        self._tail = text
+        self._shown = len(text)
 
     def end(self) -> str:
         """The text is over: return what is left of it. The next ``feed`` begins another one."""
@@ -177,6 +179,7 @@ class Stream:
 
     def _scan(self, piece: str, *, final: bool) -> str:
         buf = self._buf = self._tail + piece
+        self._calm = False
         self._final = final
         self._out = []
         self._ends = {}

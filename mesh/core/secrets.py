@@ -18,6 +18,7 @@ Rules of this file:
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 SPACES_MAX = 32
@@ -250,6 +251,11 @@ BEGINNINGS = frozenset(name[:size] for name in _NAMES for size in range(1, len(n
 #: Names that spaces may follow before the sign comes.
 SPACED = frozenset(("awssecretaccesskey", "password", "passwd", "pwd", "apikey", "secretkey", "accesstoken",
                     "authtoken", "bearer"))
+#: A text that ends with one of these ends with no beginning of a secret.
+_STOPS = frozenset(".,;!?)]}")
+#: Pieces of at most so many characters are known by heart, so many of them.
+WORD_CHARS_MAX = 24
+WORDS_MAX = 4_096
 #: What the quick way of a stream asks of a piece while a token is held.
 IN_TOKEN = re.compile("[A-Za-z0-9_-]+")
 
@@ -261,6 +267,30 @@ def is_suspect(text: str) -> bool:
     )
 
 
+def is_ordinary(low: str, *, mid: bool) -> bool:
+    """Whether the last word of a text in lower case is not how a secret begins; ``mid``: a letter or digit
+    stands before the text."""
+    at = low.rfind(" ")
+    word = low[at + 1:]
+    if word.isalnum():
+        return word not in BEGINNINGS or (at < 0 and mid)
+    if not low or low[-1] in _STOPS:
+        return True
+    if not word:
+        low = low.rstrip()
+        word = low[low.rfind(" ") + 1:]
+        return word.isalnum() and word not in SPACED
+    return False
+
+
+@lru_cache(WORDS_MAX)
+def is_word(piece: str) -> bool:
+    """Whether a short piece is ordinary behind a space, whatever stands before it. A language has few words,
+    and pieces of a text are words mostly."""
+    low = " " + piece.lower()
+    return not is_suspect(piece) and "bearer" not in low and is_ordinary(low, mid=False)
+
+
 def is_clean(low: str, size: int) -> bool:
     """Whether no secret begins in a text, nor at its end; ``low`` is the text in lower case."""
     return (
@@ -268,9 +298,11 @@ def is_clean(low: str, size: int) -> bool:
         and STEM_BEGINS.search(low, max(0, size - STEM_MAX)) is None
     )
 
+
 __all__ = [
     "ALNUM", "BEARER", "BEGINNINGS", "CATEGORIES", "FIXED", "IN_TOKEN", "JWT", "JWT_PART_MIN", "JWT_STEM",
     "PATTERNS", "PEM_END", "PEM_END_LADDER", "PEM_LINE", "PEM_LINE_LADDER", "PEM_RUN", "QUOTED", "REACH",
     "RUNS", "SPACED", "SPACES_MAX", "STEM", "STEMS", "STEM_BEGINS", "STEM_MAX", "TOKEN", "TOKEN_PART_MAX",
-    "VALUE", "WORD", "Expression", "Pattern", "is_clean", "is_suspect",
+    "VALUE", "WORD", "WORDS_MAX", "WORD_CHARS_MAX", "Expression", "Pattern", "is_clean", "is_ordinary",
+    "is_suspect", "is_word",
 ]
