@@ -35,6 +35,7 @@ FRAME_BYTES = 2 * 1024 * 1024
 _BATCH = array_header(6) + pack("batch")
 _MANY = array_header(2) + pack("many")
 _NIL = pack(None)
+_ARRAYS = [array_header(count) for count in range(16)]
 
 #: A run and its attempt: what every batch and every answer names.
 Key = tuple[str, int]
@@ -84,8 +85,8 @@ class RunLog:
     """What one attempt of a run has said and the log has not confirmed."""
 
     __slots__ = (
-        "_note", "_prefix", "_settle", "batches", "frames", "key", "next_n", "open", "open_bytes",
-        "partition",
+        "_note", "_prefix", "batches", "frames", "key", "next_n", "open", "open_bytes", "partition",
+        "settlement",
     )
 
     def __init__(self, key: Key, partition: int, frames: Frames | None = None) -> None:
@@ -96,19 +97,14 @@ class RunLog:
         self.batches: deque[Batch] = deque()
         self.open: list[bytes] = []  #: for the next batch
         self.open_bytes = 0
-        self._settle: bytes | None = None
+        self.settlement: bytes | None = None  #: afterwards nothing is accepted
         self._note: Callable[[], bytes] | None = None
         self._prefix = _BATCH + repack(key[0]) + repack(key[1])
 
     @property
-    def settled(self) -> bool:
-        """Whether the settlement was given; afterwards nothing is accepted."""
-        return self._settle is not None
-
-    @property
     def kept_bytes(self) -> int:
         """Of everything that is kept."""
-        last = len(self._settle) if self._settle is not None and self.open else 0
+        last = len(self.settlement) if self.settlement is not None and self.open else 0
         return sum(batch.size for batch in self.batches) + self.open_bytes + last
 
     def note(self, report: Callable[[], bytes]) -> None:
@@ -117,9 +113,9 @@ class RunLog:
 
     def settle(self, settle: bytes) -> None:
         """Give the settlement; it leaves with the last batch, behind the terminal event added last."""
-        assert self._settle is None, "a second settlement"
+        assert self.settlement is None, "a second settlement"
         assert self.open, "a settlement without its terminal event"
-        self._settle = settle
+        self.settlement = settle
         self._note = None  # it says as much
         self.frames.bytes += len(settle)
 
@@ -135,13 +131,16 @@ class RunLog:
 
     def _batch(self, events: list[bytes], size: int, last: bool, now_s: float) -> Batch:
         report = _NIL
-        if last and self._settle is not None:
-            report = self._settle
-            size += len(report)
-        elif last and self._note is not None:
-            report, self._note = self._note(), None
+        if last:
+            if self.settlement is not None:
+                report = self.settlement
+                size += len(report)
+            elif self._note is not None:
+                report, self._note = self._note(), None
         n = self.next_n
-        message = b"".join((self._prefix, repack(n), array_header(len(events)), *events, report))
+        count = len(events)
+        header = _ARRAYS[count] if count < 16 else array_header(count)
+        message = b"".join((self._prefix, repack(n), header, *events, report))
         batch = Batch(n, message, size, size, now_s, now_s)
         self.batches.append(batch)
         self.next_n = n + 1
@@ -149,11 +148,12 @@ class RunLog:
 
     def stored(self, n: int) -> int:
         """Forget the batches up to ``n``; how many bytes that was."""
-        batches, size = self.batches, 0
+        batches, size, waited = self.batches, 0, 0
         while batches and batches[0].n <= n:
             batch = batches.popleft()
             size += batch.size
-            self.frames.bytes -= batch.waits
+            waited += batch.waits
+        self.frames.bytes -= waited
         return size
 
     def drop(self) -> int:
@@ -167,7 +167,7 @@ class RunLog:
     @property
     def finished(self) -> bool:
         """Whether everything, the settlement included, is in the log."""
-        return self._settle is not None and not self.open and not self.batches
+        return self.settlement is not None and not self.open and not self.batches
 
     def since(self, n: int, now_s: float) -> list[bytes] | None:
         """The batches from ``n`` on, to be sent again; None when some of them were forgotten."""
@@ -233,7 +233,7 @@ class Outbox:
 
     def add(self, log: RunLog, event: bytes) -> None:
         """Keep an encoded event; it leaves with the next ``close`` of its log."""
-        assert not log.settled, "an event after the settlement"
+        assert log.settlement is None, "an event after the settlement"
         log.open.append(event)
         size = len(event)
         log.open_bytes += size
@@ -276,7 +276,7 @@ class Outbox:
     def _stored(self, log: RunLog, n: int) -> bool:
         stored = log.stored(n)
         self.bytes -= stored
-        if log.settled and stored and log.finished:
+        if log.settlement is not None and stored and log.finished:
             del self.logs[log.key]
             return True
         return False
@@ -302,7 +302,7 @@ class Outbox:
         """The attempts that still produce, though what they said before that time is not stored."""
         return [
             key for key, log in self.logs.items()
-            if log.batches and log.batches[0].made_s <= since_s and not log.settled
+            if log.batches and log.batches[0].made_s <= since_s and log.settlement is None
         ]
 
     def overdue(self, now_s: float) -> list[tuple[int, list[bytes]]]:

@@ -276,7 +276,9 @@ class Drive:
 
     async def pull(self, stream: AsyncIterator[Piece], held: Sequence[Piece]) -> None:
         """Take every piece the provider yields, ``held`` first, as fast as they are stored elsewhere."""
-        has_room, log, guard = self._host.outbox.has_room, self.pieces.log, self.pieces.guard
+        pieces, outbox = self.pieces, self._host.outbox
+        log, guard, take = pieces.log, pieces.guard, pieces.take
+        timed = self._idle_s is not None
         count = 0
         try:
             if guard is not None:
@@ -289,19 +291,22 @@ class Drive:
                 if not self._taken(piece):
                     return
             async for piece in stream:
-                if self.ending is not None or (self.pieces.closed and not is_output(piece)):
+                if self.ending is not None or (pieces.closed and not is_output(piece)):
                     _late(self._host)
                     return
-                if not self._taken(piece):
+                try:  # as _taken, without its call
+                    take(piece)
+                except MeshError as exc:
+                    self._give_up(failure(exc))
                     return
                 if guard is not None and guard.questions.held:
                     await guard.questions.free()
                 count += 1
                 if count % PIECES_PER_TURN == 0:
                     await asyncio.sleep(0)
-                if not has_room(log):
+                if not outbox.has_room(log):
                     await self._host.room(log)
-                if self._idle_s is not None:
+                if timed:
                     self._heard_s = self._loop.time()
             if guard is not None:
                 await guard.questions.free()

@@ -53,20 +53,21 @@ class Speech:
         self._redactor = redactor
         self._says = says
         self._voices: dict[tuple[str, str], _Voice] = {}
-        self._answer: _Voice | None = None
+        self._answer: Stream | None = None
 
     def say(self, text: str) -> None:
         """A piece of the answer."""
-        voice = self._answer
-        if voice is None:
-            voice = self._answer = self._voice("", "content")
+        answer = self._answer
+        if answer is None:
+            voice = self._voice("", "content")
             if voice is None:
                 self._says.spoke(text)
                 return
-        shown = voice.text.feed(text)
+            answer = self._answer = voice.text
+        shown = answer.feed(text)
         if shown:
             self._says.spoke(shown)
-        if voice.text.weak:
+        if answer.weak:
             self._says.waits()
 
     def event(self, data: dict[str, Any]) -> None:
@@ -101,7 +102,7 @@ class Speech:
 
     def _forget(self, place: tuple[str, str]) -> None:
         voice = self._voices.pop(place)
-        if voice is self._answer:
+        if voice.text is self._answer:
             self._answer = None
         self._tell(voice, voice.text.end())
 
