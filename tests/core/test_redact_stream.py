@@ -97,6 +97,7 @@ def test_ordinary_words_are_not_held() -> None:
     (("AKIAIOSFODNN7", "EXAMPLE"), ("", "[REDACTED]")),
     (("api_key=a", "b", " c"), ("[REDACTED]", "", " c")),
     (("userpass", "word=x y"), ("userpass", "word=[REDACTED] y")),
+    (("the", " bearer abcdefghijklmnop", "qrstuvwxyz1234 x"), ("the", "", " [REDACTED] x")),
 ])
 def test_what_may_become_a_secret_waits_for_the_next_piece(
     pieces: tuple[str, ...], shown: tuple[str, ...]
