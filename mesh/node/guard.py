@@ -200,7 +200,6 @@ class Guard:
                 return
             self._stop(self._ending(_who(decision)))
         if action in (Action.PAUSE, Action.CANCEL):
-            await asyncio.sleep(0)  # as above
             raise self._broken()
 
     def _broken(self) -> RunError:

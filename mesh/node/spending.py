@@ -161,6 +161,7 @@ class Spending:
                 await self._refuse(broken)
         except RunError as error:
             self._refused = error
+            await asyncio.sleep(0)  # an agent whose run that ended hears of it here, not where it cleans up
             raise
 
     def release(self, amounts: Mapping[str, float]) -> None:

@@ -67,6 +67,12 @@ async def refused(run):
     yield "hello"
     async with cleaning(run, "own"):
         await run.permit("rm", {})
+
+async def spent(run):
+    yield "hello"
+    async with cleaning(run, "own"):
+        async with run.reserve(tool_calls=2):
+            run.state["called"] = True
 """
 ONE_CALL = {"limits": {"max_tool_calls": 1}}
 NO_RM = {"tool_rules": [["deny", ["rm"]]]}
@@ -97,6 +103,9 @@ def test_agent_that_waits_after_the_piece_that_ends_its_run_is_cancelled_there(t
     assert left(tmp_path, "waiting", ONE_CALL) == {"cancelled": True, "own": "cleaned up"}
 
 
-def test_agent_whose_refused_tool_ends_its_run_cleans_up(tmp_path: Path) -> None:
-    """If a tool that is refused ends the run, then the agent cleans up undisturbed."""
-    assert left(tmp_path, "refused", NO_RM) == {"own": "cleaned up"}
+@pytest.mark.parametrize(("function", "policy"), [("refused", NO_RM), ("spent", ONE_CALL)])
+def test_agent_whose_run_ends_with_a_refusal_cleans_up(
+    function: str, policy: dict[str, object], tmp_path: Path
+) -> None:
+    """If a tool or a call that is refused ends the run, then the agent cleans up undisturbed."""
+    assert left(tmp_path, function, policy) == {"own": "cleaned up"}
