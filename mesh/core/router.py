@@ -216,7 +216,7 @@ class Router:
         if actor is None or actor.identity != identity:
             self.counters["late_replies"] += 1
             return False
-        if frame[19] == _REPLY and not frame[20] & _MORE:
+        if frame[19] == _REPLY and not (frame[20] & _MORE and frame[21] == WAIT):  # of a WAIT, more comes
             actor.inflight.release(frame[:16], frame[21], int.from_bytes(frame[28:32], "big"))
         return True
 

@@ -34,11 +34,12 @@ def payload(kind: wire.Kind = wire.Kind.READ, **fields: int) -> bytes:
     return wire.encode_header(kind, **{"remaining_ms": 100, "request_id": 9, **fields}) + b"\x90"
 
 
-def reply_to(frame: bytes, partition: int = 0) -> bytes:
+def reply_to(frame: bytes, partition: int = 0, flags: int = 0) -> bytes:
     header = wire.decode_header(frame[wire.ACTOR_PREFIX_BYTES:])
     size = len(frame) - wire.ACTOR_PREFIX_BYTES
     return frame[:16] + wire.encode_header(
         wire.Kind.REPLY,
+        flags=flags,
         answers=header.kind,
         address=partition,
         remaining_ms=size,
@@ -135,6 +136,20 @@ def test_inflight_is_bounded_and_given_back() -> None:
     actor = core.partitions[0]
     assert (actor.inflight.payloads, actor.inflight.bytes) == (0, 0)
     assert core.on_client(CLIENT, payload(), 0)[0] == identity
+
+
+def test_a_read_whose_answer_did_not_fit_is_over_and_a_wait_of_which_more_comes_is_not() -> None:
+    """If a reply says that there is more, then a read, whose rest is asked again, is given back; a waiting
+    read is so with its last part."""
+    core = router()
+    identity = ready(core)
+    inflight = core.partitions[0].inflight
+    frame = core.on_client(CLIENT, payload(), 0)[1]
+    assert core.on_reply(identity, reply_to(frame, flags=wire.Flag.MORE))
+    assert (inflight.payloads, inflight.bytes) == (0, 0)
+    frame = core.on_client(CLIENT, payload(wire.Kind.WAIT), 0)[1]
+    assert core.on_reply(identity, reply_to(frame, flags=wire.Flag.MORE)) and inflight.waits == 1
+    assert core.on_reply(identity, reply_to(frame)) and inflight.waits == 0
 
 
 def test_bytes_in_flight_are_bounded() -> None:
