@@ -93,15 +93,17 @@ class Credit:
 
     def next(self) -> bytes | None:
         """The frame to be sent next, if there is one and room for it."""
-        if not self._waiting:
-            return None
         on_its_way = self._sent - self._took
+        if not self._waiting:
+            self._turns.end(on_its_way)
+            return None
         if not (self._turns.on(on_its_way) if self._pace.slow else on_its_way < WINDOW_COST):
             return None
         if (frame := self._waiting.take()) is not None:
             work = cost(frame)
             self._sent += work
             self._turns.gave(work)
+            self._pace.much(frame[: wire.CLIENT_ID_BYTES])  # it may have waited for longer than HEARD_S
         return frame
 
     def clear(self) -> list[bytes]:

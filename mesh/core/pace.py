@@ -87,27 +87,35 @@ class Turns:
 
     def clear(self) -> None:
         """There is no turn, and no rest."""
-        self._began_s: float | None = None
+        self._began_s = -NEVER  #: of the turn that is not over
         self._left = 0  #: of the turn, the work that was not given yet
         self._rest_s = 0.0  #: the end of the rest
 
     def on(self, on_its_way: int) -> bool:
         """Whether what waits may be sent, with so much work on its way to the partition."""
-        if self._left > 0:
+        pace = self._pace
+        if self._left > 0 and pace.now_s - self._began_s < REST_MAX_S:
             return True
         if on_its_way >= TURN_COST:
             return False
-        pace = self._pace
-        if self._began_s is not None and self._began_s >= pace.since_s:
-            given = TURN_COST - self._left
-            took_s = (pace.now_s - self._began_s) * given / max(given - on_its_way, given // 8)
-            self._rest_s = min(pace.now_s + REST_MAX_S, self._began_s + 2 * took_s)
-        self._began_s = None
+        self.end(on_its_way)
         if pace.now_s < self._rest_s:
             pace.look_at(self._rest_s)
             return False
         self._began_s, self._left = pace.now_s, TURN_COST
         return True
+
+    def end(self, on_its_way: int) -> None:
+        """A turn that was given and taken is over, and the rest begins, whether something waits or not.
+        One that was not used up earns no rest: nothing waited meanwhile."""
+        if self._left > 0 or on_its_way >= TURN_COST:
+            return
+        pace = self._pace
+        if self._began_s >= pace.since_s:
+            given = TURN_COST - self._left
+            took_s = (pace.now_s - self._began_s) * given / max(given - on_its_way, given // 8)
+            self._rest_s = min(pace.now_s + REST_MAX_S, self._began_s + 2 * took_s)
+        self._began_s = -NEVER
 
     def gave(self, work: int) -> None:
         """So much of the turn was sent."""

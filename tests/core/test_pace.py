@@ -160,6 +160,43 @@ def test_who_was_a_flood_a_moment_ago_is_no_modest_client(node: Node) -> None:
     assert node.pace.slow
 
 
+def test_who_waited_long_is_a_flood_when_it_is_answered(node: Node) -> None:
+    """If a flood's requests waited for longer than a flood is remembered, and it goes on with small ones,
+    then the others do not rest for it."""
+    flood(node, b"a", count=400)
+    last = flood(node, b"b", count=20)[-1]
+    node.pass_by(2 * HEARD_S)
+    while last not in node.done:
+        take_all(node)
+    assert len(node.credit)
+    node.ask(b"b", LITTLE)
+    assert not node.pace.slow
+    node.pass_by(HEARD_S)
+    node.ask(b"b", LITTLE)
+    assert node.pace.slow
+
+
+@pytest.mark.parametrize("size", [LARGE, TURN_COST])
+def test_time_in_which_nothing_waited_earns_no_rest(node: Node, size: int) -> None:
+    """If a flood's turn was its last for a while, used up or not, then the time until it comes again is no
+    reason to rest for longer than for the turn."""
+    flood(node, b"b", count=LONG_COST // cost(bytes(LARGE)) + 1)
+    node.pace.little(b"m" * 16)
+    flood(node, b"a", size, 1)
+    assert len(node.credit) == 1
+    while node.pipe:
+        take_all(node)
+    for _ in range(3):
+        node.pass_by(0.02)
+        node.pace.little(b"m" * 16)
+    flood(node, b"b", count=LONG_COST // cost(bytes(LARGE)) + 1)
+    flood(node, b"a", count=20)
+    waiting = len(node.credit)
+    assert waiting >= 20
+    take_all(node)
+    assert len(node.credit) < waiting and node.pace.due_s == NEVER
+
+
 def take_all(node: Node) -> None:
     """The partition takes what is on its way, and tells."""
     while node.pipe:
