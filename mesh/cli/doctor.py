@@ -35,6 +35,8 @@ AGENTS_S = 30.0
 LOOK_S = 0.1
 #: What an agent's problem says until its runner has read its file.
 LOADING = "loading"
+#: Whose round trip and agents they are.
+UP = "the node that is up"
 #: A socket path has at most 107 bytes; the longest name below the runtime folder is "/xxxxxxxx/front".
 RUNTIME_PATH_MAX = 107 - len("/xxxxxxxx/front")
 RESTORE = "restore it from a backup (mesh backup --help says how)"
@@ -113,13 +115,13 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
     """A check that breaks is a finding, not the end of the examination."""
     try:
         return check()
-    except MeshError as exc:
+    except (MeshError, ImportError, OSError) as exc:
         return _failed(name, exc)
-    except (ImportError, OSError) as exc:
+
+
+def _failed(name: str, exc: Exception) -> Check:
+    if not isinstance(exc, MeshError):
         return Check(name, "fail", f"{type(exc).__name__}: {exc}", "install mesh anew (bin/mesh does it)")
-
-
-def _failed(name: str, exc: MeshError) -> Check:
     return Check(name, "fail", f"{exc.message} ({exc.code})", render.HINTS.get(exc.code, "see: mesh logs"))
 
 
@@ -283,20 +285,20 @@ def _on_a_node(config_file: str | None) -> Iterator[Check]:
 
     options = shell()
     with ExitStack() as stack:
-        address, whose = options.address or os.environ.get("MESH_ADDRESS"), "the node that is up"
+        address, whose = options.address or os.environ.get("MESH_ADDRESS"), UP
         try:
             if not address and local_node() is None:
                 address, whose = stack.enter_context(own_node(config_file)).address, "a node of its own"
             client = stack.enter_context(open_client(address or None, options.timeout_s))
-        except MeshError as exc:
+        except (MeshError, OSError) as exc:  # the latter: no room for a node of its own
             yield _failed("round trip", exc)
             return
         yield (tripped := _guarded("round trip", round_trip))
         if tripped.state == "ok":
-            yield _guarded("agents", lambda: _agents(client))
+            yield _guarded("agents", lambda: _agents(client, whose))
 
 
-def _agents(client: mesh.Client) -> Check:
+def _agents(client: mesh.Client, whose: str) -> Check:
     """Every agent is loaded, or its own last word says why it is not."""
     until_s = time.monotonic() + AGENTS_S
     while True:
@@ -306,8 +308,9 @@ def _agents(client: mesh.Client) -> Check:
         time.sleep(LOOK_S)
     broken = [f"{a['name']}: {str(a['problem']).strip().splitlines()[-1]}" for a in known if a["problem"]]
     if broken:
-        return Check("agents", "warn", "; ".join(broken), "mend it, then: mesh agent reload")
-    return Check("agents", "ok", f"{len(known)} loaded")
+        then = "mesh agent reload" if whose == UP else "mesh doctor"
+        return Check("agents", "warn", "; ".join(broken), f"mend it, then: {then}")
+    return Check("agents", "ok", f"{len(known)} loaded by {whose}")
 
 
 __all__ = [

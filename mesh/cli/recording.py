@@ -40,21 +40,22 @@ def write_whole(file: Path, lines: Iterable[str]) -> int:
     Raises:
         MeshError: ``storage_error``, it cannot be written.
     """
-    special = file.exists() and not file.is_file()
-    goal = file if special else file.resolve()
-    part = file if special else goal.with_name(f"{goal.name}.part")
+    part: Path | None = None
     count = 0
     try:
-        with part.open("w", encoding="utf-8") as out:
+        special = file.exists() and not file.is_file()
+        goal = file if special else file.resolve()
+        part = None if special else goal.with_name(f"{goal.name}.part")
+        with (part or goal).open("w", encoding="utf-8") as out:
             for line in lines:
                 out.write(f"{line}\n")
                 count += 1
-        if not special:
+        if part is not None:
             part.replace(goal)
     except OSError as exc:
         raise MeshError(f"cannot write {file}: {exc.strerror or exc}", code="storage_error") from exc
     finally:
-        if not special:
+        if part is not None:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
     return count

@@ -322,8 +322,8 @@ def _say_where_it_is(exc: NotFound) -> None:
     with suppress(MeshError):
         path = config_path(None)
         if path is not None and any(f"no agent {name!r};" in exc.message for name in load(None).agents):
-            other = "the node that is up has another config"
-            exc.details["hint"] = f"{path} has it, but {other}; try --config {path}"
+            known = "the node that is up has another config, or read it before"
+            exc.details["hint"] = f"{path} has it, but {known}: try --config {path}, or mesh agent reload"
 
 
 def _named_address() -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 #: Who calls one of these may give his module any name.
-_DYNAMIC = frozenset(("exec", "globals", "setattr", "vars", "__getattr__"))
+_DYNAMIC = frozenset(("exec", "globals", "locals", "setattr", "vars", "__getattr__"))
 
 
 def target_problem(target: Any) -> str | None:

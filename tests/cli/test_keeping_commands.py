@@ -77,5 +77,6 @@ def test_an_export_replaces_a_file_as_a_whole(cli: Cli, fake: FakeClient, tmp_pa
     done = cli("session", "export", "s1", str(link), "-o", "json")
     assert json.loads(done.stdout)["lines"] == 2 and file.read_text() == "{}\n[]\n" and link.is_symlink()
     assert cli("session", "export", "s1", os.devnull).exit_code == 0 and not Path(os.devnull).is_file()
-    refused = cli("session", "export", "s1", str(tmp_path / "none" / "file"))
-    assert refused.exit_code == 1 and "storage_error" in refused.stderr
+    for name in ("none/file", "x" * 300):
+        refused = cli("session", "export", "s1", str(tmp_path / name))
+        assert refused.exit_code == 1 and "storage_error" in refused.stderr

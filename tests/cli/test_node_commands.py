@@ -17,6 +17,7 @@ from mesh.launch import address_file
 from mesh.proc import start_time
 
 Cli = Callable[..., Result]
+FakeClient = Any  # the fixture's class, tests/cli/conftest.py
 
 
 @pytest.fixture
@@ -127,6 +128,37 @@ def test_doctor_stops_at_a_broken_config(cli: Cli, tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert done.exit_code == 1 and report["ok"] is False
     assert report["checks"][-1]["name"] == "config" and report["checks"][-1]["fix"]
+
+
+def test_doctor_without_room_for_a_node_of_its_own_says_so(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If no temporary folder can be made, then that is a check that fails, beside those that were made."""
+    monkeypatch.setenv("MESH_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("MESH_ADDRESS", raising=False)
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    done = cli("doctor", "-o", "json")
+    last = json.loads(done.stdout)["checks"][-1]
+    assert done.exit_code == 1 and (last["name"], last["state"]) == ("round trip", "fail")
+    assert "No space left" in last["text"]
+
+
+@pytest.mark.parametrize(
+    ("whose", "problem", "state", "part"),
+    [
+        (doctor.UP, "", "ok", "1 loaded by the node that is up"),
+        (doctor.UP, "Traceback\nNameError: x", "warn", "mesh agent reload"),
+        ("a node of its own", "NameError: x", "warn", "mesh doctor"),
+    ],
+)
+def test_doctor_says_whose_agents_are_loaded_and_what_to_do(
+    fake: FakeClient, whose: str, problem: str, state: str, part: str
+) -> None:
+    """If agents were loaded, or not, then doctor says by which node; one that stays can load them anew."""
+    fake.answers["agents.list"] = [{"name": "a", "problem": problem}]
+    found = doctor._agents(fake, whose)
+    assert found.state == state and part in (found.fix or found.text)
+    assert "Traceback" not in found.text
 
 
 def _logs(folder: Path) -> Path:

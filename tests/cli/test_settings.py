@@ -155,7 +155,8 @@ def test_check_reads_the_files_of_agents(
 
 @pytest.mark.parametrize(
     "source",
-    ["f = make()\n", "from x import *\n", "import f\n", "if x:\n    def f(): ...\n", "globals()[a] = 1\n"],
+    ["f = make()\n", "from x import *\n", "import f\n", "if x:\n    def f(): ...\n", "globals()[a] = 1\n",
+     "locals()[a] = 1\n"],
 )
 def test_check_executes_nothing_and_lets_pass_what_it_cannot_tell(
     cli: Cli, tmp_path: Path, source: str
