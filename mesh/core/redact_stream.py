@@ -106,7 +106,7 @@ class Stream:
         if self._calm:
             tail = self._tail
             apart = tail[-1:] == " " or piece[:1] == " "
-            if apart and len(piece) <= sec.WORD_CHARS_MAX and sec.is_word(piece):
+            if apart and len(piece) <= sec.WORD_CHARS_MAX and (piece in sec.WORDS or sec.is_word(piece)):
                 self._tail = tail = tail + piece
                 self._shown = size = len(tail)
                 if size > WORDS_CHARS:

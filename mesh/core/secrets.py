@@ -18,7 +18,6 @@ Rules of this file:
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import NamedTuple
 
 SPACES_MAX = 32
@@ -253,9 +252,11 @@ SPACED = frozenset(("awssecretaccesskey", "password", "passwd", "pwd", "apikey",
                     "authtoken", "bearer"))
 #: A text that ends with one of these ends with no beginning of a secret.
 _STOPS = frozenset(".,;!?)]}")
-#: Pieces of at most so many characters are known by heart, so many of them.
+#: Ordinary pieces of at most so many characters are known by heart, so many of them: a language has few
+#: words, and pieces of a text are words mostly. What is no word is not kept: it may be a secret.
 WORD_CHARS_MAX = 24
 WORDS_MAX = 4_096
+WORDS: set[str] = set()
 #: What the quick way of a stream asks of a piece while a token is held.
 IN_TOKEN = re.compile("[A-Za-z0-9_-]+")
 
@@ -283,12 +284,15 @@ def is_ordinary(low: str, *, mid: bool) -> bool:
     return False
 
 
-@lru_cache(WORDS_MAX)
 def is_word(piece: str) -> bool:
-    """Whether a short piece is ordinary behind a space, whatever stands before it. A language has few words,
-    and pieces of a text are words mostly."""
+    """Whether a short piece is ordinary behind a space, whatever stands before it: one of ``WORDS`` now."""
     low = " " + piece.lower()
-    return not is_suspect(piece) and "bearer" not in low and is_ordinary(low, mid=False)
+    if is_suspect(piece) or "bearer" in low or not is_ordinary(low, mid=False):
+        return False
+    if len(WORDS) >= WORDS_MAX:
+        WORDS.clear()
+    WORDS.add(piece)
+    return True
 
 
 def is_clean(low: str, size: int) -> bool:
@@ -303,6 +307,6 @@ __all__ = [
     "ALNUM", "BEARER", "BEGINNINGS", "CATEGORIES", "FIXED", "IN_TOKEN", "JWT", "JWT_PART_MIN", "JWT_STEM",
     "PATTERNS", "PEM_END", "PEM_END_LADDER", "PEM_LINE", "PEM_LINE_LADDER", "PEM_RUN", "QUOTED", "REACH",
     "RUNS", "SPACED", "SPACES_MAX", "STEM", "STEMS", "STEM_BEGINS", "STEM_MAX", "TOKEN", "TOKEN_PART_MAX",
-    "VALUE", "WORD", "WORDS_MAX", "WORD_CHARS_MAX", "Expression", "Pattern", "is_clean", "is_ordinary",
-    "is_suspect", "is_word",
+    "VALUE", "WORD", "WORDS", "WORDS_MAX", "WORD_CHARS_MAX", "Expression", "Pattern", "is_clean",
+    "is_ordinary", "is_suspect", "is_word",
 ]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redact_cases import SECRETS, SPELLINGS, texts
 
+from mesh.core import secrets
 from mesh.core.redact import MARKER, Redactor
 from mesh.core.redact_stream import OWN_CHARS_MAX, Stream
 from mesh.core.secrets import SPACES_MAX, TOKEN_PART_MAX
@@ -55,6 +56,21 @@ def test_any_text_cut_anyhow_gives_what_the_whole_gives(text: str, cuts: list[in
         whole = redactor.text(text)
         assert joined(text, sorted(c for c in cuts if c < len(text)), redactor) == whole
         assert joined(text, range(1, len(text)), redactor) == whole
+
+
+def test_what_is_known_by_heart_was_shown_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If pieces pass by, then only words are kept, none that is or may become a secret, and not too many."""
+    words: set[str] = set()
+    monkeypatch.setattr(secrets, "WORDS", words)
+    monkeypatch.setattr(secrets, "WORDS_MAX", 3)
+    for piece in (" password=hunter2", " AKIAIOSFODNN7EXAMPLE", " bearer abcdefghijklmnop", " ghp", " tail"):
+        stream = stream_of()
+        assert stream.feed("the") + stream.feed(piece) + stream.end() == PLAIN.text("the" + piece)
+    assert words == {" tail"}
+    stream = stream_of()
+    for number in range(9):
+        assert stream.feed(f" w{number}") == f" w{number}"
+        assert f" w{number}" in words and len(words) <= 3
 
 
 #: Heads that stand within what may become another secret.
