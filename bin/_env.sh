@@ -54,14 +54,14 @@ prepare() {
     stamp_text >"$root/.venv/.installed-$1"
 }
 
-# A moved checkout or a changed pyproject.toml makes the stamp differ.
+# A moved checkout or a changed pyproject.toml makes the stamp differ; an interpreter may be removed.
 stamp_text() {
     printf '%s\n' "$root"
     cat "$root/pyproject.toml"
 }
 
 is_current() {
-    stamp_text | cmp -s - "$root/.venv/.installed-$1"
+    [ -x "$root/.venv/bin/python" ] && stamp_text | cmp -s - "$root/.venv/.installed-$1"
 }
 
 # The lock is held by a subshell alone, so that nothing started later inherits it. pyproject.toml itself is

@@ -21,6 +21,8 @@ ROUNDS = 7
 CLEARLY = 0.88
 #: An interpreter that does not answer by then is not taken.
 ANSWER_S = 10.0
+#: On a Mac this is too old, or a stand-in that asks on the screen whether it is to be installed.
+APPLES = "/usr/bin/python3"
 
 
 class Counter:
@@ -89,6 +91,8 @@ def pick(first: str, others: list[str]) -> str:
     version, path = json.loads(said)
     seen, chosen, least = {path}, first, CLEARLY
     for command in others:
+        if command == APPLES and sys.platform == "darwin":
+            continue
         said = ask(command, "facts")
         found = json.loads(said) if said else [version, path]
         if found[1] in seen or found[0] < version:
@@ -100,7 +104,7 @@ def pick(first: str, others: list[str]) -> str:
     if chosen != first:
         sys.stderr.write(
             f"mesh: takes {chosen}, which needs {least:.0%} of the time of {first} ({path}); "
-            f"MESH_PYTHON={first} would keep that\n"
+            f"to have that one, remove .venv and set MESH_PYTHON={first}\n"
         )
     return chosen
 

@@ -21,6 +21,7 @@ MACHINE = {
     "faster": ([3, 13], "/usr/bin/python3.13", 600),
     "equal": ([3, 13], "/usr/local/bin/python3.13", 950),
     "old": ([3, 11], "/usr/bin/python3.11", 500),
+    "/usr/bin/python3": ([3, 12], "/usr/bin/python3.12", 700),
 }
 
 
@@ -67,8 +68,31 @@ def test_taking_another_one_says_so(machine: ModuleType, capsys: pytest.CaptureF
     machine.pick("python3", ["fast"])
     assert capsys.readouterr().err == (
         "mesh: takes /usr/bin/python3.12, which needs 70% of the time of python3 (/opt/python3.12); "
-        "MESH_PYTHON=python3 would keep that\n"
+        "to have that one, remove .venv and set MESH_PYTHON=python3\n"
     )
+
+
+@pytest.mark.parametrize(("platform", "chosen"), [("darwin", "python3"), ("linux", "/usr/bin/python3.12")])
+def test_apples_stand_in_is_not_asked(
+    machine: ModuleType, monkeypatch: pytest.MonkeyPatch, platform: str, chosen: str
+) -> None:
+    """If this is a Mac, then /usr/bin/python3 is left alone: it may open a dialog."""
+    monkeypatch.setattr(sys, "platform", platform)
+    assert machine.pick("python3", ["/usr/bin/python3"]) == chosen
+
+
+def test_environment_whose_interpreter_was_removed_is_not_current(tmp_path: Path) -> None:
+    """If the interpreter of the environment is gone, then the environment is made anew; else it is kept."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    words = 'root=$1; . "$2"; stamp_text >"$root/.venv/.installed-"; is_current ""'
+    ask = ["sh", "-c", words, "sh", str(tmp_path), str(SCRIPT.with_name("_env.sh"))]
+    python.symlink_to(sys.executable)
+    assert subprocess.run(ask, check=False).returncode == 0
+    python.unlink()
+    python.symlink_to(tmp_path / "gone")
+    assert subprocess.run(ask, check=False).returncode == 1
 
 
 def test_a_first_one_that_cannot_answer_is_left_to_who_makes_the_environment(machine: ModuleType) -> None:
