@@ -223,6 +223,7 @@ class RunContext:
 
         Raises:
             RunError: ``tool_permission_denied``: the policy forbids it, or a human did. Do not call the tool.
+            CancelledError: the policy forbids it, and that ends the run.
             InvalidArgument: the input cannot be shown to a human. Nor call it then.
         """
         if self.guard is not None:
@@ -245,7 +246,8 @@ class RunContext:
         ``with`` in a plain function. Report what the call used inside the block.
 
         Entering it raises:
-            RunError: ``policy_violation``: it does not fit. Do not make the call.
+            RunError: ``policy_violation``: it does not fit. Do not make the call. Where that ends the run, a
+                coroutine is cancelled instead, and a plain function's error is ``cancelled``.
         """
         return Reservation(self.budget, self.blocking, amounts)
 
