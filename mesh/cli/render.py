@@ -127,7 +127,7 @@ def report(error: MeshError, *, as_json: bool, hint: str | None = None, told: st
     if hint and hint.rpartition(": ")[2] in error.message:
         hint = ""  # it was said already
     if as_json:
-        click.echo(to_json({"error": error.to_map() | ({"hint": hint} if hint else {})}), err=True)
+        click.echo(to_json({"error": error.to_map() | ({"hint": as_called(hint)} if hint else {})}), err=True)
         return
     first, _, rest = error.message.strip().partition("\n")
     if first.endswith(TRACE) and rest:  # of an agent's file: its last line says what happened
