@@ -33,8 +33,6 @@ FILES_MIN = 1024
 #: How long the agents may take to be loaded, and how often that is looked at.
 AGENTS_S = 30.0
 LOOK_S = 0.1
-#: What an agent's problem says until its runner has read its file.
-LOADING = "loading"
 #: Whose round trip and agents they are.
 UP = "the node that is up"
 #: A socket path has at most 107 bytes; the longest name below the runtime folder is "/xxxxxxxx/front".
@@ -300,6 +298,8 @@ def _on_a_node(config_file: str | None) -> Iterator[Check]:
 
 def _agents(client: mesh.Client, whose: str) -> Check:
     """Every agent is loaded, or its own last word says why it is not."""
+    from mesh.core.hosting import LOADING
+
     until_s = time.monotonic() + AGENTS_S
     while True:
         known = client.agents.list()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from mesh.core import wire
+from mesh.core.hosting import LOADING
 from mesh.core.live import NoRunner, no_runner
 from mesh.core.manifest import negotiate
 from mesh.core.routing_rules import ROUTER
@@ -56,8 +57,8 @@ class Agents:
                            code="unknown_agent", details={"known": sorted(known)})
         if not ready:
             return
-        problem = self.catalogue[agent]["problem"] if self.catalogue else "loading"
-        if problem == "loading":
+        problem = self.catalogue[agent]["problem"] if self.catalogue else LOADING
+        if problem == LOADING:
             raise no_runner(self.state, agent)
         if problem:
             raise Unavailable(f"agent {agent!r} cannot start: {problem}", code="provider_unavailable",
@@ -92,7 +93,7 @@ class Agents:
             NoRunner: nobody said yet what the agent can do.
         """
         entry = self.catalogue.get(agent) or {}
-        if not self.catalogue or entry.get("problem") == "loading":
+        if not self.catalogue or entry.get("problem") == LOADING:
             raise no_runner(self.state, agent)
         if not any(c["name"] == name and c.get("enabled", True) for c in entry.get("capabilities", ())):
             raise InvalidArgument(f"agent {agent!r} has no capability {name!r}",
@@ -112,7 +113,7 @@ class Agents:
         """What is known while no runner said anything."""
         return {
             name: {
-                "name": name, "provider": table.get("provider", ""), "capabilities": [], "problem": "loading",
+                "name": name, "provider": table.get("provider", ""), "capabilities": [], "problem": LOADING,
                 "idempotent": table.get("idempotent") is True,
                 "native_process": table.get("native_process") is True,
             }

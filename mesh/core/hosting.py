@@ -18,6 +18,8 @@ from typing import Any
 from mesh.errors import ConfigError, InvalidArgument, shown
 
 SHARED, PROCESS = "shared", "process"
+#: What an agent's problem says until its runner has read its file.
+LOADING = "loading"
 #: Agents of one node with a runner of their own: each is a process.
 OWN_MAX = 64
 #: Shared runners of a node at most.
@@ -141,6 +143,6 @@ def executed_by(table: Mapping[str, Any]) -> list[str]:
 
 
 __all__ = [
-    "OWN_MAX", "PROCESS", "SHARED", "SHARED_MAX", "Hosting", "check_apart", "check_word", "executed_by",
-    "is_isolated",
+    "LOADING", "OWN_MAX", "PROCESS", "SHARED", "SHARED_MAX", "Hosting", "check_apart", "check_word",
+    "executed_by", "is_isolated",
 ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh.config import load_agents
-from mesh.core.hosting import Hosting, check_apart
+from mesh.core.hosting import LOADING, Hosting, check_apart
 from mesh.core.redact import Redactor
 from mesh.errors import ConfigError, MeshError, RunError
 from mesh.providers.base import Provider, checked, continuation_of, nearest_name
@@ -27,7 +27,6 @@ from mesh.providers.router import Router
 from mesh.providers.shell import ShellProvider
 
 PROVIDERS = tuple(sorted((*KINDS, Router.name)))
-LOADING = "loading"
 #: A problem's text is at most so long; a traceback keeps its end, where the cause stands.
 PROBLEM_CHARS_MAX = 4_000
 
@@ -297,4 +296,4 @@ def _ours(filename: str) -> bool:
     return filename.startswith(("<frozen importlib", _HERE)) or filename == importlib.__file__
 
 
-__all__ = ["LOADING", "PROVIDERS", "Registry"]
+__all__ = ["PROVIDERS", "Registry"]
