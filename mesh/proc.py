@@ -6,9 +6,12 @@ import functools
 import subprocess
 import time
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import NamedTuple
 
 _PROC = Path("/proc")
+#: A system's own tool that is asked for a fact and has not answered by then does not know it.
+ANSWER_S = 5.0
 _HAS_PROC = (_PROC / "self" / "stat").exists()
 
 
@@ -62,8 +65,9 @@ def _boot_session() -> str:
     """The same on macOS."""
     command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+        return done.stdout.strip()
+    except (OSError, TimeoutExpired):
         return ""
 
 
