@@ -32,7 +32,7 @@ make_venv() {
         fail "needs Python 3.11 or newer, and found none" "install one (Debian, Ubuntu: apt install python3 python3-venv; macOS: brew install python), or name it: MESH_PYTHON=/path/to/python3"
     if [ -z "${MESH_PYTHON:-}" ]; then
         python=$("$python" "$root/bin/_pick.py" "$python" python3.14 python3.13 python3.12 python3.11 \
-            /usr/local/bin/python3 /opt/homebrew/bin/python3 /usr/bin/python3) || python=$(find_python)
+            /usr/local/bin/python3 /opt/homebrew/bin/python3 /usr/bin/python3 || printf '%s\n' "$python")
     fi
     "$python" -c 'import ensurepip, venv' 2>/dev/null || install_or_tell python3-venv ||
         fail "$python cannot make virtual environments (its venv or ensurepip module is missing)" "apt install $("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
